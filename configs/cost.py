@@ -1,0 +1,114 @@
+"""Cost arithmetic without torch: parameters, decay groups, FLOPs, memory, disk.
+
+Shapes: V vocabulary, T seq_len, d n_embd, L n_layer. A test compares the parameter table with the live model.
+"""
+
+from __future__ import annotations
+
+from configs.precision import BYTES, TABLE
+from configs.schema import Model, RunConfig
+
+
+def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Every trainable tensor of the model, tied weights once, in the model's order."""
+    d, shapes = model.n_embd, {"wte.weight": (model.vocab_size, model.n_embd), "wpe.weight": (model.seq_len, model.n_embd)}
+
+    def layernorm(name: str) -> None:
+        if model.layernorm_gain:
+            shapes[f"{name}.weight"] = (d,)
+            if model.bias:
+                shapes[f"{name}.bias"] = (d,)
+
+    def linear(name: str, d_in: int, d_out: int) -> None:
+        shapes[f"{name}.weight"] = (d_out, d_in)
+        if model.bias:
+            shapes[f"{name}.bias"] = (d_out,)
+
+    for i in range(model.n_layer):
+        layernorm(f"blocks.{i}.ln_1")
+        linear(f"blocks.{i}.attn.qkv", d, 3 * d)
+        linear(f"blocks.{i}.attn.proj", d, d)
+        layernorm(f"blocks.{i}.ln_2")
+        linear(f"blocks.{i}.mlp.fc", d, 4 * d)
+        linear(f"blocks.{i}.mlp.proj", 4 * d, d)
+    layernorm("ln_f")
+    if not model.tied_head:
+        shapes["head.weight"] = (model.vocab_size, d)
+    return shapes
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def n_parameters(model: Model) -> int:
+    return sum(numel(shape) for shape in parameter_shapes(model).values())
+
+
+def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
+    """Whether weight decay reaches a tensor under `optim.decay_mask`.
+
+    `matrices` (P1) decays embeddings too; `matmul` leaves out wte and wpe, also where wte is the tied head.
+    """
+    match mask:
+        case "all":
+            return True
+        case "matrices":
+            return len(shape) >= 2
+        case "matmul":
+            return len(shape) >= 2 and name not in ("wte.weight", "wpe.weight")
+    raise ValueError(f"unknown decay mask {mask!r}")
+
+
+def decay_groups(shapes: dict[str, tuple[int, ...]], mask: str) -> dict[str, list[str]]:
+    """Partition of the tensors into optimiser groups: the same for every λ, λ = 0 included; empty groups left out."""
+    groups: dict[str, list[str]] = {"decayed": [], "undecayed": []}
+    for name, shape in shapes.items():
+        groups["decayed" if is_decayed(name, shape, mask) else "undecayed"].append(name)
+    if not groups["decayed"]:
+        raise ValueError(f"optim.decay_mask {mask!r} matches none of the model's {len(shapes)} tensors")
+    return {name: names for name, names in groups.items() if names}
+
+
+def flops_per_token(model: Model) -> int:
+    """Training FLOPs per token: 6 per matmul weight, and 12·L·d·T for attention (PaLM, 2204.02311, appendix B).
+
+    The head counts as a matmul whether or not it is tied; embedding look-ups and the causal half are not discounted.
+    """
+    shapes = parameter_shapes(model)
+    matmul = sum(numel(s) for n, s in shapes.items() if len(s) == 2 and n not in ("wte.weight", "wpe.weight", "head.weight"))
+    head = model.vocab_size * model.n_embd
+    return 6 * (matmul + head) + 12 * model.n_layer * model.n_embd * model.seq_len
+
+
+def state_bytes(config: RunConfig, ranks: int) -> int:
+    """Weights, gradients, masters and Adam's moments on one device at the configuration's ZeRO stage."""
+    dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
+    weights, gradients = BYTES[dtypes.weights], BYTES[dtypes.gradients]
+    if dtypes.accumulation != dtypes.gradients:
+        gradients += BYTES[dtypes.accumulation]
+    masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
+    state = masters + 2 * BYTES[dtypes.moments]
+    per_parameter = (
+        weights / (ranks if stage >= 3 else 1) + gradients / (ranks if stage >= 2 else 1) + state / (ranks if stage >= 1 else 1)
+    )
+    return round(n_parameters(config.model) * per_parameter)
+
+
+def activation_bytes(config: RunConfig, micro_batch: int) -> int:
+    """Activations kept for the backward pass of one micro-batch, logits and their gradient included."""
+    model, half = config.model, BYTES[TABLE[config.precision].weights]
+    # Per token and block: residual stream twice, LayerNorm outputs, q k v, attention output, MLP hidden twice.
+    narrow = half if TABLE[config.precision].matmul != "bfloat16" else 2
+    block = model.n_embd * (2 * half + 14 * narrow)
+    logits = model.vocab_size * (2 * narrow * (narrow == 2) + 12)
+    return micro_batch * model.seq_len * (model.n_layer * block + logits)
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Disk of one checkpoint: masters and two moments."""
+    dtypes = TABLE[config.precision]
+    return n_parameters(config.model) * (BYTES[dtypes.masters] + 2 * BYTES[dtypes.moments])

@@ -1,0 +1,52 @@
+"""Which experiment a configuration is: one digest, independent of where and how it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from configs.schema import RunConfig
+
+
+def experiment(config: RunConfig, data_digest: str) -> dict[str, Any]:
+    """The fields that change what is computed, at non-default values only, with the data's digest for its path.
+
+    Left-out defaults mean that a field added later renames no existing run.
+    """
+    fields = _experiment_fields(config)
+    fields.setdefault("data", {})["digest"] = data_digest
+    return fields
+
+
+def run_id(config: RunConfig, data_digest: str) -> str:
+    """Ten hexadecimal digits of the SHA-256 of the experiment's canonical JSON."""
+    text = json.dumps(experiment(config, data_digest), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted fields in which two nested mappings differ: (field, ours, theirs); None stands for the default."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(set(ours) | set(theirs)):
+        mine, other = ours.get(key), theirs.get(key)
+        if isinstance(mine, dict) or isinstance(other, dict):
+            found += differences(mine or {}, other or {}, f"{prefix}{key}.")
+        elif mine != other:
+            found.append((prefix + key, mine, other))
+    return found
+
+
+def _experiment_fields(section: BaseModel) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            inner = _experiment_fields(value)
+            if inner:
+                fields[name] = inner
+        elif not (info.json_schema_extra or {}).get("operational") and value != info.default:  # type: ignore[union-attr]
+            fields[name] = list(value) if isinstance(value, tuple) else value
+    return fields

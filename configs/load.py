@@ -1,0 +1,120 @@
+"""From a JSON file and `--set` overrides to a RunConfig, or to one clear error."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from configs.schema import RunConfig
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
+    """Read a configuration, its one level of `"base"`, and `section.key=value` overrides.
+
+    Returns the validated configuration and the merged mapping as given (before defaults).
+    Raises ValueError that names the file, the key, what was found and what would work.
+    """
+    path = Path(path)
+    given = read_json(path)
+    base_name = given.pop("base", None)
+    if base_name is not None:
+        base_path = path.parent / str(base_name)
+        base = read_json(base_path)
+        if "base" in base:
+            raise ValueError(f"{path}: its base {base_path} has a base itself; one level is allowed")
+        given = merge(base, given)
+    for override in overrides or []:
+        given = merge(given, parse_override(override))
+    return validate(given, str(path)), given
+
+
+def validate(given: dict[str, Any], source: str) -> RunConfig:
+    """Check a mapping against the schema; ValueError lists every problem, one per line."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ValueError(f"{source}: " + "; ".join(problems)) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; duplicate keys and NaN are refused."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start}") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a valid configuration: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`optim.lr=1e-3` → {"optim": {"lr": 0.001}}. The value is JSON; what is not JSON is taken as a string."""
+    key, equals, raw = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"--set {text!r}: expected section.key=value, for example optim.weight_decay=0.1")
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+    except ValueError:
+        value = raw
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, objects merged key by key, everything else replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"key {key!r} appears twice in one object")
+        value[key] = item
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number a configuration may hold")
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{where} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} = {json.dumps(problem['input'], default=str)[:80]}: {message}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return sorted(model.model_fields)

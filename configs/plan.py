@@ -1,0 +1,180 @@
+"""The plan of a run: everything derived from its configuration, its data and the number of ranks, before step 1."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from configs import cost
+from configs.identity import run_id
+from configs.schedule import decay_sum, lr_sum
+from configs.schema import RunConfig
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a plan needs to know of prepared data (from its manifest)."""
+
+    digest: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+
+
+@dataclass(frozen=True)
+class Group:
+    tensors: int
+    parameters: int
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    run_id: str | None  # None: the data is not prepared yet
+    ranks: int
+    sequences_per_step: int
+    micro_batch: int
+    micro_steps: int  # forward passes per rank and update: the derived accumulation
+    steps: int
+    tokens: int
+    tokens_available: int | None
+    n_parameters: int
+    groups: dict[str, Group]
+    flops_per_token: int
+    state_bytes: int
+    activation_bytes: int
+    checkpoint_bytes: int
+    checkpoints: int
+    lr_sum: float
+    decay_sum: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def windows_in(tokens: int, seq_len: int) -> int:
+    """Windows of seq_len targets that a stream holds: neighbours share one token, the tail is dropped."""
+    return max(0, (tokens - 1) // seq_len)
+
+
+def train_windows(config: RunConfig, tokens: int) -> int:
+    """Windows of one epoch of a training split of `tokens` tokens, after data.train_tokens."""
+    if config.data.train_tokens is not None:
+        tokens = min(tokens, config.data.train_tokens)
+    return windows_in(tokens, config.model.seq_len)
+
+
+def eval_windows(config: RunConfig, tokens: int) -> int:
+    """Validation windows: as many as eval.tokens asks and the split holds."""
+    return min(max(1, config.eval.tokens // config.model.seq_len), windows_in(tokens, config.model.seq_len))
+
+
+def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
+    """Derive the plan; ValueError where the batch does not divide or the data does not suffice."""
+    if data is not None:
+        _check_data(config, data)
+    micro_batch = _micro_batch(config, ranks)
+    shapes = cost.parameter_shapes(config.model)
+    groups = {
+        name: Group(len(names), sum(cost.numel(shapes[n]) for n in names), config.optim.weight_decay if name == "decayed" else 0.0)
+        for name, names in cost.decay_groups(shapes, config.optim.decay_mask).items()
+    }
+    saved = config.schedule.steps // config.checkpoint.every if config.checkpoint.every else 0
+    saved += config.checkpoint.every is None or config.schedule.steps % config.checkpoint.every != 0
+    available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
+    return Plan(
+        run_id=run_id(config, data.digest) if data else None,
+        ranks=ranks,
+        sequences_per_step=config.sequences_per_step,
+        micro_batch=micro_batch,
+        micro_steps=config.sequences_per_step // ranks // micro_batch,
+        steps=config.schedule.steps,
+        tokens=config.schedule.steps * config.batch.tokens_per_step,
+        tokens_available=available,
+        n_parameters=cost.n_parameters(config.model),
+        groups=groups,
+        flops_per_token=cost.flops_per_token(config.model),
+        state_bytes=cost.state_bytes(config, ranks),
+        activation_bytes=cost.activation_bytes(config, micro_batch),
+        checkpoint_bytes=cost.checkpoint_bytes(config),
+        checkpoints=min(saved, config.checkpoint.keep_last or saved),
+        lr_sum=lr_sum(config),
+        decay_sum=decay_sum(config, config.schedule.steps),
+    )
+
+
+def render_plan(config: RunConfig, plan: Plan) -> str:
+    """The plan as aligned text, one fact a line."""
+    available = (
+        f"{plan.tokens_available:,} available in {config.data.path}"
+        if plan.tokens_available is not None
+        else f"data not prepared: run {prepare_command(config)}"
+    )
+    lines = [
+        ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
+        ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
+        ("tokens per step", f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
+                            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens"),
+        ("steps", f"{plan.steps:,}"),
+        ("tokens of the run", f"{plan.tokens:,} ({available})"),
+        ("parameters", f"{plan.n_parameters:,}"),
+        *((f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}") for name, g in plan.groups.items()),
+        ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
+        ("memory per device", f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"),
+        ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
+        ("Ση", f"{plan.lr_sum:.6g}"),
+        ("Σηλ", f"{plan.decay_sum:.6g}"),
+    ]
+    return "\n".join(f"{label:<20} {text}" for label, text in lines)
+
+
+def prepare_command(config: RunConfig) -> str:
+    """The command that would make the data a configuration names."""
+    return (
+        f"python -m data.prepare --source python-source --vocab-size {config.model.vocab_size} --out {config.data.path}"
+    )
+
+
+def _micro_batch(config: RunConfig, ranks: int) -> int:
+    sequences, length = config.sequences_per_step, config.model.seq_len
+    if sequences % ranks:
+        below, above = sequences // ranks * ranks * length, (sequences // ranks + 1) * ranks * length
+        raise ValueError(
+            f"batch.tokens_per_step {config.batch.tokens_per_step} is {sequences} sequences of {length}, which {ranks} ranks "
+            f"cannot share equally; nearest: {below or above} or {above}"
+        )
+    share = sequences // ranks
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    asked = config.batch.micro_batch
+    if asked is None:
+        bound = config.batch.memory_gib * GIB
+        return max((n for n in divisors if cost.activation_bytes(config, n) <= bound), default=1)
+    if asked not in divisors:
+        below, above = max((n for n in divisors if n < asked), default=1), min((n for n in divisors if n > asked), default=share)
+        raise ValueError(
+            f"batch.micro_batch {asked} does not divide the {share} sequences of a rank and step "
+            f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"
+        )
+    return asked
+
+
+def _check_data(config: RunConfig, data: DataSummary) -> None:
+    if data.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
+            f"set model.vocab_size to at least {data.vocab_size}"
+        )
+    windows = train_windows(config, data.train_tokens) * config.data.epochs
+    needed = config.schedule.steps * config.sequences_per_step
+    if needed > windows:
+        raise ValueError(
+            f"schedule.steps {config.schedule.steps} need {needed} windows of {config.model.seq_len} tokens, the data in "
+            f"{config.data.path} has {windows}; at most {windows // config.sequences_per_step} steps, or more data, or data.epochs"
+        )
+    if eval_windows(config, data.val_tokens) < 1:
+        raise ValueError(
+            f"the validation split in {config.data.path} has {data.val_tokens} tokens, less than one window of "
+            f"{config.model.seq_len + 1}; prepare it with a larger --val-fraction"
+        )

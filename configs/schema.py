@@ -1,0 +1,182 @@
+"""The configuration of one run: every field, its bounds and what it means.
+
+A configuration is data: it is read from JSON, validated once, frozen, and written into the run folder. Fields
+marked `operational` do not change what is computed, only where, how fast and how often it is observed; they are
+left out of the run's identity (configs/identity.py), so that a run may resume elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PRECISIONS = ("fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true")
+Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
+
+# Raw DeepSpeed options that may be passed through: they move bytes and never change what is computed.
+DEEPSPEED_OPTIONS = {
+    "allgather_bucket_size",
+    "reduce_bucket_size",
+    "overlap_comm",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+}
+
+
+def setting(default: Any, about: str, operational: bool = False, **bounds: Any) -> Any:
+    """A field with its description; `operational` leaves it out of the run's identity."""
+    return Field(default, description=about, json_schema_extra={"operational": operational}, **bounds)
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """GPT-2 as P1 trains it: pre-LayerNorm, learned positions, tied embedding and head, no biases."""
+
+    n_layer: int = setting(..., "transformer blocks", ge=1)
+    n_head: int = setting(..., "attention heads per block", ge=1)
+    n_embd: int = setting(..., "width of the residual stream", ge=1)
+    seq_len: int = setting(..., "context length in tokens", ge=1)
+    vocab_size: int = setting(..., "rows of the embedding; at least the tokenizer's vocabulary", ge=2)
+    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "exact GELU, or the tanh form of the released GPT-2")
+    bias: bool = setting(False, "biases in linear layers and LayerNorms")
+    tied_head: bool = setting(True, "the output head is the token embedding")
+    layernorm_gain: bool = setting(True, "learnable LayerNorm gains (false: plain normalisation)")
+    dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
+    init_std: float = setting(0.02, "standard deviation of the initial weights; residual projections get it over √(2·n_layer)", gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Model:
+        if self.n_embd % self.n_head:
+            below, above = _nearest_multiples(self.n_embd, self.n_head)
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}")
+        if self.bias and not self.layernorm_gain:
+            raise ValueError("bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true")
+        return self
+
+
+class Data(Section):
+    path: str = setting(..., "folder made by `python -m data.prepare`; the identity takes the data's digest instead", operational=True)
+    order: Literal["windows", "documents"] = setting("windows", "permuted windows, or shuffled documents read through")
+    train_tokens: int | None = setting(None, "use only the first N tokens of the training split", ge=1)
+    epochs: int = setting(1, "passes over the data, each in its own order; 1 is one-pass training", ge=1)
+
+
+class Optim(Section):
+    lr: float = setting(..., "peak learning rate η", gt=0)
+    weight_decay: float = setting(..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
+    eps: float = setting(1e-8, "Adam's ε", gt=0)
+    grad_clip: float = setting(1.0, "bound on the global gradient norm; 0 switches clipping off", ge=0)
+    decay_mask: Literal["matrices", "matmul", "all"] = setting(
+        "matrices", "what decays: every matrix (P1), every matrix but the embeddings, or every tensor"
+    )
+
+    @model_validator(mode="after")
+    def _betas_are_rates(self) -> Optim:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must each lie in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    kind: Literal["cosine", "linear", "constant"] = setting("cosine", "shape after the warm-up")
+    warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
+    steps: int = setting(..., "updates of the run, exactly", ge=1)
+    final_lr_fraction: float = setting(0.1, "what the decay reaches at `steps`, as a fraction of the peak (constant ignores it)", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Schedule:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        return self
+
+
+class Batch(Section):
+    tokens_per_step: int = setting(..., "tokens of one update over all ranks; accumulation is derived from it", ge=1)
+    micro_batch: int | None = setting(
+        None, "sequences per device and forward pass; null: the largest divisor that fits memory_gib", operational=True, ge=1
+    )
+    memory_gib: float = setting(8.0, "bound on the activations of one micro-batch when micro_batch is null", operational=True, gt=0)
+
+
+class Parallel(Section):
+    zero_stage: Literal[0, 1, 2, 3] = setting(0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True)
+    timeout_s: float = setting(1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0)
+    threads_per_rank: int | None = setting(None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1)
+
+
+class Eval(Section):
+    every: int | None = setting(None, "updates between validations; null: only at the start and the end", operational=True, ge=1)
+    tokens: int = setting(1 << 20, "validation tokens: fixed windows spread over the validation split (all, where it has fewer)", ge=1)
+
+
+class Checkpoint(Section):
+    every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
+    keep_last: int | None = setting(None, "delete all but the newest k; null keeps all", operational=True, ge=1)
+
+
+class Log(Section):
+    every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
+    wandb: Literal["disabled", "offline", "online"] = setting("disabled", "mirror the metrics to Weights & Biases", operational=True)
+
+
+class Seeds(Section):
+    init: int = setting(0, "initial weights", ge=0, lt=1 << 63)
+    data: int = setting(0, "data order", ge=0, lt=1 << 63)
+    dropout: int = setting(0, "dropout masks", ge=0, lt=1 << 63)
+
+
+class RunConfig(Section):
+    """One run. Read with configs.load.load_config."""
+
+    name: str = setting(..., "names the run folder", operational=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model: Model
+    data: Data
+    optim: Optim
+    schedule: Schedule
+    batch: Batch
+    precision: Precision = setting("fp32", "dtypes of weights, gradients, state and matmuls: the table in engine/precision.py")
+    parallel: Parallel = Parallel()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    seeds: Seeds = Seeds()
+    deepspeed: dict[str, int | float | bool] = setting({}, "raw zero_optimization options, from an allow-list", operational=True)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        tokens, length = self.batch.tokens_per_step, self.model.seq_len
+        if tokens % length:
+            below, above = _nearest_multiples(tokens, length)
+            raise ValueError(
+                f"batch.tokens_per_step {tokens} is not a multiple of model.seq_len {length}; nearest: {below or above} or {above}"
+            )
+        if self.precision in ("bf16-master", "bf16-true") and self.parallel.zero_stage == 0:
+            raise ValueError(
+                f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
+                "step on zero gradients before the first batch"
+            )
+        unknown = sorted(set(self.deepspeed) - DEEPSPEED_OPTIONS)
+        if unknown:
+            raise ValueError(f"deepspeed option {unknown[0]!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}")
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch.tokens_per_step // self.model.seq_len
+
+
+def _nearest_multiples(value: int, unit: int) -> tuple[int, int]:
+    below = value // unit * unit
+    return below, below + unit

@@ -1,0 +1,159 @@
+"""Token batches of a run, in its one-pass order, prefetched by a thread; and its fixed validation windows.
+
+Shapes: T seq_len, M micro-steps per rank, b micro-batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.plan import eval_windows, train_windows
+from configs.schema import RunConfig
+from data.manifest import Manifest, Split
+from data.order import DocumentOrder, Ids, WindowOrder
+from data.shards import TokenStream
+
+Tokens = NDArray[np.int64]
+PREFETCH_STEPS = 4
+NO_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of update `step` (0-based): tokens (M, b, T+1).
+
+    `digest` chains the ids of all windows read by all ranks up to and including this update:
+    sha256(previous digest ‖ epoch·windows + window of the global batch, int64).
+    """
+
+    step: int
+    tokens: Tokens
+    digest: str
+
+
+class TrainData:
+    """The training split under a run's configuration: what update t reads."""
+
+    def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig) -> None:
+        self.config = config
+        self._stream = open_split(Path(folder), manifest.train, manifest.dtype)
+        windows = train_windows(config, manifest.train.tokens)
+        self.order = WindowOrder(windows, config.data.epochs, config.seeds.data, permuted=config.data.order == "windows")
+        self._documents: dict[int, DocumentOrder] = {}
+        if config.data.order == "documents":
+            ends = np.fromfile(Path(folder) / manifest.train.docs_file, dtype="<u8")
+            limit = min(manifest.train.tokens, config.data.train_tokens or manifest.train.tokens)
+            self._doc_ends = np.append(ends[ends < limit], np.uint64(limit))
+
+    def step_ids(self, t: int) -> Ids:
+        """The global batch of update t as epoch·windows + window, in order."""
+        epochs, windows = self.order.step_windows(t, self.config.sequences_per_step)
+        return epochs * self.order.windows + windows
+
+    def read(self, ids: Ids, out: Tokens) -> None:
+        """Fill out (len(ids), T+1) with the tokens of the given windows."""
+        length = self.config.model.seq_len
+        for row, identity in enumerate(ids.tolist()):
+            epoch, window = divmod(identity, self.order.windows)
+            start, stop, filled = window * length, window * length + length + 1, 0
+            pieces = self._document_order(epoch).pieces(start, stop) if self.config.data.order == "documents" else [(start, stop)]
+            for begin, end in pieces:
+                self._stream.read(begin, end, out[row, filled : filled + end - begin])
+                filled += end - begin
+
+    def _document_order(self, epoch: int) -> DocumentOrder:
+        if epoch not in self._documents:
+            self._documents = {epoch: DocumentOrder(self._doc_ends, self.config.seeds.data, epoch)}
+        return self._documents[epoch]
+
+
+def rank_rows(batch: int, micro_batch: int, rank: int, ranks: int) -> NDArray[np.int64]:
+    """Rows of the global batch that a rank reads, (M, b): micro-step m of rank r takes the (m·ranks + r)-th slice."""
+    rows = np.arange(batch, dtype=np.int64).reshape(-1, ranks, micro_batch)
+    return rows[:, rank]
+
+
+def step_batches(
+    data: TrainData, start: int, digest: str, micro_batch: int, rank: int, ranks: int
+) -> Iterator[StepBatch]:
+    """Batches of updates start, start+1, … to the end of the schedule; `digest` is the chain's value before `start`."""
+    config = data.config
+    rows = rank_rows(config.sequences_per_step, micro_batch, rank, ranks)
+    for t in range(start, config.schedule.steps):
+        ids = data.step_ids(t)
+        digest = hashlib.sha256(bytes.fromhex(digest) + ids.astype("<i8").tobytes()).hexdigest()
+        tokens = np.empty((rows.size, config.model.seq_len + 1), np.int64)
+        data.read(ids[rows.reshape(-1)], tokens)
+        yield StepBatch(t, tokens.reshape(*rows.shape, -1), digest)
+
+
+class Prefetcher:
+    """Runs an iterator of batches in a thread, a few ahead; its errors are raised by `next`."""
+
+    def __init__(self, batches: Iterator[StepBatch]) -> None:
+        self._batches = batches
+        self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(PREFETCH_STEPS)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="data", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> StepBatch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _fill(self) -> None:
+        try:
+            for batch in self._batches:
+                self._put(batch)
+                if self._stopped.is_set():
+                    return
+        except Exception as error:  # handed to the training loop, which raises it
+            self._put(error)
+
+    def _put(self, item: StepBatch | BaseException) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+
+def eval_batches(
+    folder: str | Path, manifest: Manifest, config: RunConfig, micro_batch: int, rank: int, ranks: int
+) -> list[tuple[Tokens, int]]:
+    """A rank's validation batches: (tokens (b, T+1), rows that count).
+
+    The windows are fixed: spread evenly over the validation split. Every rank gets equally many batches, as sharded
+    parameters need; rows beyond the count are padding and must not enter the loss.
+    """
+    length = config.model.seq_len
+    stream = open_split(Path(folder), manifest.val, manifest.dtype)
+    available = (len(stream) - 1) // length
+    count = eval_windows(config, len(stream))
+    windows = np.arange(count, dtype=np.int64) * available // count
+    batches = []
+    for first in range(0, count, micro_batch * ranks):
+        mine = windows[first + rank * micro_batch : first + (rank + 1) * micro_batch]
+        tokens = np.zeros((micro_batch, length + 1), np.int64)
+        for row, window in enumerate(mine.tolist()):
+            stream.read(window * length, window * length + length + 1, tokens[row])
+        batches.append((tokens, len(mine)))
+    return batches
+
+
+def open_split(folder: Path, split: Split, dtype: str) -> TokenStream:
+    return TokenStream(folder, split.shards, dtype)

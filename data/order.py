@@ -1,0 +1,109 @@
+"""Which windows an update reads: a pure function of (data seed, update, global batch).
+
+The token stream is cut on a grid of stride seq_len; window i holds tokens [i·T, i·T + T], so neighbours share one
+token and each target is predicted once per epoch. The global batch of update t takes positions [t·B, (t+1)·B) of
+the run's sequence of windows; a position is (epoch, rank within the epoch), and the epoch's order maps the rank to
+a window. Nothing here knows of ranks, micro-batches or accumulation, so they cannot change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+FEISTEL_ROUNDS = 6
+
+
+class Permutation:
+    """A keyed bijection of 0 … n−1 in O(1) memory: a Feistel network on the next even power of two, cycle-walked.
+
+    The domain is at most 4n, so an image falls outside 0 … n−1 with probability below ¾ and is mapped again.
+    """
+
+    def __init__(self, n: int, key: str) -> None:
+        if not 1 <= n <= 1 << 62:
+            raise ValueError(f"a permutation of {n} elements; 1 to 2^62 are possible")
+        self.n = n
+        self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+        digest = hashlib.sha256(key.encode()).digest()
+        digest += hashlib.sha256(digest).digest()
+        self._keys = np.frombuffer(digest, dtype="<u8")[:FEISTEL_ROUNDS]
+
+    def __call__(self, ranks: Ids) -> Ids:
+        """The images of an int64 array of ranks."""
+        values = self._network(ranks.astype(np.uint64))
+        while (outside := values >= self.n).any():
+            values[outside] = self._network(values[outside])
+        return values.astype(np.int64)
+
+    def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        bits = np.uint64(self._half_bits)
+        mask = np.uint64((1 << self._half_bits) - 1)
+        left, right = values >> bits, values & mask
+        for key in self._keys:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        return (left << bits) | right
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class WindowOrder:
+    """The sequence of windows of a run: `epochs` passes over `windows` windows, each in its own order."""
+
+    def __init__(self, windows: int, epochs: int, seed: int, permuted: bool) -> None:
+        self.windows = windows
+        self.total = windows * epochs
+        self._epoch_orders = [Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)]
+
+    def step_positions(self, t: int, batch: int) -> Ids:
+        """Positions of update t (0-based): [t·B, (t+1)·B)."""
+        return np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
+
+    def step_windows(self, t: int, batch: int) -> tuple[Ids, Ids]:
+        """(epoch, window) of the `batch` sequences of update t, in the global batch's order.
+
+        Raises ValueError past the last window.
+        """
+        positions = self.step_positions(t, batch)
+        if positions[-1] >= self.total:
+            raise ValueError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
+        epochs, ranks = np.divmod(positions, self.windows)
+        windows = ranks.copy()
+        for epoch in np.unique(epochs):
+            order = self._epoch_orders[int(epoch)]
+            if order is not None:
+                windows[epochs == epoch] = order(ranks[epochs == epoch])
+        return epochs, windows
+
+
+class DocumentOrder:
+    """Shuffled documents read through: stream position p of an epoch → position in the split.
+
+    `ends` are the split's document ends. Memory: 16 bytes a document.
+    """
+
+    def __init__(self, ends: NDArray[np.uint64], seed: int, epoch: int) -> None:
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        shuffle = Permutation(len(ends), f"documents/{seed}/{epoch}")(np.arange(len(ends), dtype=np.int64))
+        self._starts = starts[shuffle]
+        self._ends = np.cumsum((ends.astype(np.int64) - starts)[shuffle])
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The ranges of the split that make up stream positions [start, stop)."""
+        found, index = [], int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end = int(self._ends[index])
+            begin = int(self._starts[index]) + start - (int(self._ends[index - 1]) if index else 0)
+            length = min(end, stop) - start
+            found.append((begin, begin + length))
+            start, index = start + length, index + 1
+        return found

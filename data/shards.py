@@ -1,0 +1,61 @@
+"""A split on disk: raw little-endian token shards (`train_00000.bin`, …), read as one stream.
+
+Shards carry no header: a shard is an array of uint16, or of uint32 where the id space needs it (nanoGPT's format
+for uint16). `train_docs.bin` holds the stream position after each document's end-of-text token, as uint64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    tokens: int
+    sha256: str
+
+
+class TokenStream:
+    """Random access to the concatenation of a split's shards, memory-mapped."""
+
+    def __init__(self, folder: Path, shards: list[Shard], dtype: str) -> None:
+        """ValueError if a shard is missing or has another size than the manifest says."""
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._maps: list[NDArray[np.unsignedinteger]] = []
+        for shard in shards:
+            path = folder / shard.file
+            found = path.stat().st_size if path.exists() else None
+            expected = shard.tokens * self.dtype.itemsize
+            if found != expected:
+                what = "is missing" if found is None else f"has {found} bytes"
+                raise ValueError(f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again")
+            self._maps.append(np.memmap(path, dtype=self.dtype, mode="r") if expected else np.empty(0, self.dtype))
+        self._starts = np.cumsum([0] + [shard.tokens for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, stop: int, out: NDArray[np.int64]) -> None:
+        """Copy tokens [start, stop) into out."""
+        index, filled = int(np.searchsorted(self._starts, start, side="right")) - 1, 0
+        while start < stop:
+            offset = start - int(self._starts[index])
+            piece = self._maps[index][offset : offset + stop - start]
+            out[filled : filled + len(piece)] = piece
+            filled, start, index = filled + len(piece), start + len(piece), index + 1
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest dtype that holds the whole id space."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""The DeepSpeed configuration that a run's configuration implies; everything that matters is written, nothing defaulted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.plan import Plan
+from configs.precision import TABLE
+from configs.schema import RunConfig
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Clipping, the finite check and the schedule are ours (engine/trainer.py), so DeepSpeed's are off."""
+    dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
+    true_bf16 = dtypes.masters == "bfloat16"
+    # Gradient norms are computed once, by us. Not possible at stage 3, nor for BF16_Optimizer (stage 1, fp32 accumulation).
+    ds_norm = stage == 3 or config.precision == "bf16-master"
+    return {
+        "train_batch_size": config.sequences_per_step,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.micro_steps,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "compute_grad_norm": ds_norm or stage == 0, **config.deepspeed},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {
+            "enabled": dtypes.weights == "bfloat16",
+            "check_grad_overflow": False,
+            "bf16_master_weights_and_grads": true_bf16,
+            "bf16_optimizer_states": true_bf16,
+        },
+        "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
+        "data_types": {"grad_accum_dtype": SHORT[dtypes.accumulation]},
+        "communication_data_type": SHORT[dtypes.reduction],
+        "steps_per_print": 1 << 62,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,229 @@
+"""Fragments: one view of weights, gradients and optimiser state under every ZeRO stage.
+
+A rank holds, of each parameter, either all of it (stage 0) or a contiguous piece of its flattened form (stages 1–3),
+or nothing. A Fragment is that piece: views of the masters, of the optimiser's moments and of the reduced gradient.
+Norms, clipping, checkpoints, averages and probes are written once, over fragments. This file alone knows where
+DeepSpeed keeps what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from optim.adamw import MOMENTS, zero_state
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + len(weight)) of a flattened parameter.
+
+    `weight` (n,) views the masters. `flat` is the tensor the optimiser's state is keyed by, `offset` where the
+    fragment lies in it. `gradient()` gives the reduced gradient (n,) between the last backward and the step.
+    """
+
+    name: str
+    shape: torch.Size
+    start: int
+    weight: Tensor
+    flat: Tensor
+    offset: int
+    gradient: Callable[[], Tensor]
+
+
+class Fragments:
+    """All fragments of this rank, and the collective operations over them."""
+
+    def __init__(self, ds: Any, stage: int, optimizer: torch.optim.Optimizer) -> None:
+        """`ds` is a DeepSpeed engine at ZeRO `stage` that drives the torch `optimizer`."""
+        self.ds, self.stage, self.optimizer = ds, stage, optimizer
+        self.sharded = stage > 0
+        self.names = [name for name, _ in ds.module.named_parameters()]
+        self.shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in ds.module.named_parameters()}
+        self.local = {0: _stage_0, 1: _stages_1_2, 2: _stages_1_2, 3: _stage_3}[stage](ds)
+        self._index = torch.tensor([self.names.index(f.name) for f in self.local], device=ds.device, dtype=torch.long)
+        pieces: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(pieces, [(f.name, f.start, f.weight.numel()) for f in self.local])
+        # name → (rank, start, length) of the pieces that make up the whole; at stage 0 each rank has it all
+        self.owners: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.names}
+        for rank, found in enumerate(pieces if self.sharded else pieces[:1]):
+            for name, start, length in found:
+                self.owners[name].append((rank, start, length))
+        for name, shape in self.shapes.items():
+            assert sum(length for _, _, length in self.owners[name]) == shape.numel(), f"fragments do not cover {name}"
+
+    def init_state(self) -> None:
+        """Create the optimiser's state at zero now, rather than at its first step: memory and dtypes are known early."""
+        for flat in self._flats():
+            self.optimizer.state[flat] = zero_state(flat)
+
+    def view(self, fragment: Fragment, kind: str) -> Tensor:
+        """The fragment's part of `weights` or of a moment, (n,)."""
+        if kind == "weights":
+            return fragment.weight
+        whole: Tensor = self.optimizer.state[fragment.flat][kind]
+        return whole.view(-1)[fragment.offset : fragment.offset + fragment.weight.numel()]
+
+    def square_norms(self, tensors: list[Tensor]) -> Tensor:
+        """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
+        squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.ds.device)
+        if tensors:
+            norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
+            squares.index_add_(0, self._index, norms.double().square())
+        if self.sharded:
+            dist.all_reduce(squares)
+        return squares
+
+    def gradients(self) -> list[Tensor]:
+        return [fragment.gradient() for fragment in self.local]
+
+    def weights(self) -> list[Tensor]:
+        return [fragment.weight for fragment in self.local]
+
+    @property
+    def optimizer_step(self) -> int:
+        """Adam's step count; every piece of state must agree on it."""
+        steps = {int(state["step"].item()) for state in self.optimizer.state.values()}
+        if len(steps) != 1:
+            raise RuntimeError(f"the optimiser's state disagrees about its step: {sorted(steps)}")
+        return steps.pop()
+
+    @optimizer_step.setter
+    def optimizer_step(self, step: int) -> None:
+        for state in self.optimizer.state.values():
+            state["step"].fill_(step)
+
+    def gather(self, kind: str, to: int) -> dict[str, Tensor] | None:
+        """Whole tensors of one kind, by name, on the CPU of rank `to`; None on the other ranks. Moves bytes, no sums."""
+        mine, rank = {f.name: f for f in self.local}, dist.get_rank()
+        whole: dict[str, Tensor] = {}
+        for name in self.names:
+            if rank == to:
+                pieces = []
+                for owner, _, length in sorted(self.owners[name], key=lambda piece: piece[1]):
+                    if owner == rank or not self.sharded:
+                        pieces.append(self.view(mine[name], kind).detach())
+                    else:
+                        dtype = self._dtype(kind)
+                        pieces.append(torch.empty(length, dtype=dtype, device=self.ds.device))
+                        dist.recv(pieces[-1].view(torch.uint8), owner)
+                whole[name] = torch.cat(pieces).cpu().view(self.shapes[name])
+            elif name in mine and self.sharded:
+                dist.send(self.view(mine[name], kind).detach().contiguous().view(torch.uint8), to)
+        return whole if rank == to else None
+
+    @torch.no_grad()
+    def load(self, kind: str, read: Callable[[str], Tensor]) -> None:
+        """Copy this rank's pieces out of whole tensors, which `read(name)` gives."""
+        for fragment in self.local:
+            whole = read(fragment.name).view(-1)
+            self.view(fragment, kind).copy_(whole[fragment.start : fragment.start + fragment.weight.numel()])
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the forward pass see the masters: DeepSpeed keeps its own copies at stages 1–3 (PITFALLS 25)."""
+        zero = self.ds.optimizer
+        if self.stage in (1, 2):
+            zero.update_lp_params()
+        elif self.stage == 3:
+            zero._partition_all_parameters()
+            for sub_group in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    @torch.no_grad()
+    def check_forward(self, read: Callable[[str], Tensor]) -> None:
+        """Compare the weights the forward pass sees with whole tensors; RuntimeError names the first that differs."""
+        for name, parameter in self.ds.module.named_parameters():
+            with _whole(parameter, self.stage):
+                if not torch.equal(parameter.detach().cpu(), read(name).to(parameter.dtype)):
+                    raise RuntimeError(f"after loading, the forward pass sees other values of {name} than were loaded")
+
+    def dtypes(self) -> dict[str, str]:
+        """Dtypes read off the live engine, in the columns of configs/precision.py."""
+        from engine.precision import dtype_name
+
+        model_dtype, accumulation = self.ds.get_data_types()
+        return {
+            "weights": dtype_name(next(self.ds.module.parameters()).dtype),
+            "masters": dtype_name(self._dtype("weights")),
+            "gradients": dtype_name(model_dtype),
+            "accumulation": dtype_name(accumulation),
+            "reduction": dtype_name(self.ds.communication_data_type),
+            "moments": dtype_name(self._dtype(MOMENTS[0])),
+        }
+
+    def _dtype(self, kind: str) -> torch.dtype:
+        flat = next(iter(self._flats()))
+        dtype: torch.dtype = flat.dtype if kind == "weights" else self.optimizer.state[flat][kind].dtype
+        return dtype
+
+    def _flats(self) -> list[Tensor]:
+        if self.stage == 3:  # DeepSpeed keeps its groups empty between steps
+            return list(self.ds.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _stage_0(ds: Any) -> list[Fragment]:
+    def gradient(parameter: nn.Parameter) -> Callable[[], Tensor]:
+        return lambda: parameter.grad.view(-1)  # type: ignore[union-attr]
+
+    return [Fragment(name, p.shape, 0, p.detach().view(-1), p, 0, gradient(p)) for name, p in ds.module.named_parameters()]
+
+
+def _stages_1_2(ds: Any) -> list[Fragment]:
+    """Pieces of flat partitions; also of BF16_Optimizer, which DeepSpeed uses for bf16 with float32 accumulation at stage 1."""
+    flats = [group["params"][0] for group in ds.optimizer.optimizer.param_groups]
+
+    def gradient(parameter: nn.Parameter, mapping: Any) -> Callable[[], Tensor]:
+        start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+
+        def read() -> Tensor:
+            found: Tensor = mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+            whole = found.numel() == parameter.numel() and length < parameter.numel()
+            return found[start : start + length] if whole else found
+
+        return read
+
+    found = []
+    for name, p in ds.module.named_parameters():
+        mapping = p._hp_mapping
+        if mapping is not None:
+            flat, address = flats[mapping.param_group_index], mapping.hp_fragment_address
+            weight = flat.detach()[address.start : address.start + address.numel]
+            found.append(Fragment(name, p.shape, mapping.lp_fragment_address.start, weight, flat, address.start, gradient(p, mapping)))
+    return found
+
+
+def _stage_3(ds: Any) -> list[Fragment]:
+    """Every parameter is cut into equal pieces, the last ranks' padded beyond the parameter's end."""
+    zero = ds.optimizer
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    places = {id(p): (group, index) for group, params in enumerate(zero.fp16_groups) for index, p in enumerate(params)}
+
+    def gradient(group: int, index: int, length: int) -> Callable[[], Tensor]:
+        return lambda: zero.averaged_gradients[group][index].view(-1)[:length]
+
+    found = []
+    for name, p in ds.module.named_parameters():
+        group, index = places[id(p)]
+        _, offset, _ = zero.grad_position[zero.get_param_id(p)]
+        share = -(-p.ds_numel // ranks)
+        length = max(0, min(share, p.ds_numel - rank * share))
+        flat = zero.fp32_partitioned_groups_flat[group]
+        if length:
+            weight = flat.detach()[offset : offset + length]
+            found.append(Fragment(name, p.ds_shape, rank * share, weight, flat, offset, gradient(group, index, length)))
+    return found
+
+
+def _whole(parameter: nn.Parameter, stage: int) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3)

@@ -1,0 +1,60 @@
+"""Ranks, threads, device and process group, from a launcher's environment or for a single process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    device: torch.device
+
+
+def start_world(run: str, timeout_s: float, threads: int | None) -> World:
+    """Join the process group and choose device and CPU threads.
+
+    `run` names the run: the group's keys carry it, so that ranks of another run that collide on a port cannot join.
+    Raises ValueError if the rendezvous port is taken.
+    """
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed insists on it
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(run, _store(rank, ranks, timeout)),
+        rank=rank,
+        world_size=ranks,
+        timeout=timeout,
+    )
+    return World(rank, ranks, local_rank, local_ranks, device)
+
+
+def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
+    if ranks == 1:
+        return dist.HashStore()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return dist.TCPStore(host, port, ranks, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+    except (RuntimeError, dist.DistError) as error:
+        raise ValueError(
+            f"port {port} on {host} cannot be used for the rendezvous ({str(error).splitlines()[0]}); "
+            "another run may hold it: choose one with `deepspeed --master_port PORT`"
+        ) from None

@@ -1,0 +1,122 @@
+"""A run in progress: its counters, and the acts of the training loop over them (the loop itself is in train.py)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.identity import experiment
+from configs.plan import Plan
+from configs.schedule import lr_at
+from configs.schema import RunConfig
+from data.loader import NO_DIGEST, Prefetcher, StepBatch, TrainData, eval_batches, step_batches
+from data.manifest import Manifest
+from engine import checkpoint
+from engine.launch import World
+from engine.precision import autocast_dtype, set_matmul_precision
+from engine.trainer import StepResult, Trainer
+from model.gpt import GPT
+from record.environment import environment
+from record.recorder import Recorder
+from record.run import RunFolder
+
+
+class Session:
+    """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read."""
+
+    def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World, recorder: Recorder) -> None:
+        set_matmul_precision(config.precision, world.device)
+        self.config, self.plan, self.folder, self.world, self.recorder = config, plan, folder, world, recorder
+        self.step, self.decay_sum, self.order_digest = 0, 0.0, NO_DIGEST
+        self._data = TrainData(config.data.path, manifest, config)
+        evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
+        self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
+        self._experiment = experiment(config, manifest.digest)
+        model = GPT(config.model, autocast_dtype(config.precision))
+        model.init_weights(config.seeds.init)
+        self.trainer = Trainer(model, config, plan, world)
+
+    def restore(self, must: bool) -> Path | None:
+        """Load the newest complete checkpoint; returns its path, None where there is none.
+
+        ValueError if one must be there, or if it is damaged.
+        """
+        path = checkpoint.newest(self.folder.checkpoints)
+        if path is None and must:
+            raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
+        if path is not None:
+            counters = checkpoint.load(path, self.trainer.fragments)
+            self.step, self.decay_sum, self.order_digest = counters["step"], counters["decay_sum"], counters["order_digest"]
+        if path is not None or self.folder.metrics.stat().st_size:
+            self.recorder.add(self.step, {"event": "resume"})
+        return path
+
+    def describe(self) -> dict[str, Any]:
+        """This start: machine, ranks, live dtypes, as a row of starts.jsonl."""
+        return {
+            **environment(),
+            "step": self.step,
+            "ranks": self.world.ranks,
+            "device": torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else "cpu",
+            "threads_per_rank": torch.get_num_threads(),
+            "zero_stage": self.config.parallel.zero_stage,
+            "micro_batch": self.plan.micro_batch,
+            "precision": self.config.precision,
+            "dtypes": dict(self.trainer.dtypes),
+        }
+
+    def batches(self) -> Prefetcher:
+        """The batches of the updates still to do, from a prefetch thread."""
+        return Prefetcher(
+            step_batches(self._data, self.step, self.order_digest, self.plan.micro_batch, self.world.rank, self.world.ranks)
+        )
+
+    def train_step(self, batches: Prefetcher, stop: bool) -> StepResult:
+        """One update and its row; `stop` is this rank's wish, the result's `stop` what any rank wishes."""
+        start = time.perf_counter()
+        batch: StepBatch = next(batches)
+        result = self.trainer.step(torch.from_numpy(batch.tokens), lr_at(self.config, self.step), self.step, stop)
+        if result.applied:
+            self.step, self.order_digest = batch.step + 1, batch.digest
+            self.decay_sum += self.trainer.lr * self.trainer.weight_decay
+        row = {
+            "train/loss": result.loss,
+            "optim/lr": self.trainer.lr,
+            "optim/decay_sum": self.decay_sum,
+            "optim/grad_norm": result.grad_norm,
+            **self._norms(),
+        }
+        seconds = time.perf_counter() - start
+        timing = {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
+        # An update that was kept back has a row of its own too: at the step it would have been.
+        self.recorder.add(batch.step + 1, row | timing)
+        if self.step % self.config.log.every == 0 or not result.applied:
+            self.recorder.flush()
+        return result
+
+    def evaluate(self) -> float:
+        """Validation loss over the fixed windows, as a row of the current step."""
+        start = time.perf_counter()
+        loss = self.trainer.evaluate(self._eval_batches)
+        row = {"val/loss": loss, "time/eval_s": time.perf_counter() - start}
+        self.recorder.add(self.step, row | (self._norms() if self.step == 0 else {}))
+        self.recorder.flush()
+        return loss
+
+    def save(self) -> Path:
+        """A checkpoint of the current step; older ones are deleted as the configuration says."""
+        self.recorder.flush()
+        counters = {"step": self.step, "decay_sum": self.decay_sum, "order_digest": self.order_digest}
+        start = time.perf_counter()
+        path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self._experiment)
+        self.recorder.add(self.step, {"time/checkpoint_s": time.perf_counter() - start})
+        if self.world.rank == 0:
+            checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint.keep_last)
+        return path
+
+    def _norms(self) -> dict[str, float]:
+        norm, decayed = self.trainer.weight_norms()
+        return {"weights/norm": norm, "weights/norm_decayed": decayed}

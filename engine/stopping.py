@@ -1,0 +1,66 @@
+"""Requests to stop: signals, a `stop` file in the run folder, a launcher that died.
+
+A request is only noted here; the ranks agree on it at the end of a step (engine/trainer.py) and save one checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+GRACE_S = 30.0  # after its launcher died, a rank that cannot reach a step's end exits by itself
+POLL_S = 1.0
+
+
+class StopRequest:
+    """`reason` is empty until something asks this rank to stop."""
+
+    def __init__(self, stop_file: Path) -> None:
+        self.reason = ""
+        self._stop_file = stop_file
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+        ancestors = _launcher_ancestors()
+        if ancestors:
+            threading.Thread(target=self._watch, args=(ancestors,), name="launcher-watch", daemon=True).start()
+
+    @property
+    def pending(self) -> bool:
+        if not self.reason and self._stop_file.exists():
+            self.reason = f"stop file {self._stop_file}"
+        return bool(self.reason)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.reason = self.reason or signal.Signals(number).name  # the launcher repeats Ctrl-C as SIGTERM
+
+    def _watch(self, ancestors: list[int]) -> None:
+        while all(_alive(pid) for pid in ancestors) and os.getppid() == ancestors[0]:
+            time.sleep(POLL_S)
+        self.reason = self.reason or "the launcher died"
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+
+def _launcher_ancestors() -> list[int]:
+    """The launcher, and DeepSpeed's runner above it (PITFALLS 13, 14); empty for a process that nobody launched."""
+    if "RANK" not in os.environ:
+        return []
+    parent = os.getppid()
+    command = Path(f"/proc/{parent}/cmdline")
+    if not command.exists() or b"launch" not in command.read_bytes():
+        return []
+    return [parent, _parent_of(parent)]
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

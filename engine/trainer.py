@@ -1,0 +1,154 @@
+"""One optimiser step through DeepSpeed, the same in every precision and at every ZeRO stage.
+
+Gradients are clipped and checked here, over fragments (engine/fragments.py), between DeepSpeed's reduction and its
+step: one formula, one policy, and the gradient norm is always a plain float.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.cost import is_decayed
+from configs.plan import Plan
+from configs.schema import RunConfig
+from engine.ds_config import deepspeed_config
+from engine.fragments import Fragments
+from engine.launch import World
+from engine.precision import check_dtypes, watch_matmul_dtype
+from optim.adamw import build_optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss` and `grad_norm` are of the global batch; `applied` is False where a non-finite value kept the update back.
+
+    `stop`: some rank wished to stop; all ranks agree on it.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    stop: bool
+
+
+class Trainer:
+    """A model under a DeepSpeed engine."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> None:
+        """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16."""
+        self.config, self.plan, self.world = config, plan, world
+        initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.optimizer = build_optimizer(dict(model.named_parameters()), config.optim)
+        self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
+        self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer)
+        self.fragments.init_state()
+        self.fragments.load("weights", initial.__getitem__)
+        self.fragments.refresh()
+        self.fragments.check_forward(initial.__getitem__)
+        self.dtypes = self.fragments.dtypes()
+        check_dtypes(config.precision, self.dtypes)
+        watch_matmul_dtype(self.ds.module, self.dtypes)
+        self._decayed = torch.tensor(
+            [is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask) for name in self.fragments.names],
+            device=self.ds.device,
+        )
+
+    def step(self, tokens: Tensor, lr: float, step: int, stop: bool = False) -> StepResult:
+        """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0."""
+        loss, stops = self._backward(tokens, step, stop)
+        gradients = self.fragments.gradients()
+        grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return StepResult(loss, grad_norm, applied=False, stop=stops)
+        clip = self.config.optim.grad_clip
+        if clip and grad_norm > clip:
+            torch._foreach_mul_(gradients, clip / (grad_norm + 1e-6))
+        self.set_lr(lr)
+        self.ds.step()
+        return StepResult(loss, grad_norm, applied=True, stop=stops)
+
+    def _backward(self, tokens: Tensor, step: int, stop: bool) -> tuple[float, bool]:
+        """Accumulate the update's gradients; returns the mean loss over the global batch's tokens, and whether any rank stops."""
+        self.ds.train()
+        micro_steps = len(tokens)
+        # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global tokens.
+        scale = micro_steps * self.world.ranks / self.config.batch.tokens_per_step
+        total = torch.tensor([0.0, stop], dtype=torch.float64, device=self.ds.device)
+        for m, micro in enumerate(tokens):
+            micro = micro.to(self.ds.device, non_blocking=True)
+            self._seed_dropout(step, m * self.world.ranks + self.world.rank)
+            loss = self.ds(micro[:, :-1], micro[:, 1:])
+            total[0] += loss.detach()
+            self.ds.backward(loss * scale)
+            if m + 1 < micro_steps:
+                self.ds.step()  # advances DeepSpeed's micro-step count, no update
+            if step == 0 and m == 0:
+                check_dtypes(self.config.precision, self.dtypes)  # the matmul dtype is known now
+        dist.all_reduce(total)
+        loss_sum, stops = total.tolist()
+        return loss_sum / self.config.batch.tokens_per_step, stops > 0
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step, read back from the optimiser."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def weight_decay(self) -> float:
+        """λ of the decayed group, read back from the optimiser."""
+        return float(next(g["weight_decay"] for g in self.optimizer.param_groups if g["name"] == "decayed"))
+
+    def weight_norms(self) -> tuple[float, float]:
+        """‖w‖₂ of all trainable tensors and of those that decay, tied weights once."""
+        squares = self.fragments.square_norms(self.fragments.weights())
+        whole, decayed = torch.stack([squares.sum(), (squares * self._decayed).sum()]).sqrt().tolist()
+        return whole, decayed
+
+    @torch.no_grad()
+    def evaluate(self, batches: list[tuple[Tensor, int]]) -> float:
+        """Mean loss over fixed windows: [(tokens (b, T+1), rows that count)], equally many batches on every rank.
+
+        Touches no training state: no dropout, no random draw, no gradient.
+        """
+        self.ds.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
+        for tokens, rows in batches:
+            tokens = tokens.to(self.ds.device)
+            # Padding rows repeat no window: their targets are ignored (−100 is cross_entropy's ignore_index).
+            targets = tokens[:, 1:].clone()
+            targets[rows:] = -100
+            total[0] += self.ds(tokens[:, :-1], targets)
+            total[1] += rows * targets.shape[1]
+        dist.all_reduce(total)
+        self.ds.train()
+        return (total[0] / total[1]).item()
+
+    def _seed_dropout(self, step: int, micro_step: int) -> None:
+        """Masks are a pure function of (seed, step, global micro-step), so nothing about them needs saving."""
+        if self.config.model.dropout:
+            key = hashlib.sha256(f"dropout/{self.config.seeds.dropout}/{step}/{micro_step}".encode()).digest()
+            torch.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
+    """deepspeed.initialize, quiet, and without compiling the CPU communication op (PITFALLS 17)."""
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    return engine

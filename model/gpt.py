@@ -1,0 +1,117 @@
+"""GPT-2 as P1 trains it (REFERENCE 1.1).
+
+Shapes: B sequences, T tokens, C = n_embd, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.schema import Model
+from model.loss import cross_entropy_sum
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between, four times as wide inside."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm residual block."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.ln_1, self.attn = _layernorm(config), Attention(config)
+        self.ln_2, self.mlp = _layernorm(config), MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The network. `autocast` is the dtype of matrix products under bf16-mixed, None otherwise.
+
+    Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
+    """
+
+    def __init__(self, config: Model, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.config, self.autocast = config, autocast
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.seq_len, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = _layernorm(config)
+        if not config.tied_head:
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T)."""
+        with self._autocast(inputs.device):
+            logits = self.logits(inputs)
+        return cross_entropy_sum(logits, targets)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, T) token ids → (B, T, V)."""
+        x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        return F.linear(x, self.wte.weight if self.config.tied_head else self.head.weight)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """N(0, init_std) for every matrix, residual projections over √(2·n_layer); gains 1, biases 0.
+
+        Drawn on the CPU in the order of the parameters: the same weights on every device and rank.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual = 1 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                std = self.config.init_std * (residual if name.endswith("proj.weight") else 1.0)
+                parameter.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+    def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
+        return torch.autocast(device.type, dtype=self.autocast) if self.autocast else nullcontext()
+
+
+def _layernorm(config: Model) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, elementwise_affine=config.layernorm_gain, bias=config.bias)

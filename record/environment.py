@@ -1,0 +1,48 @@
+"""What a run ran on: versions, code revision, host. Rows of starts.jsonl."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece", "safetensors", "pydantic")
+
+
+def environment() -> dict[str, Any]:
+    """Versions of everything that computes, the code's revision, and the machine."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "revision": code_revision(),
+        "host": socket.gethostname(),
+        "machine": platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def code_revision() -> str | None:
+    """Git commit of the code, with `+changes` where the working tree differs; None outside a repository."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,83 @@
+"""metrics.jsonl: append-only rows, one per update, and their reader.
+
+Every row has `step` (updates done) and `tokens` (tokens those updates read). Row s holds of update s:
+
+    train/loss            mean cross-entropy over the update's global tokens, before the update (nats)
+    optim/lr              learning rate, read back from the optimiser
+    optim/decay_sum       Σηλ up to and including this update
+    optim/grad_norm       global gradient norm before clipping
+    weights/norm          ‖w‖₂ of all trainable tensors after the update, tied weights once
+    weights/norm_decayed  the same over the tensors that decay
+    perf/tokens_per_s, time/step_s   over the rows written together with this one
+
+and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens) and
+`time/eval_s`. Row 0 holds the initial weights' norms and validation loss.
+
+A non-finite value is written as null and named in the row's `nonfinite` list. A row with `event: "resume"` and
+step s makes the earlier rows after s void; a later row of the same step adds to and overrides the earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Append-only writer."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a+b")  # noqa: SIM115 (lives as long as the run)
+        self._end_torn_line()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows in one write and hand them to the operating system."""
+        self._file.write("".join(json.dumps(encode_row(row)) + "\n" for row in rows).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _end_torn_line(self) -> None:
+        """A crash may have left half a row: end its line, so that the next row starts a new one."""
+        size = self._file.seek(0, 2)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+
+def encode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Non-finite floats as null, named in `nonfinite`."""
+    bad = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return {**row, **dict.fromkeys(bad), "nonfinite": bad} if bad else row
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows in force, by step, and what was wrong with the file.
+
+    Returns (rows sorted by step, problems). A torn last line is no problem: a writer may be at work.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    problems: list[str] = []
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            step = row["step"]
+            if not isinstance(step, int):
+                raise TypeError("step is not an integer")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number < len(lines):
+                problems.append(f"{path}:{number}: not a row ({error})")
+            continue
+        if row.get("event") == "resume":
+            rows = {s: r for s, r in rows.items() if s <= step}
+        else:
+            rows.setdefault(step, {}).update(row)
+    return [rows[step] for step in sorted(rows)], problems

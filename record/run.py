@@ -1,0 +1,85 @@
+"""The run folder: one run, one folder; copying the folder copies the experiment.
+
+    config.json         the resolved configuration
+    config.given.json   the configuration as given, with --set applied
+    experiment.json     the fields that make the run's identity
+    plan.json           what was derived from it at the latest start
+    starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
+    status.json         running | done | preempted | failed | diverged, with step and reason
+    metrics.jsonl       the measurements (record/metrics.py)
+    checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from record.files import write_json
+
+State = Literal["running", "done", "preempted", "failed", "diverged"]
+
+# Exit codes of train.py. A launcher's own exit code says nothing: read status.json.
+EXIT_CODES = {"done": 0, "failed": 1, "bad input": 2, "diverged": 3, "preempted": 75}
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.given = self.path / "config.given.json"
+        self.experiment = self.path / "experiment.json"
+        self.plan = self.path / "plan.json"
+        self.starts = self.path / "starts.jsonl"
+        self.status = self.path / "status.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+
+    def create(self, config: dict[str, Any], given: dict[str, Any], experiment: dict[str, Any], plan: dict[str, Any]) -> None:
+        """Write the run's description; called at every start, by rank 0."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, config)
+        write_json(self.given, given)
+        write_json(self.plan, plan)
+        write_json(self.experiment, experiment)
+
+    def read_experiment(self) -> dict[str, Any] | None:
+        """The experiment this folder holds; None for a folder without one. ValueError if it is unreadable."""
+        if not self.experiment.exists():
+            return None
+        try:
+            value = json.loads(self.experiment.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.experiment} cannot be read ({error}); restore it or use another --run-dir") from None
+        return dict(value)
+
+    def record_start(self, row: dict[str, Any]) -> None:
+        with open(self.starts, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_status(self, state: State, step: int, steps: int, reason: str = "") -> None:
+        write_json(
+            self.status,
+            {
+                "state": state,
+                "step": step,
+                "steps": steps,
+                "reason": reason,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+    def read_status(self) -> dict[str, Any] | None:
+        """The latest status, or None where the run never started."""
+        try:
+            return dict(json.loads(self.status.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None

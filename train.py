@@ -1,0 +1,188 @@
+"""Train one GPT, one pass over its data: configuration → plan → data → model → engine → loop.
+
+    deepspeed train.py --config configs/gpt124m_wd0.1.json
+    python train.py --config configs/quickstart.json --set optim.weight_decay=0.3 --dry-run
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 preempted. Under a launcher read status.json instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from configs.identity import differences, experiment
+from configs.load import load_config
+from configs.plan import Plan, make_plan, prepare_command, render_plan
+from configs.schema import RunConfig
+from data.manifest import Manifest, read_manifest
+from record.metrics import MetricsLog
+from record.mirror import WandbMirror
+from record.recorder import Recorder
+from record.run import EXIT_CODES, RunFolder, State
+
+if TYPE_CHECKING:
+    from engine.session import Session
+    from engine.stopping import StopRequest
+
+logger = logging.getLogger("train")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check everything that can be checked without torch, then train."""
+    args = parse_args(argv)
+    first = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+    try:
+        config, given = load_config(args.config, args.set)
+        manifest = read_manifest(config.data.path)
+        ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
+        plan = make_plan(config, ranks, manifest.summary() if manifest else None)
+        if args.dry_run:
+            if first:
+                print(f"{config.model_dump_json(indent=2)}\n\n{render_plan(config, plan)}")
+            return EXIT_CODES["done"]
+        if manifest is None:
+            raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
+        folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
+        check_folder(folder, experiment(config, manifest.digest), args.resume)
+        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume)]
+    except ValueError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODES["bad input"]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="JSON configuration")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a field, e.g. optim.weight_decay=0.1")
+    parser.add_argument("--run-dir", type=Path, help="run folder; default runs/<name>-<id>")
+    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="default: auto")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, then exit")
+    parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    args = parser.parse_args(argv)
+    if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
+        parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
+    return args
+
+
+def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
+    """ValueError if the folder holds another experiment, or not what --resume requires."""
+    found = folder.read_experiment()
+    if found is None and resume == "must":
+        raise ValueError(f"--resume must: {folder.path} holds no run")
+    if found is not None and resume == "never":
+        raise ValueError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
+    rows = differences(asked, found) if found is not None else []
+    if rows:
+        table = "\n".join(f"  {field}: asked {ours}, the folder has {theirs}" for field, ours, theirs in rows)
+        raise ValueError(f"{folder.path} holds another experiment (None: the default):\n{table}\nuse another --run-dir")
+
+
+def run(config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan, folder: RunFolder, resume: str) -> State:
+    """Set up the engine, train, and leave a status that says how it ended."""
+    import torch.distributed as dist
+
+    from engine.launch import start_world
+    from engine.session import Session
+    from engine.stopping import StopRequest
+
+    world = start_world(str(folder.path), config.parallel.timeout_s, config.parallel.threads_per_rank)
+    stop = StopRequest(folder.path / "stop")
+    first = world.rank == 0
+    with held(folder) if first else nullcontext():
+        if first:
+            folder.create(config.model_dump(mode="json"), given, experiment(config, manifest.digest), plan.as_dict())
+        recorder = make_recorder(config, plan, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
+        session = None
+        try:
+            session = Session(config, manifest, plan, folder, world, recorder)
+            path = session.restore(must=resume == "must")
+            logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
+            if first:
+                folder.record_start(session.describe())
+                folder.write_status("running", session.step, plan.steps)
+            state, reason = train(session, stop)
+        except BaseException as error:
+            if first:
+                folder.write_status("failed", session.step if session else 0, plan.steps, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            recorder.close()
+        dist.barrier()  # nobody tells the launcher that all is well before all is
+        if first:
+            folder.write_status(state, session.step, plan.steps, reason)
+    logger.info("%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, f" ({reason})" if reason else "")
+    dist.destroy_process_group()
+    return state
+
+
+def train(session: Session, stop: StopRequest) -> tuple[State, str]:
+    """The loop: between steps evaluate, save, stop, in this order; then one step. Returns how it ended and why."""
+    config, steps = session.config, session.plan.steps
+    resumed_at, reason = session.step, ""
+    batches = session.batches()
+    bar = tqdm(
+        total=steps * config.batch.tokens_per_step,
+        initial=session.step * config.batch.tokens_per_step,
+        desc=config.name,
+        unit=" tokens",
+        unit_scale=True,
+        disable=session.world.rank != 0,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+    )
+    try:
+        while True:
+            done, fresh = session.step == steps, session.step > resumed_at
+            if session.step == 0 or (fresh and (done or due(session.step, config.eval.every))):
+                session.evaluate()
+            if fresh and (done or reason or due(session.step, config.checkpoint.every)):
+                session.save()
+            if done:
+                return "done", ""
+            if reason:
+                return "preempted", reason
+            result = session.train_step(batches, stop.pending)
+            if not result.applied:
+                return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} at step {session.step + 1}"
+            reason = (stop.reason or "another rank was asked to stop") if result.stop else ""
+            bar.set_postfix_str(f"loss {result.loss:.3f}", refresh=False)
+            bar.update(config.batch.tokens_per_step)
+    finally:
+        bar.close()
+        batches.close()
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def make_recorder(config: RunConfig, plan: Plan, folder: RunFolder) -> Recorder:
+    mirror = WandbMirror(config.log.wandb, folder.path, config.name, plan.run_id or "", config.model_dump(mode="json"))
+    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step)
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """The folder's lock: one run folder, one writer."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
