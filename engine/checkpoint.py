@@ -64,7 +64,7 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
         "step": step,
         "counters": {**counters, "optimizer_step": fragments.optimizer_step},
         "experiment": experiment,
-        "files": {name: entry for share, _ in shares for name, entry in sorted(share.items())},
+        "files": dict(sorted(entry for share, _ in shares for entry in share.items())),
     }
     _on_first_rank(lambda: _publish(work, final, manifest))
     return final

@@ -6,9 +6,12 @@ step: one formula, one policy, and the gradient norm is always a plain float.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import logging
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +151,9 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: d
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine

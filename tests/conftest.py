@@ -1,0 +1,62 @@
+"""Shared fixtures: tiny real data, prepared by the real pipeline."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import merge, validate
+from configs.schema import RunConfig
+from data.manifest import Manifest
+from data.prepare import Options, prepare
+from data.sources import Source
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "seq_len": 16, "vocab_size": 512},
+    "data": {"path": "set by the fixture"},
+    "optim": {"lr": 1e-2, "weight_decay": 0.5},
+    "schedule": {"warmup_steps": 2, "steps": 6},
+    "batch": {"tokens_per_step": 128, "micro_batch": 2},
+    "eval": {"tokens": 512},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """Forty files of the standard library, tokenised with a vocabulary of 512: a few hundred thousand tokens."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(root.glob("a*.py")) + sorted(root.glob("c*.py")) + sorted(root.glob("t*.py"))
+    out = tmp_path_factory.mktemp("data") / "tiny"
+    return out, prepare(Source("text", files), out, Options(vocab_size=512, val_fraction=0.2, seed=0))
+
+
+@pytest.fixture
+def tiny_config(tiny_data: tuple[Path, Manifest]) -> Callable[..., RunConfig]:
+    """Makes a small configuration over the tiny data: tiny_config({"optim": {"lr": 1e-3}}, …)."""
+
+    def make(*overrides: dict[str, Any]) -> RunConfig:
+        given = merge(copy.deepcopy(TINY), {"data": {"path": str(tiny_data[0])}})
+        for override in overrides:
+            given = merge(given, override)
+        return validate(given, "test")
+
+    return make
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    """Writes a tiny configuration to a file, for the command line."""
+
+    def write(*overrides: dict[str, Any]) -> Path:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(tiny_config(*overrides).model_dump(mode="json")))
+        return path
+
+    return write

@@ -1,0 +1,43 @@
+"""The reference: a training loop in plain PyTorch, one process, no DeepSpeed, to which the engine is compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from configs.plan import DataSummary, make_plan
+from configs.schedule import lr_at
+from configs.schema import RunConfig
+from data.loader import NO_DIGEST, TrainData, step_batches
+from data.manifest import Manifest
+from model.gpt import GPT
+
+
+def plain_run(config: RunConfig, manifest: Manifest, dtype: torch.dtype = torch.float32) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and final weights of `config`, its global batch accumulated in micro-batches of one sequence."""
+    make_plan(config, 1, DataSummary(manifest.digest, manifest.vocab_size, manifest.train.tokens, manifest.val.tokens))
+    model = GPT(config.model)
+    model.init_weights(config.seeds.init)
+    model.to(dtype)
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    undecayed = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+    )
+    losses = []
+    data = TrainData(config.data.path, manifest, config)
+    for batch in step_batches(data, 0, NO_DIGEST, 1, 0, 1):
+        total = 0.0
+        for micro in torch.from_numpy(batch.tokens):
+            loss = model(micro[:, :-1], micro[:, 1:])
+            (loss / config.batch.tokens_per_step).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(config, batch.step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total / config.batch.tokens_per_step)
+    return losses, {name: p.detach() for name, p in model.named_parameters()}
