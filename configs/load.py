@@ -20,10 +20,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
     """
     path = Path(path)
     given = read_json(path)
+    given.pop("$schema", None)  # for editors
     base_name = given.pop("base", None)
     if base_name is not None:
         base_path = path.parent / str(base_name)
         base = read_json(base_path)
+        base.pop("$schema", None)
         if "base" in base:
             raise ValueError(f"{path}: its base {base_path} has a base itself; one level is allowed")
         given = merge(base, given)

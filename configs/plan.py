@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 from configs import cost
@@ -117,6 +119,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
         ("tokens per step", f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
                             f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens"),
+        *([("micro-batch", f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}")]
+          if config.batch.micro_batch is None else []),
         ("steps", f"{plan.steps:,}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
         ("parameters", f"{plan.n_parameters:,}"),
@@ -131,10 +135,10 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 
 
 def prepare_command(config: RunConfig) -> str:
-    """The command that would make the data a configuration names."""
-    return (
-        f"python -m data.prepare --source python-source --vocab-size {config.model.vocab_size} --out {config.data.path}"
-    )
+    """The command that would make the data a configuration names: the embedded corpus where the path says python."""
+    embedded = PurePath(config.data.path).name.startswith("python")
+    source = "python-source" if embedded else "parquet --input 'FILES/*.parquet'"
+    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(config.data.path)}"
 
 
 def _micro_batch(config: RunConfig, ranks: int) -> int:

@@ -76,9 +76,9 @@ def prepare(source: Source, out: Path, options: Options, workers: int = 1) -> Ma
                 os.replace(work, out)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+                work.with_suffix(".lock").unlink()
     except Timeout:
         raise ValueError(f"another preparation is writing {out}; wait for it or choose another --out") from None
-    work.with_suffix(".lock").unlink(missing_ok=True)
     return manifest
 
 
@@ -101,10 +101,6 @@ def _prepare_into(work: Path, source: Source, options: Options, workers: int) ->
             results[name] = (shard, lengths)
     shutil.rmtree(spool)
     splits = {split: _finish_split(work, split, results) for split in ("train", "val")}
-    for split, found in splits.items():
-        if found.tokens == 0:
-            raise ValueError(f"the {split} split would be empty: val_fraction {options.val_fraction:g} of {len(buckets)} buckets; "
-                             "give more documents or another --val-fraction")
     manifest = Manifest(
         source=source.describe(),
         options=_recorded(options),
@@ -132,7 +128,7 @@ def _spool(source: Source, spool: Path, options: Options) -> list[str]:
     names = [f"{split}_{index:05d}" for split, count in counts.items() for index in range(count)]
     files = {name: open(spool / name, "wb") for name in names}
     seed = options.seed.to_bytes(8, "little")
-    documents = 0
+    documents = {"train": 0, "val": 0}
     try:
         for text in tqdm(source.documents(), desc="read", unit="doc"):
             raw = text.encode("utf-8")
@@ -141,12 +137,19 @@ def _spool(source: Source, spool: Path, options: Options) -> list[str]:
             key = hashlib.blake2b(seed + content, digest_size=16).digest()
             bucket = files[f"{split}_{int(_fraction(key) * counts[split]):05d}"]
             bucket.write(RECORD.pack(key, len(raw)) + raw)
-            documents += 1
+            documents[split] += 1
     finally:
         for file in files.values():
             file.close()
-    if documents == 0:
+    total = sum(documents.values())
+    if total == 0:
         raise ValueError(f"the corpus is empty: {len(source.files)} file(s), no document")
+    for split, count in documents.items():
+        if count == 0:
+            raise ValueError(
+                f"the {split} split would be empty: a val_fraction of {options.val_fraction:g} of {total} documents; "
+                "give more documents or another --val-fraction"
+            )
     return names
 
 

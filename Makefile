@@ -1,0 +1,38 @@
+# make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their loss curves
+# make test         environment and the whole suite
+# make check        lint, types, and the tests that take seconds
+
+PYTHON ?= python3
+BIN := .venv/bin
+TRAIN := $(BIN)/deepspeed --log_level error train.py --config configs/quickstart.json
+
+.PHONY: quickstart test check
+
+quickstart: .venv/run
+	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
+	$(TRAIN) --set name=quickstart-wd0 --set optim.weight_decay=0
+	$(TRAIN) --set name=quickstart-wd0.15
+	$(BIN)/python -m analysis.loss_curves 'runs/quickstart-*' --out runs/quickstart.png
+	@echo
+	@echo "Curves: runs/quickstart.png. Runs: runs/quickstart-*/ (metrics.jsonl, status.json, checkpoints/)."
+	@echo "Data: data/prepared/python-1024. Try next:"
+	@echo "  $(BIN)/python train.py --config configs/quickstart.json --set name=quickstart-wd1 --set optim.weight_decay=1"
+	@echo "  $(BIN)/python train.py --config configs/gpt124m_wd0.1.json --dry-run"
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not engine and not gpu"
+
+.venv/run: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+.venv/dev: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch .venv/run $@

@@ -1,0 +1,63 @@
+"""The house's rules: who may import whom, and which rooms need no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("configs", "record", "data", "model", "optim", "engine", "slurm", "analysis")
+MAY_IMPORT = {
+    "configs": set(),
+    "record": set(),
+    "data": {"configs"},
+    "model": {"configs"},
+    "optim": {"configs"},
+    "engine": {"configs", "record", "data", "model", "optim"},
+    "slurm": {"configs", "record"},
+    "analysis": {"configs", "record"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of every import in a file, also those inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows(room: str) -> None:
+    """Breaks if a room imports one it may not, deepspeed outside engine, or torch on a login node."""
+    for path in (ROOT / room).rglob("*.py"):
+        found = imports(path)
+        ours = (found & set(ROOMS)) - {room}
+        assert ours <= MAY_IMPORT[room], f"{path} imports {sorted(ours - MAY_IMPORT[room])}"
+        assert room == "engine" or "deepspeed" not in found, f"{path} imports deepspeed"
+        assert room in ("model", "optim", "engine") or "torch" not in found, f"{path} imports torch"
+
+
+def test_rooms_are_packages_or_absent() -> None:
+    """Breaks if a room loses its __init__ and its modules can no longer be run with -m."""
+    for room in ROOMS:
+        assert not (ROOT / room).is_dir() or (ROOT / room / "__init__.py").exists(), room
+
+
+def test_planning_needs_no_torch() -> None:
+    """Breaks if a dry run, an import away from a cluster's login node, starts to need torch."""
+    code = "import sys, train, analysis.loss_curves, record.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["utils", "common", "helpers", "misc"])
+def test_no_drawer_for_everything(name: str) -> None:
+    """Breaks if a file gets a name that says nothing."""
+    assert not [path for room in ROOMS for path in (ROOT / room).rglob(f"{name}.py")]

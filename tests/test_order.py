@@ -1,0 +1,179 @@
+"""One pass, provably: every window once, the same for every way of sharing the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.plan import train_windows, windows_in
+from configs.schema import RunConfig
+from data.loader import NO_DIGEST, Prefetcher, TrainData, eval_batches, step_batches
+from data.manifest import Manifest
+from data.order import DocumentOrder, Permutation, WindowOrder
+from data.shards import TokenStream
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 1000, 65_536, 65_537])
+def test_permutation_is_a_bijection(n: int) -> None:
+    """Breaks if a window could be read twice, or never."""
+    images = Permutation(n, "key")(np.arange(n))
+    assert np.array_equal(np.sort(images), np.arange(n))
+
+
+def test_permutation_of_ten_billion_in_constant_memory() -> None:
+    """Breaks if the order is stored, or leaves its range, at the size of a real corpus; images are spread evenly."""
+    n = 10**10
+    images = Permutation(n, "key")(np.arange(100_000))
+    assert len(np.unique(images)) == 100_000
+    assert 0 <= images.min() <= images.max() < n
+    counts = np.histogram(images, bins=100, range=(0, n))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 150  # χ² with 99 degrees of freedom: 150 has p < 0.001
+
+
+def test_permutation_depends_on_its_key() -> None:
+    """Breaks if two seeds, or two epochs, share an order."""
+    orders = [tuple(Permutation(1000, key)(np.arange(1000))) for key in ("windows/0/0", "windows/0/1", "windows/1/0")]
+    assert len(set(orders)) == 3
+    assert all(0.5 < np.mean(np.abs(np.array(o) - np.arange(1000))) / (1000 / 3) < 1.5 for o in orders)
+
+
+def test_every_window_once_per_epoch() -> None:
+    """Breaks if an epoch repeats or skips a window, also where a batch spans two epochs."""
+    order = WindowOrder(windows=37, epochs=3, seed=5, permuted=True)
+    seen = [pair for t in range(11) for pair in zip(*order.step_windows(t, 10), strict=True)]
+    assert len(seen) == 110
+    assert len(set(seen)) == 110
+    for epoch in (0, 1):
+        assert sorted(w for e, w in seen if e == epoch) == list(range(37))
+    with pytest.raises(ValueError, match="the run has 111"):
+        order.step_windows(11, 10)
+
+
+def test_every_target_is_predicted_once(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the grid overlaps, leaves gaps, or drops more than the tail: the whole split is read, and compared."""
+    folder, manifest = tiny_data
+    windows = windows_in(manifest.train.tokens, 16)
+    config = tiny_config({"batch": {"tokens_per_step": 16}, "schedule": {"steps": windows}})
+    stream = np.concatenate([np.fromfile(folder / shard.file, dtype="<u2") for shard in manifest.train.shards])
+    data = TrainData(folder, manifest, config)
+    assert data.order.total == windows == (len(stream) - 1) // 16
+    seen = np.zeros(windows, bool)
+    for t in range(windows):
+        (identity,) = data.step_ids(t)
+        assert not seen[identity]
+        seen[identity] = True
+    for identity in (0, 1, windows // 2, windows - 1):
+        row = np.empty((1, 17), np.int64)
+        data.read(np.array([identity]), row)
+        assert np.array_equal(row[0], stream[identity * 16 : identity * 16 + 17])
+
+
+@pytest.mark.parametrize("order", ["windows", "documents"])
+def test_same_batches_for_any_ranks(
+    order: str, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if world size, micro-batch or accumulation changes which tokens an update reads."""
+    folder, manifest = tiny_data
+    config = tiny_config({"data": {"order": order}})
+    data = TrainData(folder, manifest, config)
+    reference = [b for b in step_batches(data, 0, NO_DIGEST, 8, 0, 1)]
+    for ranks, micro_batch in ((1, 2), (2, 1), (2, 4), (4, 2), (4, 1)):
+        parts = [list(step_batches(data, 0, NO_DIGEST, micro_batch, rank, ranks)) for rank in range(ranks)]
+        for t, whole in enumerate(reference):
+            # micro-step m of rank r holds the (m·ranks + r)-th slice
+            tokens = np.concatenate([parts[r][t].tokens[m] for m in range(8 // ranks // micro_batch) for r in range(ranks)])
+            assert np.array_equal(tokens, whole.tokens[0]), (ranks, micro_batch, t)
+            assert {parts[r][t].digest for r in range(ranks)} == {whole.digest}
+
+
+def test_resumed_order_and_digest(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if starting at update 4 reads other windows than passing through it, or breaks the digest's chain."""
+    data = TrainData(*tiny_data, tiny_config())
+    straight = list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
+    resumed = list(step_batches(data, 4, straight[3].digest, 8, 0, 1))
+    assert [b.digest for b in resumed] == [b.digest for b in straight[4:]]
+    ids = data.step_ids(0).astype("<i8").tobytes()
+    assert straight[0].digest == hashlib.sha256(bytes(32) + ids).hexdigest()
+
+
+def test_documents_are_read_through(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the stream under `documents` is not the documents, each whole and once, in a shuffled order."""
+    folder, manifest = tiny_data
+    config = tiny_config({"data": {"order": "documents"}})
+    data = TrainData(folder, manifest, config)
+    rows = np.empty((data.order.windows, 17), np.int64)
+    data.read(np.arange(data.order.windows), rows)
+    stream = np.append(rows[:, :16].reshape(-1), rows[-1, 16])
+    prepared = np.concatenate([np.fromfile(folder / shard.file, dtype="<u2") for shard in manifest.train.shards])
+    ends = np.fromfile(folder / manifest.train.docs_file, dtype="<u8").astype(int)
+    documents = {tuple(prepared[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)}
+    cuts = np.flatnonzero(stream == manifest.eot) + 1
+    found = [tuple(stream[a:b]) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+    assert len(found) >= manifest.train.documents - 1  # the dropped tail may cut the last one
+    assert set(found) <= documents
+    assert len(set(found)) == len(found)
+    assert found[0] != tuple(prepared[: ends[0]])
+
+
+def test_train_tokens_limits_the_data(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a limited run reads past its limit, in either order."""
+    folder, manifest = tiny_data
+    for order in ("windows", "documents"):
+        config = tiny_config({"data": {"order": order, "train_tokens": 1000}, "schedule": {"steps": 7}})
+        data = TrainData(folder, manifest, config)
+        assert data.order.total == train_windows(config, manifest.train.tokens) == 62
+        rows = np.empty((62, 17), np.int64)
+        data.read(np.arange(62), rows)
+        allowed = np.concatenate([np.fromfile(folder / s.file, dtype="<u2") for s in manifest.train.shards])[:1000]
+        assert np.bincount(rows[:, :16].ravel(), minlength=512).sum() <= np.bincount(allowed, minlength=512).sum()
+        assert (np.bincount(rows[:, :16].ravel(), minlength=512) <= np.bincount(allowed, minlength=512)).all()
+
+
+def test_shards_read_as_one_stream(tmp_path: Path) -> None:
+    """Breaks if a window that spans shards loses a token, or a short shard is accepted."""
+    from data.shards import Shard
+
+    shards = []
+    for index, (first, count) in enumerate([(0, 5), (5, 0), (5, 3), (8, 12)]):
+        np.arange(first, first + count, dtype="<u2").tofile(tmp_path / f"{index}.bin")
+        shards.append(Shard(f"{index}.bin", count, ""))
+    stream, out = TokenStream(tmp_path, shards, "uint16"), np.empty(20, np.int64)
+    for start in range(20):
+        for stop in range(start, 21):
+            stream.read(start, stop, out[: stop - start])
+            assert np.array_equal(out[: stop - start], np.arange(start, stop))
+    with pytest.raises(ValueError, match=r"0.bin has 10 bytes; the manifest says 12 bytes"):
+        TokenStream(tmp_path, [Shard("0.bin", 6, "")], "uint16")
+
+
+def test_validation_windows_are_fixed(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the validation set depends on ranks or micro-batch, or ranks get unequal numbers of batches."""
+    folder, manifest = tiny_data
+    config = tiny_config({"eval": {"tokens": 16 * 29}})
+    sets = []
+    for ranks, micro_batch in ((1, 1), (1, 4), (2, 4), (3, 2)):
+        parts = [eval_batches(folder, manifest, config, micro_batch, rank, ranks) for rank in range(ranks)]
+        assert len({len(part) for part in parts}) == 1
+        sets.append(sorted(tuple(row) for part in parts for tokens, rows in part for row in tokens[:rows]))
+    assert all(found == sets[0] for found in sets)
+    assert len(sets[0]) == 29
+
+
+def test_prefetcher_hands_on_errors(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a failing data thread hangs the training loop, or closing one does."""
+    data = TrainData(*tiny_data, tiny_config())
+
+    def failing():  # noqa: ANN202
+        yield from list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))[:2]
+        raise OSError("disk gone")
+
+    batches = Prefetcher(failing())
+    assert [next(batches).step, next(batches).step] == [0, 1]
+    with pytest.raises(OSError, match="disk gone"):
+        next(batches)
+    endless = Prefetcher(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
+    endless.close()

@@ -1,0 +1,160 @@
+"""Preparation: lossless, the same bytes for any worker count, and whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.manifest import Manifest, read_manifest
+from data.prepare import Options, default_val_fraction, main, prepare
+from data.sources import Source, open_source
+from data.tokenizer import Tokenizer
+
+HARD = [
+    "", " ", "   ", "\t\n\r\n \n", "a  b   c", " leading", "trailing ", "▁", "a▁b ▁▁ c", "日本語と中文", "👩‍👩‍👧‍👦 🏳️‍🌈", "\x00\x01\x7f\x1b[0m",
+    "<|endoftext|>", "<0x41> <unk> <s>", "e\u0301 é ﬁ ①", "\u2028\u2029\u00a0\ufeff", "x" * 100_000, "def f():\n\treturn 1\n", "\ufffd",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_data: tuple[Path, Manifest]) -> Tokenizer:
+    return Tokenizer.from_file(tiny_data[0] / "tokenizer.model")
+
+
+@pytest.mark.parametrize("text", HARD, ids=lambda text: repr(text[:12]))
+def test_lossless(tokenizer: Tokenizer, text: str) -> None:
+    """Breaks if the tokenizer normalises, strips, or confuses text with control symbols."""
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eot not in ids
+    assert max(ids, default=0) < tokenizer.vocab_size
+
+
+def test_documents_come_back(tiny_data: tuple[Path, Manifest], tokenizer: Tokenizer) -> None:
+    """Breaks if a document is lost, cut, or without its end-of-text token; both splits together are the source."""
+    folder, manifest = tiny_data
+    found = []
+    for split in (manifest.train, manifest.val):
+        stream = np.concatenate([np.fromfile(folder / shard.file, dtype="<u2") for shard in split.shards])
+        ends = np.fromfile(folder / split.docs_file, dtype="<u8").astype(int)
+        assert ends[-1] == len(stream) == split.tokens
+        assert (stream[ends - 1] == manifest.eot).all()
+        found += [tokenizer.decode(stream[a : b - 1].tolist()) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    assert sorted(found) == sorted(path.read_bytes().decode() for path in _tiny_files())
+
+
+def _tiny_files() -> list[Path]:
+    import sysconfig
+
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [path for letter in "act" for path in sorted(root.glob(f"{letter}*.py"))]
+
+
+def _folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_same_bytes_for_any_workers(tmp_path: Path) -> None:
+    """Breaks if the output depends on scheduling; another seed changes the shuffle, not the split."""
+    source = Source("text", _tiny_files())
+    manifests = [prepare(source, tmp_path / str(w), Options(400, 0.2, 0), workers=w) for w in (1, 3)]
+    assert _folder_bytes(tmp_path / "1") == _folder_bytes(tmp_path / "3")
+    other = prepare(source, tmp_path / "seed", Options(400, 0.2, 1))
+    assert other.digest != manifests[0].digest
+    assert other.val.documents == manifests[0].val.documents
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "seed"], "working files stayed"
+
+
+def test_sources_agree(tmp_path: Path) -> None:
+    """Breaks if one source reads other documents than another: text, jsonl and parquet of the same corpus give the same shards."""
+    texts = [path.read_bytes().decode() for path in _tiny_files()[:12]]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in texts))
+    pq.write_table(pa.table({"body": texts, "id": range(12)}), tmp_path / "c.parquet", row_group_size=5)
+    for index, text in enumerate(texts):
+        (tmp_path / f"{index:02}.txt").write_bytes(text.encode())
+    found = []
+    for kind, pattern in (("text", "*.txt"), ("jsonl", "*.jsonl"), ("parquet", "*.parquet")):
+        out = tmp_path / kind
+        prepare(open_source(kind, str(tmp_path / pattern), "body"), out, Options(512, 0.3, 0, "body"))
+        found.append({name: data for name, data in _folder_bytes(out).items() if name != "manifest.json"})
+    assert found[0] == found[1] == found[2]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the documented command fails, or a second call does the work again or harms the first's."""
+    for index, path in enumerate(_tiny_files()[:12]):
+        (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
+    arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--out", str(tmp_path / "out"), "--vocab-size", "512",
+                 "--val-fraction", "0.3", "--seed", "1", "--workers", "2"]
+    assert main(arguments) == 0
+    assert "training" in capsys.readouterr().out
+    before = _folder_bytes(tmp_path / "out")
+    assert main(arguments) == 0
+    assert "prepared already" in capsys.readouterr().out
+    assert main([*arguments[:-3], "2"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert _folder_bytes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        ({}, ["--source", "text", "--input", "*.txt"], "matches no file"),
+        ({"a.txt": b"x"}, ["--source", "text"], "needs --input"),
+        ({"a.txt": b"\xff\xfe"}, ["--source", "text", "--input", "*.txt"], "a.txt is not UTF-8 (byte 0)"),
+        ({"a.jsonl": b'{"text": "a"}\n{"txt": "b"}\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:2 has no string field 'text' (found: txt)"),
+        ({"a.jsonl": b'{"text": "a\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:1 is not JSON"),
+        ({"a.jsonl": b'{"text": "\\ud800"}\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:1 holds a lone surrogate"),
+        ({"a.jsonl": b""}, ["--source", "jsonl", "--input", "*.jsonl"], "the corpus is empty"),
+        ({"a.parquet": b"PAR?"}, ["--source", "parquet", "--input", "*.parquet"], "a.parquet is not a parquet file"),
+        ({"a.txt": b"abc", "b.txt": b"abd", "c.txt": b"ace"}, ["--source", "text", "--input", "*.txt", "--val-fraction", "0.5"], "cannot train a vocabulary of 512"),
+        ({"a.txt": b"abc"}, ["--source", "text", "--input", "*.txt", "--val-fraction", "0"], "must lie between 0 and 1"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    tmp_path: Path, files: dict[str, bytes], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a mistake is a traceback, goes unexplained, or leaves half-written data behind."""
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    arguments = [str(tmp_path / a) if a.startswith("*") else a for a in arguments]
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out), "--vocab-size", "512", "--workers", "1"]) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+def test_empty_validation_split_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if 0.05 % of a few documents silently gives no validation at all; the default fraction is large enough."""
+    for index, path in enumerate(_tiny_files()[:12]):
+        (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
+    arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--out", str(tmp_path / "out"), "--vocab-size", "512"]
+    assert main([*arguments, "--val-fraction", "0.0005"]) == 2
+    assert "the val split would be empty" in capsys.readouterr().err
+    assert default_val_fraction(31_000_000) == pytest.approx(2 * 2**20 / 31e6)
+    assert default_val_fraction(40 * 10**9) == 0.0005
+
+
+def test_changed_manifest_is_refused(tmp_path: Path, tiny_data: tuple[Path, Manifest]) -> None:
+    """Breaks if an edited manifest, or a file that is none, passes as prepared data."""
+    assert read_manifest(tmp_path) is None
+    text = (tiny_data[0] / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match="was changed after preparation"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a manifest of prepared data"):
+        read_manifest(tmp_path)
+
+
+def test_gzip_is_not_mistaken_for_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a compressed file is read as if it were text."""
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    assert main(["--source", "jsonl", "--input", str(tmp_path / "*.gz"), "--out", str(tmp_path / "o"), "--vocab-size", "512"]) == 2
+    assert "is not JSON" in capsys.readouterr().err
