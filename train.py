@@ -101,13 +101,13 @@ def run(config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan
     world = start_world(str(folder.path), config.parallel.timeout_s, config.parallel.threads_per_rank)
     stop = StopRequest(folder.path / "stop")
     first = world.rank == 0
+    session = Session(config, manifest, plan, folder, world)
     with held(folder) if first else nullcontext():
         if first:
             folder.create(config.model_dump(mode="json"), given, experiment(config, manifest.digest), plan.as_dict())
         recorder = make_recorder(config, plan, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
-        session = None
         try:
-            session = Session(config, manifest, plan, folder, world, recorder)
+            session.start(recorder)
             path = session.restore(must=resume == "must")
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
             if first:
@@ -116,7 +116,7 @@ def run(config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan
             state, reason = train(session, stop)
         except BaseException as error:
             if first:
-                folder.write_status("failed", session.step if session else 0, plan.steps, f"{type(error).__name__}: {error}")
+                folder.write_status("failed", session.step, plan.steps, f"{type(error).__name__}: {error}")
             raise
         finally:
             recorder.close()

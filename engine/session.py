@@ -27,17 +27,22 @@ from record.run import RunFolder
 class Session:
     """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World, recorder: Recorder) -> None:
+    def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World) -> None:
+        """Opens the data; writes nothing. ValueError if the data is damaged or the device lacks the precision."""
         set_matmul_precision(config.precision, world.device)
-        self.config, self.plan, self.folder, self.world, self.recorder = config, plan, folder, world, recorder
+        self.config, self.plan, self.folder, self.world = config, plan, folder, world
         self.step, self.decay_sum, self.order_digest = 0, 0.0, NO_DIGEST
         self._data = TrainData(config.data.path, manifest, config)
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
         self._experiment = experiment(config, manifest.digest)
-        model = GPT(config.model, autocast_dtype(config.precision))
-        model.init_weights(config.seeds.init)
-        self.trainer = Trainer(model, config, plan, world)
+
+    def start(self, recorder: Recorder) -> None:
+        """Build model and engine at step 0."""
+        self.recorder = recorder
+        model = GPT(self.config.model, autocast_dtype(self.config.precision))
+        model.init_weights(self.config.seeds.init)
+        self.trainer = Trainer(model, self.config, self.plan, self.world)
 
     def restore(self, must: bool) -> Path | None:
         """Load the newest complete checkpoint; returns its path, None where there is none.

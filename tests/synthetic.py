@@ -13,7 +13,7 @@ VOCAB, EOT = 64, 1
 
 
 def write_synthetic(folder: Path, train_tokens: int, val_tokens: int = 4096) -> Manifest:
-    """A noisy walk over 64 tokens (each token follows from the last, but for one in eight), a document every 512."""
+    """A noisy walk over 64 tokens (each follows from the last, but for one in eight), a document every 512."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for index, (split, count) in enumerate((("train", train_tokens), ("val", val_tokens))):

@@ -1,0 +1,151 @@
+"""Tokens per second of train.py's own loop against a bare PyTorch loop, in one run.
+
+    python -m benchmarks.train_step --config configs/gpt_micro.json
+    python -m benchmarks.train_step --config configs/gpt124m_wd0.1.json --set precision=fp32 --set batch.tokens_per_step=1024
+
+The bare loop has the same model, precision, micro-batch, accumulation, clipping and fused AdamW, its tokens already in
+memory, and no DeepSpeed, data order, metrics or norms. Both are timed in alternating rounds; the figure is the ratio
+of the medians over steps. Also measured: the seconds from launch to the first row of `python train.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train
+from configs.identity import experiment
+from configs.load import load_config, merge, validate
+from configs.plan import Plan, make_plan
+from configs.schema import RunConfig
+from data.manifest import Manifest
+from engine.launch import World, start_world
+from engine.precision import autocast_dtype
+from engine.session import Session
+from model.gpt import GPT
+from record.environment import environment
+from record.run import RunFolder
+from tests.synthetic import write_synthetic
+
+RESULTS = Path(__file__).parent / "results"
+WARM_UP = 2  # steps of each round that are not counted
+
+
+class Ticks:
+    """Stands for a stop request that never comes: the loop asks it once per step, which dates the step."""
+
+    reason = ""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    @property
+    def pending(self) -> bool:
+        self.times.append(time.perf_counter())
+        return False
+
+
+def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> list[float]:
+    """Seconds of each step of train.train, from one step's beginning to the next's: all of it, logging included."""
+    run = RunFolder(folder)
+    run.create(config.model_dump(mode="json"), {}, experiment(config, manifest.digest), plan.as_dict())
+    session, ticks = Session(config, manifest, plan, run, world), Ticks()
+    session.start(train.make_recorder(config, plan, run))
+    train.train(session, ticks)  # type: ignore[arg-type]
+    return [b - a for a, b in zip(ticks.times, ticks.times[1:], strict=False)][WARM_UP:]
+
+
+def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
+    """Seconds of each step of a bare loop."""
+    model = GPT(config.model, autocast_dtype(config.precision))
+    model.init_weights(0)
+    model.to(world.device)
+    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=True)
+    tokens = torch.randint(0, 64, (plan.micro_steps, plan.micro_batch, config.model.seq_len + 1), device=world.device)
+    times = []
+    for _ in range(config.schedule.steps):
+        times.append(time.perf_counter())
+        for micro in tokens:
+            loss = model(micro[:, :-1], micro[:, 1:]) / config.batch.tokens_per_step
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+    return [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP:]
+
+
+def launch_seconds(config: RunConfig, folder: Path) -> float:
+    """From starting `python train.py` to the first update's row on disk."""
+    (folder / "launch.json").write_text(config.model_copy(update={"log": config.log.model_copy(update={"every": 1})}).model_dump_json())
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(folder / "launch.json"), "--run-dir", str(folder / "launch")],
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )
+    metrics = folder / "launch" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 1,' in metrics.read_text()):
+        time.sleep(0.05)
+    seconds = time.perf_counter() - begun
+    process.terminate()
+    process.wait()
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _, given = load_config(args.config, args.set)
+        given = merge(given, {"data": {"path": str(folder / "data")}, "schedule": {"steps": args.steps, "warmup_steps": 0},
+                              "eval": {"every": None, "tokens": 1}, "checkpoint": {"every": None}})
+        config = validate(given, args.config)
+        tokens = config.batch.tokens_per_step * args.steps + 1
+        manifest = write_synthetic(folder / "data", tokens, 2 * config.model.seq_len)
+        plan = make_plan(config, 1, manifest.summary())
+        world = start_world("benchmark", 600, config.parallel.threads_per_rank)
+        ours, bare = [], []
+        for index in range(args.rounds):
+            bare += bare_seconds(config, plan, world)
+            ours += loop_seconds(config, manifest, plan, world, folder / f"run{index}")
+        launch = launch_seconds(config, folder)
+    rates = {name: config.batch.tokens_per_step / statistics.median(times) for name, times in (("train.py", ours), ("bare", bare))}
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
+        "tokens_per_s": rates,
+        "ratio": rates["train.py"] / rates["bare"],
+        "launch_to_first_step_s": launch,
+        "steps_timed": len(ours),
+        "tokens_per_step": config.batch.tokens_per_step,
+        "micro_batch": plan.micro_batch,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        **environment(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
+          f"launch to first step {launch:.1f} s; {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""train.py as its users run it: real processes, real folders, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import RunConfig
+from record.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+ConfigFile = Callable[..., Path]
+pytestmark = pytest.mark.engine
+
+MIDDLE: dict[str, Any] = {"schedule": {"steps": 400}, "log": {"every": 1}}
+LONG: dict[str, Any] = {"schedule": {"steps": 20_000}, "data": {"epochs": 100}, "log": {"every": 1}}
+
+
+def start(config: Path, run_dir: Path, *options: str, ranks: int = 1, **env: str) -> subprocess.Popen[str]:
+    """One process, or the deepspeed launcher with several ranks on a port of its own."""
+    command = [sys.executable, "train.py"]
+    if ranks > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = env.pop("master_port", str(probe.getsockname()[1]))
+        launcher = str(Path(sys.executable).with_name("deepspeed"))
+        command = [sys.executable, launcher, "--num_accelerators", str(ranks), "--master_port", port, "train.py"]
+    return subprocess.Popen(
+        [*command, "--config", str(config), "--run-dir", str(run_dir), *options],
+        cwd=ROOT, env={**os.environ, "DS_ACCELERATOR": "cpu", **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "status.json").read_text()))
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["train/loss"]) for row in read_metrics(run_dir / "metrics.jsonl")[0] if "train/loss" in row]
+
+
+@pytest.fixture
+def straight(config_file: ConfigFile, tmp_path: Path) -> Path:
+    """The run the others are compared to: six updates without interruption, in one process."""
+    finish(start(config_file(), tmp_path / "straight"))
+    return tmp_path / "straight"
+
+
+def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a run does not leave behind what the house promises: description, status, every metric of every update."""
+    names = {path.name for path in straight.iterdir()} - {".lock"}
+    assert names == {"config.json", "config.given.json", "experiment.json", "plan.json", "starts.jsonl", "status.json",
+                     "metrics.jsonl", "checkpoints"}
+    assert json.loads((straight / "config.json").read_text()) == tiny_config().model_dump(mode="json")
+    assert (status(straight)["state"], status(straight)["step"]) == ("done", 6)
+    begun = json.loads((straight / "starts.jsonl").read_text())
+    assert begun["dtypes"]["masters"] == "float32"
+    assert begun["ranks"] == 1
+    assert begun["packages"]["deepspeed"]
+    rows, problems = read_metrics(straight / "metrics.jsonl")
+    assert problems == []
+    assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 128) for s in range(7)]
+    for row in rows[1:]:
+        assert {"train/loss", "optim/lr", "optim/decay_sum", "optim/grad_norm", "weights/norm", "weights/norm_decayed",
+                "perf/tokens_per_s", "time/step_s"} <= set(row)
+    assert "val/loss" in rows[0]
+    assert "val/loss" in rows[6]
+    plan = json.loads((straight / "plan.json").read_text())
+    assert rows[6]["optim/decay_sum"] == pytest.approx(plan["decay_sum"], rel=1e-12)
+    assert sum(row["optim/lr"] for row in rows[1:]) == pytest.approx(plan["lr_sum"], rel=1e-12)
+    assert [path.name for path in (straight / "checkpoints").iterdir()] == ["step_00000006"]
+
+
+def test_observation_changes_nothing(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if evaluating, saving, logging or wandb changes a single bit of training."""
+    watched = config_file({"eval": {"every": 1}, "checkpoint": {"every": 2, "keep_last": 2}, "log": {"every": 1, "wandb": "offline"}})
+    finish(start(watched, tmp_path / "watched"))
+    assert losses(tmp_path / "watched") == losses(straight)
+    assert len([row for row in read_metrics(tmp_path / "watched" / "metrics.jsonl")[0] if "val/loss" in row]) == 7
+    assert sorted(path.name for path in (tmp_path / "watched" / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+    assert list((tmp_path / "watched" / "wandb").glob("offline-run-*"))
+    weights = "checkpoints/step_00000006/weights.safetensors"
+    assert (tmp_path / "watched" / weights).read_bytes() == (straight / weights).read_bytes()
+
+
+def test_broken_wandb_does_not_stop_training(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a failing dashboard can end a run, or fails silently."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "wandb.py").write_text("raise RuntimeError('no dashboard today')")
+    output = finish(start(config_file({"log": {"wandb": "online"}}), tmp_path / "run", PYTHONPATH=str(tmp_path / "broken")))
+    assert "wandb failed (RuntimeError: no dashboard today)" in output
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if `deepspeed train.py` fails, or two ranks train something else than one."""
+    finish(start(config_file({"parallel": {"zero_stage": 2}}), tmp_path / "two", ranks=2))
+    assert status(tmp_path / "two")["state"] == "done"
+    for (_, ours), (_, theirs) in zip(losses(tmp_path / "two"), losses(straight), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if SIGTERM loses work, or the resumed run is not the uninterrupted one, bit for bit."""
+    long = config_file(MIDDLE)
+    finish(start(long, tmp_path / "straight"))
+    run = start(long, tmp_path / "run")
+    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75)
+    stopped = status(tmp_path / "run")
+    assert (stopped["state"], stopped["reason"]) == ("preempted", "SIGTERM")
+    assert 20 < stopped["step"] < 400
+    assert f"resumes from {tmp_path / 'run'}/checkpoints/step_{stopped['step']:08d}" in finish(start(long, tmp_path / "run"))
+    assert status(tmp_path / "run")["state"] == "done"
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    for name in ("weights", "exp_avg", "exp_avg_sq"):
+        file = f"checkpoints/step_00000400/{name}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    counters = [json.loads((tmp_path / r / "checkpoints/step_00000400/manifest.json").read_text())["counters"] for r in ("run", "straight")]
+    assert counters[0] == counters[1]
+
+
+def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
+    two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}})
+    run = start(two, tmp_path / "run", ranks=2)
+    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    (tmp_path / "run" / "stop").touch()
+    run.communicate(timeout=60)
+    assert status(tmp_path / "run")["state"] == "preempted"
+    (tmp_path / "run" / "stop").unlink()
+    finish(start(two, tmp_path / "run", "--set", "parallel.zero_stage=0"))
+    assert (status(tmp_path / "run")["state"], len(losses(tmp_path / "run"))) == ("done", 400)
+
+
+def test_runner_killed_leaves_no_process(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a rank outlives DeepSpeed's runner (PITFALLS 13), or its work is lost."""
+    long = config_file(LONG)
+    run = start(long, tmp_path / "run", ranks=2)
+    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    run.kill()
+    run.wait()
+    _wait(lambda: not _processes_with(str(tmp_path / "run")), 60)
+    assert status(tmp_path / "run")["state"] == "preempted"
+
+
+def test_divergence_is_caught_before_the_update(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a non-finite loss reaches the weights, is logged as a number, or is called done."""
+    finish(start(config_file({"model": {"init_std": 1e30}}), tmp_path / "run"), 3)
+    assert status(tmp_path / "run")["state"] == "diverged"
+    rows, _ = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["step"] == 1
+    assert "train/loss" in rows[-1]["nonfinite"]
+    assert rows[-1]["train/loss"] is None
+
+
+def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
+    """Breaks if a mistake is a traceback, trains something, or leaves a folder behind."""
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
+    cases = [
+        (["--set", "optim.weight_decay=0.25"], straight, "optim.weight_decay: asked 0.25, the folder has 0.5"),
+        (["--resume", "never"], straight, "holds a run"),
+        (["--resume", "must"], tmp_path / "new", "holds no run"),
+        (["--set", "optim.weight_decy=1"], tmp_path / "new", "did you mean 'weight_decay'"),
+        (["--set", "batch.tokens_per_step=100"], tmp_path / "new", "nearest: 96 or 112"),
+        (["--set", "schedule.steps=1000000"], tmp_path / "new", "at most"),
+        (["--set", "model.vocab_size=500"], tmp_path / "new", "set model.vocab_size to at least 512"),
+        (["--set", f"data.path={tmp_path / 'absent'}"], tmp_path / "new", "prepare it with: python -m data.prepare"),
+        (["--set", "precision=tf32"], tmp_path / "new", "tf32 needs a CUDA device"),
+    ]
+    processes = [start(config_file(), run_dir, *options) for options, run_dir, _ in cases]
+    for process, (_, _, message) in zip(processes, cases, strict=True):
+        output = finish(process, 2)
+        assert message in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "new").exists()
+    assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
+
+
+def test_short_shard(config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
+    """Breaks if truncated data is trained on."""
+    import shutil
+
+    shutil.copytree(tiny_data[0], tmp_path / "data")
+    with open(tmp_path / "data" / "train_00000.bin", "r+b") as file:
+        file.truncate(1000)
+    output = finish(start(config_file({"data": {"path": str(tmp_path / "data")}}), tmp_path / "run"), 2)
+    assert "train_00000.bin has 1000 bytes" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a second run on one host hangs, joins the first, or dies without naming --master_port (PITFALLS 15)."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        run = start(config_file(), tmp_path / "run", ranks=2, master_port=str(taken.getsockname()[1]))
+        output, _ = run.communicate(timeout=60)
+    assert "choose one with `deepspeed --master_port PORT`" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_second_writer(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if two processes can write one run folder."""
+    long = config_file(LONG)
+    run = start(long, tmp_path / "run")
+    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    assert "another process is writing" in finish(start(long, tmp_path / "run"), 2)
+    run.send_signal(signal.SIGINT)
+    finish(run, 75)
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def _processes_with(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if text in command:
+            found.append(command)
+    return found
