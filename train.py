@@ -65,10 +65,14 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="JSON configuration")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a field, e.g. optim.weight_decay=0.1")
+    parser.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="override a field, e.g. optim.weight_decay=0.1"
+    )
     parser.add_argument("--run-dir", type=Path, help="run folder; default runs/<name>-<id>")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="default: auto")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, then exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and the plan, then exit"
+    )
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(argv)
@@ -90,7 +94,9 @@ def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
         raise ValueError(f"{folder.path} holds another experiment (None: the default):\n{table}\nuse another --run-dir")
 
 
-def run(config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan, folder: RunFolder, resume: str) -> State:
+def run(
+    config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan, folder: RunFolder, resume: str
+) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
     import torch.distributed as dist
 
@@ -123,7 +129,9 @@ def run(config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan
         dist.barrier()  # nobody tells the launcher that all is well before all is
         if first:
             folder.write_status(state, session.step, plan.steps, reason)
-    logger.info("%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, f" ({reason})" if reason else "")
+    logger.info(
+        "%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, f" ({reason})" if reason else ""
+    )
     dist.destroy_process_group()
     return state
 
@@ -181,7 +189,9 @@ def held(folder: RunFolder) -> Iterator[None]:
         with FileLock(folder.path / ".lock", timeout=0):
             yield
     except Timeout:
-        raise ValueError(f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir") from None
+        raise ValueError(
+            f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir"
+        ) from None
 
 
 if __name__ == "__main__":

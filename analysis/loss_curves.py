@@ -14,10 +14,10 @@ import matplotlib
 import pandas as pd
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from analysis.runs import Run, differing_fields, find_runs, label, load_run  # noqa: E402
+from analysis.runs import Run, differing_fields, find_runs, label, load_run
 
 SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
 
@@ -76,10 +76,15 @@ def summary(runs: list[Run]) -> str:
             lines.append(f"{label(run, fields)}: no validation yet ({run.state})")
             continue
         middle = values.index[(values.index - values.index[-1] / 2).to_series().abs().argmin()]
-        line = f"{label(run, fields)}: validation {values[middle]:.4f} at step {middle}, {values.iloc[-1]:.4f} at step {values.index[-1]}"
+        line = f"{label(run, fields)}: validation {values[middle]:.4f} at step {middle}, "
+        line += f"{values.iloc[-1]:.4f} at step {values.index[-1]}"
         if run is not runs[0]:
             step = crossing(run, runs[0])
-            line += f"; below {label(runs[0], fields)} from step {step} on" if step else f"; not below {label(runs[0], fields)}"
+            line += (
+                f"; below {label(runs[0], fields)} from step {step} on"
+                if step
+                else f"; not below {label(runs[0], fields)}"
+            )
         lines.append(line + (f" ({run.state})" if run.state != "done" else ""))
         lines += run.problems
     return "\n".join(lines)

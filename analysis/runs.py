@@ -75,4 +75,7 @@ def differing_fields(runs: list[Run]) -> list[str]:
 def label(run: Run, fields: list[str]) -> str:
     """A legend entry: the run's values of `fields`, or its folder's name."""
     shown = {"optim.weight_decay": "λ", "optim.lr": "η"}
-    return ", ".join(f"{shown.get(name, name.rpartition('.')[2])} = {run.fields.get(name)}" for name in fields) or run.path.name
+    return (
+        ", ".join(f"{shown.get(name, name.rpartition('.')[2])} = {run.fields.get(name)}" for name in fields)
+        or run.path.name
+    )

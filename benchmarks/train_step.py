@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World
     session, ticks = Session(config, manifest, plan, run, world), Ticks()
     session.start(train.make_recorder(config, plan, run))
     train.train(session, ticks)  # type: ignore[arg-type]
-    return [b - a for a, b in zip(ticks.times, ticks.times[1:], strict=False)][WARM_UP:]
+    return [b - a for a, b in pairwise(ticks.times)][WARM_UP:]
 
 
 def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
@@ -69,8 +70,10 @@ def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
     model = GPT(config.model, autocast_dtype(config.precision))
     model.init_weights(0)
     model.to(world.device)
-    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
-              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=True)
     tokens = torch.randint(0, 64, (plan.micro_steps, plan.micro_batch, config.model.seq_len + 1), device=world.device)
     times = []
@@ -83,16 +86,19 @@ def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-    return [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP:]
+    return [b - a for a, b in pairwise(times)][WARM_UP:]
 
 
 def launch_seconds(config: RunConfig, folder: Path) -> float:
     """From starting `python train.py` to the first update's row on disk."""
-    (folder / "launch.json").write_text(config.model_copy(update={"log": config.log.model_copy(update={"every": 1})}).model_dump_json())
+    (folder / "launch.json").write_text(
+        config.model_copy(update={"log": config.log.model_copy(update={"every": 1})}).model_dump_json()
+    )
     begun = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "train.py", "--config", str(folder / "launch.json"), "--run-dir", str(folder / "launch")],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     metrics = folder / "launch" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 1,' in metrics.read_text()):
@@ -104,8 +110,11 @@ def launch_seconds(config: RunConfig, folder: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=10, help="steps of a round")
@@ -114,8 +123,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _, given = load_config(args.config, args.set)
-        given = merge(given, {"data": {"path": str(folder / "data")}, "schedule": {"steps": args.steps, "warmup_steps": 0},
-                              "eval": {"every": None, "tokens": 1}, "checkpoint": {"every": None}})
+        given = merge(
+            given,
+            {
+                "data": {"path": str(folder / "data")},
+                "schedule": {"steps": args.steps, "warmup_steps": 0},
+                "eval": {"every": None, "tokens": 1},
+                "checkpoint": {"every": None},
+            },
+        )
         config = validate(given, args.config)
         tokens = config.batch.tokens_per_step * args.steps + 1
         manifest = write_synthetic(folder / "data", tokens, 2 * config.model.seq_len)
@@ -126,7 +142,10 @@ def main() -> int:
             bare += bare_seconds(config, plan, world)
             ours += loop_seconds(config, manifest, plan, world, folder / f"run{index}")
         launch = launch_seconds(config, folder)
-    rates = {name: config.batch.tokens_per_step / statistics.median(times) for name, times in (("train.py", ours), ("bare", bare))}
+    rates = {
+        name: config.batch.tokens_per_step / statistics.median(times)
+        for name, times in (("train.py", ours), ("bare", bare))
+    }
     result: dict[str, Any] = {
         "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
         "tokens_per_s": rates,
@@ -142,8 +161,10 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
-          f"launch to first step {launch:.1f} s; {path}")
+    print(
+        f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
+        f"launch to first step {launch:.1f} s; {path}"
+    )
     return 0
 
 

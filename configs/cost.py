@@ -5,13 +5,16 @@ Shapes: V vocabulary, T seq_len, d n_embd, L n_layer. A test compares the parame
 
 from __future__ import annotations
 
+import math
+
 from configs.precision import BYTES, TABLE
 from configs.schema import Model, RunConfig
 
 
 def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Every trainable tensor of the model, tied weights once, in the model's order."""
-    d, shapes = model.n_embd, {"wte.weight": (model.vocab_size, model.n_embd), "wpe.weight": (model.seq_len, model.n_embd)}
+    d = model.n_embd
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (model.vocab_size, d), "wpe.weight": (model.seq_len, d)}
 
     def layernorm(name: str) -> None:
         if model.layernorm_gain:
@@ -37,15 +40,8 @@ def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def n_parameters(model: Model) -> int:
-    return sum(numel(shape) for shape in parameter_shapes(model).values())
+    return sum(math.prod(shape) for shape in parameter_shapes(model).values())
 
 
 def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
@@ -79,7 +75,9 @@ def flops_per_token(model: Model) -> int:
     The head counts as a matmul whether or not it is tied; embedding look-ups and the causal half are not discounted.
     """
     shapes = parameter_shapes(model)
-    matmul = sum(numel(s) for n, s in shapes.items() if len(s) == 2 and n not in ("wte.weight", "wpe.weight", "head.weight"))
+    matmul = sum(
+        math.prod(s) for n, s in shapes.items() if len(s) == 2 and n not in ("wte.weight", "wpe.weight", "head.weight")
+    )
     head = model.vocab_size * model.n_embd
     return 6 * (matmul + head) + 12 * model.n_layer * model.n_embd * model.seq_len
 
@@ -93,7 +91,9 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
     state = masters + 2 * BYTES[dtypes.moments]
     per_parameter = (
-        weights / (ranks if stage >= 3 else 1) + gradients / (ranks if stage >= 2 else 1) + state / (ranks if stage >= 1 else 1)
+        weights / (ranks if stage >= 3 else 1)
+        + gradients / (ranks if stage >= 2 else 1)
+        + state / (ranks if stage >= 1 else 1)
     )
     return round(n_parameters(config.model) * per_parameter)
 

@@ -16,7 +16,10 @@ def editor_schema() -> dict[str, Any]:
         part.pop("required", None)
         for field in part["properties"].values():
             field.pop("operational", None)
-    schema["properties"]["base"] = {"type": "string", "description": "a configuration this one changes, relative to this file"}
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "a configuration this one changes, relative to this file",
+    }
     schema["properties"]["$schema"] = {"type": "string"}
     return schema
 

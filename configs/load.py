@@ -69,9 +69,11 @@ def parse_override(text: str) -> dict[str, Any]:
         value = json.loads(raw, parse_constant=_refuse_constant)
     except ValueError:
         value = raw
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *sections, field = key.split(".")
+    override: dict[str, Any] = {field: value}
+    for section in reversed(sections):
+        override = {section: override}
+    return override
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

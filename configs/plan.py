@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
@@ -80,7 +81,11 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
     micro_batch = _micro_batch(config, ranks)
     shapes = cost.parameter_shapes(config.model)
     groups = {
-        name: Group(len(names), sum(cost.numel(shapes[n]) for n in names), config.optim.weight_decay if name == "decayed" else 0.0)
+        name: Group(
+            len(names),
+            sum(math.prod(shapes[n]) for n in names),
+            config.optim.weight_decay if name == "decayed" else 0.0,
+        )
         for name, names in cost.decay_groups(shapes, config.optim.decay_mask).items()
     }
     saved = config.schedule.steps // config.checkpoint.every if config.checkpoint.every else 0
@@ -117,16 +122,33 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
     lines = [
         ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
         ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
-        ("tokens per step", f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
-                            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens"),
-        *([("micro-batch", f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}")]
-          if config.batch.micro_batch is None else []),
+        (
+            "tokens per step",
+            f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
+            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens",
+        ),
+        *(
+            [
+                (
+                    "micro-batch",
+                    f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}",
+                )
+            ]
+            if config.batch.micro_batch is None
+            else []
+        ),
         ("steps", f"{plan.steps:,}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
         ("parameters", f"{plan.n_parameters:,}"),
-        *((f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}") for name, g in plan.groups.items()),
+        *(
+            (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
+            for name, g in plan.groups.items()
+        ),
         ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
-        ("memory per device", f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"),
+        (
+            "memory per device",
+            f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
+        ),
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
         ("Ση", f"{plan.lr_sum:.6g}"),
         ("Σηλ", f"{plan.decay_sum:.6g}"),
@@ -156,7 +178,10 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
         bound = config.batch.memory_gib * GIB
         return max((n for n in divisors if cost.activation_bytes(config, n) <= bound), default=1)
     if asked not in divisors:
-        below, above = max((n for n in divisors if n < asked), default=1), min((n for n in divisors if n > asked), default=share)
+        below, above = (
+            max((n for n in divisors if n < asked), default=1),
+            min((n for n in divisors if n > asked), default=share),
+        )
         raise ValueError(
             f"batch.micro_batch {asked} does not divide the {share} sequences of a rank and step "
             f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"

@@ -24,7 +24,7 @@ class Dtypes:
     reduction: str = "float32"
     moments: str = "float32"
     matmul: str = "float32"
-    loss: str = "float32"
+    loss: str = "float32"  # in every precision
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
@@ -35,5 +35,5 @@ TABLE: dict[str, Dtypes] = {
     "tf32": Dtypes(matmul="tensorfloat32"),
     "bf16-mixed": Dtypes(matmul="bfloat16"),
     "bf16-master": Dtypes(weights="bfloat16", gradients="bfloat16", matmul="bfloat16"),
-    "bf16-true": Dtypes(*["bfloat16"] * 7, loss="float32"),
+    "bf16-true": Dtypes(*["bfloat16"] * 7),
 }

@@ -53,20 +53,28 @@ class Model(Section):
     tied_head: bool = setting(True, "the output head is the token embedding")
     layernorm_gain: bool = setting(True, "learnable LayerNorm gains (false: plain normalisation)")
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
-    init_std: float = setting(0.02, "standard deviation of the initial weights; residual projections get it over √(2·n_layer)", gt=0)
+    init_std: float = setting(
+        0.02, "standard deviation of the initial weights; residual projections get it over √(2·n_layer)", gt=0
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Model:
         if self.n_embd % self.n_head:
             below, above = _nearest_multiples(self.n_embd, self.n_head)
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}")
+            raise ValueError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}"
+            )
         if self.bias and not self.layernorm_gain:
-            raise ValueError("bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true")
+            raise ValueError(
+                "bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true"
+            )
         return self
 
 
 class Data(Section):
-    path: str = setting(..., "folder made by `python -m data.prepare`; the identity takes the data's digest instead", operational=True)
+    path: str = setting(
+        ..., "folder made by `python -m data.prepare`; the identity takes the data's digest instead", operational=True
+    )
     order: Literal["windows", "documents"] = setting("windows", "permuted windows, or shuffled documents read through")
     train_tokens: int | None = setting(None, "use only the first N tokens of the training split", ge=1)
     epochs: int = setting(1, "passes over the data, each in its own order; 1 is one-pass training", ge=1)
@@ -74,7 +82,9 @@ class Data(Section):
 
 class Optim(Section):
     lr: float = setting(..., "peak learning rate η", gt=0)
-    weight_decay: float = setting(..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0)
+    weight_decay: float = setting(
+        ..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0
+    )
     betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
     eps: float = setting(1e-8, "Adam's ε", gt=0)
     grad_clip: float = setting(1.0, "bound on the global gradient norm; 0 switches clipping off", ge=0)
@@ -93,7 +103,9 @@ class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = setting("cosine", "shape after the warm-up")
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
     steps: int = setting(..., "updates of the run, exactly", ge=1)
-    final_lr_fraction: float = setting(0.1, "what the decay reaches at `steps`, as a fraction of the peak (constant ignores it)", ge=0, le=1)
+    final_lr_fraction: float = setting(
+        0.1, "what the decay reaches at `steps`, as a fraction of the peak (constant ignores it)", ge=0, le=1
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Schedule:
@@ -105,20 +117,35 @@ class Schedule(Section):
 class Batch(Section):
     tokens_per_step: int = setting(..., "tokens of one update over all ranks; accumulation is derived from it", ge=1)
     micro_batch: int | None = setting(
-        None, "sequences per device and forward pass; null: the largest divisor that fits memory_gib", operational=True, ge=1
+        None,
+        "sequences per device and forward pass; null: the largest divisor that fits memory_gib",
+        operational=True,
+        ge=1,
     )
-    memory_gib: float = setting(8.0, "bound on the activations of one micro-batch when micro_batch is null", operational=True, gt=0)
+    memory_gib: float = setting(
+        8.0, "bound on the activations of one micro-batch when micro_batch is null", operational=True, gt=0
+    )
 
 
 class Parallel(Section):
-    zero_stage: Literal[0, 1, 2, 3] = setting(0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True)
-    timeout_s: float = setting(1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0)
-    threads_per_rank: int | None = setting(None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True
+    )
+    timeout_s: float = setting(
+        1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0
+    )
+    threads_per_rank: int | None = setting(
+        None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1
+    )
 
 
 class Eval(Section):
-    every: int | None = setting(None, "updates between validations; null: only at the start and the end", operational=True, ge=1)
-    tokens: int = setting(1 << 20, "validation tokens: fixed windows spread over the validation split (all, where it has fewer)", ge=1)
+    every: int | None = setting(
+        None, "updates between validations; null: only at the start and the end", operational=True, ge=1
+    )
+    tokens: int = setting(
+        1 << 20, "validation tokens: fixed windows spread over the validation split (all, where it has fewer)", ge=1
+    )
 
 
 class Checkpoint(Section):
@@ -128,7 +155,9 @@ class Checkpoint(Section):
 
 class Log(Section):
     every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
-    wandb: Literal["disabled", "offline", "online"] = setting("disabled", "mirror the metrics to Weights & Biases", operational=True)
+    wandb: Literal["disabled", "offline", "online"] = setting(
+        "disabled", "mirror the metrics to Weights & Biases", operational=True
+    )
 
 
 class Seeds(Section):
@@ -146,13 +175,17 @@ class RunConfig(Section):
     optim: Optim
     schedule: Schedule
     batch: Batch
-    precision: Precision = setting("fp32", "dtypes of weights, gradients, state and matmuls: the table in engine/precision.py")
+    precision: Precision = setting(
+        "fp32", "dtypes of weights, gradients, state and matmuls: the table in engine/precision.py"
+    )
     parallel: Parallel = Parallel()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     seeds: Seeds = Seeds()
-    deepspeed: dict[str, int | float | bool] = setting({}, "raw zero_optimization options, from an allow-list", operational=True)
+    deepspeed: dict[str, int | float | bool] = setting(
+        {}, "raw zero_optimization options, from an allow-list", operational=True
+    )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -169,7 +202,9 @@ class RunConfig(Section):
             )
         unknown = sorted(set(self.deepspeed) - DEEPSPEED_OPTIONS)
         if unknown:
-            raise ValueError(f"deepspeed option {unknown[0]!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}")
+            raise ValueError(
+                f"deepspeed option {unknown[0]!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
+            )
         return self
 
     @property

@@ -46,7 +46,9 @@ class TrainData:
         self.config = config
         self._stream = open_split(Path(folder), manifest.train, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
-        self.order = WindowOrder(windows, config.data.epochs, config.seeds.data, permuted=config.data.order == "windows")
+        self.order = WindowOrder(
+            windows, config.data.epochs, config.seeds.data, permuted=config.data.order == "windows"
+        )
         self._documents: dict[int, DocumentOrder] = {}
         if config.data.order == "documents":
             ends = np.fromfile(Path(folder) / manifest.train.docs_file, dtype="<u8")
@@ -64,7 +66,11 @@ class TrainData:
         for row, identity in enumerate(ids.tolist()):
             epoch, window = divmod(identity, self.order.windows)
             start, stop, filled = window * length, window * length + length + 1, 0
-            pieces = self._document_order(epoch).pieces(start, stop) if self.config.data.order == "documents" else [(start, stop)]
+            pieces = (
+                self._document_order(epoch).pieces(start, stop)
+                if self.config.data.order == "documents"
+                else [(start, stop)]
+            )
             for begin, end in pieces:
                 self._stream.read(begin, end, out[row, filled : filled + end - begin])
                 filled += end - begin

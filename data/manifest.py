@@ -59,7 +59,9 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ValueError(f"{path} is not a manifest of prepared data: {error.errors()[0]['msg']}; prepare the data again") from None
+        raise ValueError(
+            f"{path} is not a manifest of prepared data: {error.errors()[0]['msg']}; prepare the data again"
+        ) from None
     if manifest.with_digest().digest != manifest.digest:
         raise ValueError(f"{path} was changed after preparation (its digest does not fit); prepare the data again")
     return manifest

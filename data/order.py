@@ -62,7 +62,9 @@ class WindowOrder:
     def __init__(self, windows: int, epochs: int, seed: int, permuted: bool) -> None:
         self.windows = windows
         self.total = windows * epochs
-        self._epoch_orders = [Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)]
+        self._epoch_orders = [
+            Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)
+        ]
 
     def step_positions(self, t: int, batch: int) -> Ids:
         """Positions of update t (0-based): [t·B, (t+1)·B)."""

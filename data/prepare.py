@@ -62,7 +62,9 @@ def prepare(source: Source, out: Path, options: Options, workers: int = 1) -> Ma
         print(f"{out} is prepared already: {done.train.tokens:,} training tokens")
         return done
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} holds something else ({'data prepared otherwise' if done else 'no manifest'}); choose another --out")
+        raise ValueError(
+            f"{out} holds something else ({'data prepared otherwise' if done else 'no manifest'}); choose another --out"
+        )
     work = out.with_name(out.name + ".preparing")
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -126,7 +128,7 @@ def _spool(source: Source, spool: Path, options: Options) -> list[str]:
         "val": max(1, -(-int(source.size * options.val_fraction) // BUCKET_BYTES)),
     }
     names = [f"{split}_{index:05d}" for split, count in counts.items() for index in range(count)]
-    files = {name: open(spool / name, "wb") for name in names}
+    files = {name: open(spool / name, "wb") for name in names}  # noqa: SIM115 (closed below, all of them)
     seed = options.seed.to_bytes(8, "little")
     documents = {"train": 0, "val": 0}
     try:
@@ -226,7 +228,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--input", help="file or quoted glob (not for python-source)")
     parser.add_argument("--out", required=True, type=Path, help="folder to create")
     parser.add_argument("--vocab-size", type=int, default=50304)
-    parser.add_argument("--val-fraction", type=float, help="share of documents held out; default: enough for validation")
+    parser.add_argument(
+        "--val-fraction", type=float, help="share of documents held out; default: enough for validation"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--text-field", default="text", help="field or column of jsonl and parquet")

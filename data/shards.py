@@ -34,7 +34,9 @@ class TokenStream:
             expected = shard.tokens * self.dtype.itemsize
             if found != expected:
                 what = "is missing" if found is None else f"has {found} bytes"
-                raise ValueError(f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again")
+                raise ValueError(
+                    f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again"
+                )
             self._maps.append(np.memmap(path, dtype=self.dtype, mode="r") if expected else np.empty(0, self.dtype))
         self._starts = np.cumsum([0] + [shard.tokens for shard in shards])
 

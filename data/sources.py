@@ -48,7 +48,9 @@ class Source:
         try:
             yield path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it or leave it out of --input") from None
+            raise ValueError(
+                f"{path} is not UTF-8 (byte {error.start}); convert it or leave it out of --input"
+            ) from None
 
     def _read_jsonl(self, path: Path) -> Iterator[str]:
         with open(path, "rb") as file:
@@ -64,7 +66,9 @@ class Source:
         text = row.get(self.text_field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"{path}:{number} has no string field {self.text_field!r} (found: {found}); name it with --text-field")
+            raise ValueError(
+                f"{path}:{number} has no string field {self.text_field!r} (found: {found}); name it with --text-field"
+            )
         return _checked(text, f"{path}:{number}")
 
     def _read_parquet(self, path: Path) -> Iterator[str]:
@@ -82,7 +86,9 @@ class Source:
             for value in batch.column(0):
                 text = value.as_py()
                 if not isinstance(text, str):
-                    raise ValueError(f"{path}: row {row} of column {self.text_field!r} is {type(text).__name__}, expected text")
+                    raise ValueError(
+                        f"{path}: row {row} of column {self.text_field!r} is {type(text).__name__}, expected text"
+                    )
                 yield _checked(text, f"{path}: row {row}")
                 row += 1
 
@@ -110,5 +116,7 @@ def _checked(text: str, place: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} holds a lone surrogate (character {error.start}), which UTF-8 cannot; repair the source") from None
+        raise ValueError(
+            f"{place} holds a lone surrogate (character {error.start}), which UTF-8 cannot; repair the source"
+        ) from None
     return text

@@ -29,7 +29,9 @@ class Tokenizer:
         self.eot: int = self._processor.eos_id()
         self._meta_space = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
         if self.eot < 0 or self._processor.unk_id() in self._meta_space:
-            raise ValueError("the SentencePiece model has no end-of-text piece or no byte fallback; train it with data.prepare")
+            raise ValueError(
+                "the SentencePiece model has no end-of-text piece or no byte fallback; train it with data.prepare"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:

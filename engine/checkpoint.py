@@ -83,7 +83,9 @@ def load(path: Path, fragments: Fragments) -> dict[str, Any]:
     dist.all_gather_object(shares, damaged)
     if any(shares):
         names = ", ".join(name for share in shares for name in share)
-        raise ValueError(f"checkpoint {path} is damaged: {names} differs from its manifest; delete it to resume from an older one")
+        raise ValueError(
+            f"checkpoint {path} is damaged: {names} differs from its manifest; delete it to resume from an older one"
+        )
     for kind in KINDS:
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
@@ -108,7 +110,9 @@ def complete(folder: Path) -> list[Path]:
             files = read_manifest(path)["files"]
         except ValueError:
             continue
-        if all((path / name).is_file() and (path / name).stat().st_size == entry["bytes"] for name, entry in files.items()):
+        if all(
+            (path / name).is_file() and (path / name).stat().st_size == entry["bytes"] for name, entry in files.items()
+        ):
             found.append(path)
     return found
 

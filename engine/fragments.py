@@ -174,7 +174,9 @@ def _stage_0(ds: Any) -> list[Fragment]:
     def gradient(parameter: nn.Parameter) -> Callable[[], Tensor]:
         return lambda: parameter.grad.view(-1)  # type: ignore[union-attr]
 
-    return [Fragment(name, p.shape, 0, p.detach().view(-1), p, 0, gradient(p)) for name, p in ds.module.named_parameters()]
+    return [
+        Fragment(name, p.shape, 0, p.detach().view(-1), p, 0, gradient(p)) for name, p in ds.module.named_parameters()
+    ]
 
 
 def _stages_1_2(ds: Any) -> list[Fragment]:
@@ -197,7 +199,11 @@ def _stages_1_2(ds: Any) -> list[Fragment]:
         if mapping is not None:
             flat, address = flats[mapping.param_group_index], mapping.hp_fragment_address
             weight = flat.detach()[address.start : address.start + address.numel]
-            found.append(Fragment(name, p.shape, mapping.lp_fragment_address.start, weight, flat, address.start, gradient(p, mapping)))
+            found.append(
+                Fragment(
+                    name, p.shape, mapping.lp_fragment_address.start, weight, flat, address.start, gradient(p, mapping)
+                )
+            )
     return found
 
 

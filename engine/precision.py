@@ -37,7 +37,11 @@ def watch_matmul_dtype(module: nn.Module, seen: dict[str, str]) -> None:
 def check_dtypes(precision: str, seen: dict[str, str]) -> None:
     """Compare dtypes read off the engine with the table. RuntimeError lists every one that differs."""
     expected = TABLE[precision].as_dict()
-    wrong = [f"{key} is {dtype}, expected {expected[key]}" for key, dtype in seen.items() if _kind(dtype) != _kind(expected[key])]
+    wrong = [
+        f"{key} is {dtype}, expected {expected[key]}"
+        for key, dtype in seen.items()
+        if _kind(dtype) != _kind(expected[key])
+    ]
     if wrong:
         raise RuntimeError(f"precision {precision} is not what the engine does: {'; '.join(wrong)}")
 

@@ -54,7 +54,11 @@ class Session:
             raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
         if path is not None:
             counters = checkpoint.load(path, self.trainer.fragments)
-            self.step, self.decay_sum, self.order_digest = counters["step"], counters["decay_sum"], counters["order_digest"]
+            self.step, self.decay_sum, self.order_digest = (
+                counters["step"],
+                counters["decay_sum"],
+                counters["order_digest"],
+            )
         if path is not None or self.folder.metrics.stat().st_size:
             self.recorder.add(self.step, {"event": "resume"})
         return path
@@ -76,7 +80,9 @@ class Session:
     def batches(self) -> Prefetcher:
         """The batches of the updates still to do, from a prefetch thread."""
         return Prefetcher(
-            step_batches(self._data, self.step, self.order_digest, self.plan.micro_batch, self.world.rank, self.world.ranks)
+            step_batches(
+                self._data, self.step, self.order_digest, self.plan.micro_batch, self.world.rank, self.world.ranks
+            )
         )
 
     def train_step(self, batches: Prefetcher, stop: bool) -> StepResult:

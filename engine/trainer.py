@@ -60,7 +60,10 @@ class Trainer:
         check_dtypes(config.precision, self.dtypes)
         watch_matmul_dtype(self.ds.module, self.dtypes)
         self._decayed = torch.tensor(
-            [is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask) for name in self.fragments.names],
+            [
+                is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask)
+                for name in self.fragments.names
+            ],
             device=self.ds.device,
         )
 

@@ -28,7 +28,15 @@ class WandbMirror:
     def _start(self, mode: str, folder: Path, name: str, run_id: str, config: dict[str, Any]) -> None:
         import wandb
 
-        self._run = wandb.init(mode=mode, dir=folder, project="weight-decay", name=name, id=run_id, resume="allow", config=config)
+        self._run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=folder,
+            project="weight-decay",
+            name=name,
+            id=run_id,
+            resume="allow",
+            config=config,
+        )
 
     def _guard(self, act: Any) -> None:
         try:

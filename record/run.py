@@ -1,13 +1,13 @@
 """The run folder: one run, one folder; copying the folder copies the experiment.
 
-    config.json         the resolved configuration
-    config.given.json   the configuration as given, with --set applied
-    experiment.json     the fields that make the run's identity
-    plan.json           what was derived from it at the latest start
-    starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
-    status.json         running | done | preempted | failed | diverged, with step and reason
-    metrics.jsonl       the measurements (record/metrics.py)
-    checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
+config.json         the resolved configuration
+config.given.json   the configuration as given, with --set applied
+experiment.json     the fields that make the run's identity
+plan.json           what was derived from it at the latest start
+starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
+status.json         running | done | preempted | failed | diverged, with step and reason
+metrics.jsonl       the measurements (record/metrics.py)
+checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
 
-    def create(self, config: dict[str, Any], given: dict[str, Any], experiment: dict[str, Any], plan: dict[str, Any]) -> None:
+    def create(
+        self, config: dict[str, Any], given: dict[str, Any], experiment: dict[str, Any], plan: dict[str, Any]
+    ) -> None:
         """Write the run's description; called at every start, by rank 0."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.config, config)
@@ -56,7 +58,9 @@ class RunFolder:
         try:
             value = json.loads(self.experiment.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.experiment} cannot be read ({error}); restore it or use another --run-dir") from None
+            raise ValueError(
+                f"{self.experiment} cannot be read ({error}); restore it or use another --run-dir"
+            ) from None
         return dict(value)
 
     def record_start(self, row: dict[str, Any]) -> None:

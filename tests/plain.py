@@ -13,7 +13,9 @@ from data.manifest import Manifest
 from model.gpt import GPT
 
 
-def plain_run(config: RunConfig, manifest: Manifest, dtype: torch.dtype = torch.float32) -> tuple[list[float], dict[str, Tensor]]:
+def plain_run(
+    config: RunConfig, manifest: Manifest, dtype: torch.dtype = torch.float32
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and final weights of `config`, its global batch accumulated in micro-batches of one sequence."""
     make_plan(config, 1, DataSummary(manifest.digest, manifest.vocab_size, manifest.train.tokens, manifest.val.tokens))
     model = GPT(config.model)

@@ -17,7 +17,9 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     port = free_port()
-    processes = [context.Process(target=_main, args=(rank, ranks, port, results, function, arguments)) for rank in range(ranks)]
+    processes = [
+        context.Process(target=_main, args=(rank, ranks, port, results, function, arguments)) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     found: dict[int, Any] = {}
@@ -42,10 +44,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _main(rank: int, ranks: int, port: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _main(
+    rank: int, ranks: int, port: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     try:
         # Pickled here: a queue would pass tensors as handles that die with this process.

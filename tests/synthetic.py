@@ -27,10 +27,18 @@ def write_synthetic(folder: Path, train_tokens: int, val_tokens: int = 4096) -> 
         ends.tofile(folder / f"{split}_docs.bin")
         shard = Shard(f"{split}_00000.bin", count, sha256_of(folder / f"{split}_00000.bin"))
         docs = f"{split}_docs.bin"
-        splits[split] = Split(tokens=count, documents=len(ends), shards=[shard], docs_file=docs, docs_sha256=sha256_of(folder / docs))
+        splits[split] = Split(
+            tokens=count, documents=len(ends), shards=[shard], docs_file=docs, docs_sha256=sha256_of(folder / docs)
+        )
     manifest = Manifest(
-        source={"kind": "synthetic"}, options={}, tokenizer={}, vocab_size=VOCAB, eot=EOT, dtype="uint16",
-        train=splits["train"], val=splits["val"],
+        source={"kind": "synthetic"},
+        options={},
+        tokenizer={},
+        vocab_size=VOCAB,
+        eot=EOT,
+        dtype="uint16",
+        train=splits["train"],
+        val=splits["val"],
     ).with_digest()
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return manifest

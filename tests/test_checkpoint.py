@@ -85,7 +85,11 @@ def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> 
 
 def _same_files(one: Path, other: Path) -> None:
     names = {path.name for path in one.iterdir()}
-    assert names == {path.name for path in other.iterdir()} == {"manifest.json", *(f"{k}.safetensors" for k in checkpoint.KINDS)}
+    assert (
+        names
+        == {path.name for path in other.iterdir()}
+        == {"manifest.json", *(f"{k}.safetensors" for k in checkpoint.KINDS)}
+    )
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), f"{one / name} and {other / name} differ"
 
@@ -113,18 +117,22 @@ def test_only_complete_checkpoints_are_found(
     assert not source.exists()
 
 
-def test_a_flipped_bit_is_refused(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_flipped_bit_is_refused(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
     """Breaks if a checkpoint of the right size but with other bytes is trained from."""
     config = tiny_config({"parallel": {"zero_stage": 1}})
     source = run_ranks(1, _trained_at_stage_1, config, tiny_data[1], tmp_path)[0]
     data = bytearray((source / "exp_avg.safetensors").read_bytes())
     data[-5] ^= 1
     (source / "exp_avg.safetensors").write_bytes(data)
-    with pytest.raises(AssertionError, match="is damaged: exp_avg.safetensors differs"):
+    with pytest.raises(AssertionError, match=r"is damaged: exp_avg\.safetensors differs"):
         run_ranks(1, saved_again, [config], tiny_data[1], source, tmp_path)
 
 
-def test_weights_are_float32_by_name(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_weights_are_float32_by_name(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
     """Breaks if the layout loses names, shapes, or the tied head's single copy."""
     from safetensors.torch import load_file
 

@@ -1,6 +1,7 @@
 """A golden curve: a change that should not change numbers leaves it alone; one that should, changes it and says why.
 
-Recorded with `python -m tests.test_golden` (CPU, float32, one thread). Bits depend on the CPU's instruction set, hence the tolerance.
+Recorded with `python -m tests.test_golden` (CPU, float32, one thread).
+Bits depend on the CPU's instruction set, hence the tolerance.
 """
 
 from __future__ import annotations

@@ -32,17 +32,27 @@ def test_equals_transformers_gpt2(bias: bool) -> None:
     ours = gpt(activation="gelu_tanh", bias=bias)
     with torch.no_grad():
         for parameter in ours.parameters():  # away from the init's zeros and ones
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.1)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.1
+            )
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=24, n_embd=32, n_layer=3, n_head=4)).eval()
     mapped = {"wte": "wte", "wpe": "wpe", "ln_f": "ln_f"}
     for i in range(3):
-        pairs = (("ln_1", "ln_1"), ("ln_2", "ln_2"), ("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"),
-                 ("mlp.fc", "mlp.c_fc"), ("mlp.proj", "mlp.c_proj"))
+        pairs = (
+            ("ln_1", "ln_1"),
+            ("ln_2", "ln_2"),
+            ("attn.qkv", "attn.c_attn"),
+            ("attn.proj", "attn.c_proj"),
+            ("mlp.fc", "mlp.c_fc"),
+            ("mlp.proj", "mlp.c_proj"),
+        )
         mapped |= {f"blocks.{i}.{a}": f"h.{i}.{b}" for a, b in pairs}
     state = dict(theirs.transformer.state_dict())
     for name, tensor in ours.state_dict().items():
         module, _, kind = name.rpartition(".")
-        transposed = kind == "weight" and "mlp" in name or "attn" in name and kind == "weight"  # HF's Conv1D is (in, out)
+        transposed = (kind == "weight" and "mlp" in name) or (
+            "attn" in name and kind == "weight"
+        )  # HF's Conv1D is (in, out)
         state[f"{mapped[module]}.{kind}"] = tensor.T if transposed else tensor
     if not bias:
         state = {name: torch.zeros_like(t) if name.endswith("bias") else t for name, t in state.items()}

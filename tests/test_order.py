@@ -13,7 +13,7 @@ from configs.plan import train_windows, windows_in
 from configs.schema import RunConfig
 from data.loader import NO_DIGEST, Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
-from data.order import DocumentOrder, Permutation, WindowOrder
+from data.order import Permutation, WindowOrder
 from data.shards import TokenStream
 
 
@@ -53,7 +53,9 @@ def test_every_window_once_per_epoch() -> None:
         order.step_windows(11, 10)
 
 
-def test_every_target_is_predicted_once(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+def test_every_target_is_predicted_once(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
     """Breaks if the grid overlaps, leaves gaps, or drops more than the tail: the whole split is read, and compared."""
     folder, manifest = tiny_data
     windows = windows_in(manifest.train.tokens, 16)
@@ -80,12 +82,14 @@ def test_same_batches_for_any_ranks(
     folder, manifest = tiny_data
     config = tiny_config({"data": {"order": order}})
     data = TrainData(folder, manifest, config)
-    reference = [b for b in step_batches(data, 0, NO_DIGEST, 8, 0, 1)]
+    reference = list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
     for ranks, micro_batch in ((1, 2), (2, 1), (2, 4), (4, 2), (4, 1)):
         parts = [list(step_batches(data, 0, NO_DIGEST, micro_batch, rank, ranks)) for rank in range(ranks)]
         for t, whole in enumerate(reference):
             # micro-step m of rank r holds the (m·ranks + r)-th slice
-            tokens = np.concatenate([parts[r][t].tokens[m] for m in range(8 // ranks // micro_batch) for r in range(ranks)])
+            tokens = np.concatenate(
+                [parts[r][t].tokens[m] for m in range(8 // ranks // micro_batch) for r in range(ranks)]
+            )
             assert np.array_equal(tokens, whole.tokens[0]), (ranks, micro_batch, t)
             assert {parts[r][t].digest for r in range(ranks)} == {whole.digest}
 
@@ -167,7 +171,7 @@ def test_prefetcher_hands_on_errors(tiny_data: tuple[Path, Manifest], tiny_confi
     """Breaks if a failing data thread hangs the training loop, or closing one does."""
     data = TrainData(*tiny_data, tiny_config())
 
-    def failing():  # noqa: ANN202
+    def failing():
         yield from list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))[:2]
         raise OSError("disk gone")
 

@@ -17,8 +17,25 @@ from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
 
 HARD = [
-    "", " ", "   ", "\t\n\r\n \n", "a  b   c", " leading", "trailing ", "▁", "a▁b ▁▁ c", "日本語と中文", "👩‍👩‍👧‍👦 🏳️‍🌈", "\x00\x01\x7f\x1b[0m",
-    "<|endoftext|>", "<0x41> <unk> <s>", "e\u0301 é ﬁ ①", "\u2028\u2029\u00a0\ufeff", "x" * 100_000, "def f():\n\treturn 1\n", "\ufffd",
+    "",
+    " ",
+    "   ",
+    "\t\n\r\n \n",
+    "a  b   c",
+    " leading",
+    "trailing ",
+    "▁",
+    "a▁b ▁▁ c",
+    "日本語と中文",
+    "👩‍👩‍👧‍👦 🏳️‍🌈",
+    "\x00\x01\x7f\x1b[0m",
+    "<|endoftext|>",
+    "<0x41> <unk> <s>",
+    "e\u0301 é ﬁ ①",
+    "\u2028\u2029\u00a0\ufeff",
+    "x" * 100_000,
+    "def f():\n\treturn 1\n",
+    "\ufffd",
 ]
 
 
@@ -90,8 +107,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     """Breaks if the documented command fails, or a second call does the work again or harms the first's."""
     for index, path in enumerate(_tiny_files()[:12]):
         (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
-    arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--out", str(tmp_path / "out"), "--vocab-size", "512",
-                 "--val-fraction", "0.3", "--seed", "1", "--workers", "2"]
+    arguments = [
+        "--source",
+        "text",
+        "--input",
+        str(tmp_path / "*.txt"),
+        "--out",
+        str(tmp_path / "out"),
+        "--vocab-size",
+        "512",
+        "--val-fraction",
+        "0.3",
+        "--seed",
+        "1",
+        "--workers",
+        "2",
+    ]
     assert main(arguments) == 0
     assert "training" in capsys.readouterr().out
     before = _folder_bytes(tmp_path / "out")
@@ -108,13 +139,29 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ({}, ["--source", "text", "--input", "*.txt"], "matches no file"),
         ({"a.txt": b"x"}, ["--source", "text"], "needs --input"),
         ({"a.txt": b"\xff\xfe"}, ["--source", "text", "--input", "*.txt"], "a.txt is not UTF-8 (byte 0)"),
-        ({"a.jsonl": b'{"text": "a"}\n{"txt": "b"}\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:2 has no string field 'text' (found: txt)"),
+        (
+            {"a.jsonl": b'{"text": "a"}\n{"txt": "b"}\n'},
+            ["--source", "jsonl", "--input", "*.jsonl"],
+            "a.jsonl:2 has no string field 'text' (found: txt)",
+        ),
         ({"a.jsonl": b'{"text": "a\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:1 is not JSON"),
-        ({"a.jsonl": b'{"text": "\\ud800"}\n'}, ["--source", "jsonl", "--input", "*.jsonl"], "a.jsonl:1 holds a lone surrogate"),
+        (
+            {"a.jsonl": b'{"text": "\\ud800"}\n'},
+            ["--source", "jsonl", "--input", "*.jsonl"],
+            "a.jsonl:1 holds a lone surrogate",
+        ),
         ({"a.jsonl": b""}, ["--source", "jsonl", "--input", "*.jsonl"], "the corpus is empty"),
         ({"a.parquet": b"PAR?"}, ["--source", "parquet", "--input", "*.parquet"], "a.parquet is not a parquet file"),
-        ({"a.txt": b"abc", "b.txt": b"abd", "c.txt": b"ace"}, ["--source", "text", "--input", "*.txt", "--val-fraction", "0.5"], "cannot train a vocabulary of 512"),
-        ({"a.txt": b"abc"}, ["--source", "text", "--input", "*.txt", "--val-fraction", "0"], "must lie between 0 and 1"),
+        (
+            {"a.txt": b"abc", "b.txt": b"abd", "c.txt": b"ace"},
+            ["--source", "text", "--input", "*.txt", "--val-fraction", "0.5"],
+            "cannot train a vocabulary of 512",
+        ),
+        (
+            {"a.txt": b"abc"},
+            ["--source", "text", "--input", "*.txt", "--val-fraction", "0"],
+            "must lie between 0 and 1",
+        ),
     ],
 )
 def test_bad_input_leaves_nothing(
@@ -134,7 +181,16 @@ def test_empty_validation_split_is_an_error(tmp_path: Path, capsys: pytest.Captu
     """Breaks if 0.05 % of a few documents silently gives no validation at all; the default fraction is large enough."""
     for index, path in enumerate(_tiny_files()[:12]):
         (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
-    arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--out", str(tmp_path / "out"), "--vocab-size", "512"]
+    arguments = [
+        "--source",
+        "text",
+        "--input",
+        str(tmp_path / "*.txt"),
+        "--out",
+        str(tmp_path / "out"),
+        "--vocab-size",
+        "512",
+    ]
     assert main([*arguments, "--val-fraction", "0.0005"]) == 2
     assert "the val split would be empty" in capsys.readouterr().err
     assert default_val_fraction(31_000_000) == pytest.approx(2 * 2**20 / 31e6)
@@ -156,5 +212,19 @@ def test_changed_manifest_is_refused(tmp_path: Path, tiny_data: tuple[Path, Mani
 def test_gzip_is_not_mistaken_for_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a compressed file is read as if it were text."""
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    assert main(["--source", "jsonl", "--input", str(tmp_path / "*.gz"), "--out", str(tmp_path / "o"), "--vocab-size", "512"]) == 2
+    assert (
+        main(
+            [
+                "--source",
+                "jsonl",
+                "--input",
+                str(tmp_path / "*.gz"),
+                "--out",
+                str(tmp_path / "o"),
+                "--vocab-size",
+                "512",
+            ]
+        )
+        == 2
+    )
     assert "is not JSON" in capsys.readouterr().err

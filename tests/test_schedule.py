@@ -19,7 +19,9 @@ def values(**fields: object) -> list[float]:
 def test_every_value() -> None:
     """Breaks if a shape, the warm-up's first value, the peak's place or the end moves by one update."""
     third = 1 / 3
-    assert values(kind="linear", warmup_steps=2, steps=6, final_lr_fraction=0.0) == pytest.approx([third, 2 * third, 1, 0.75, 0.5, 0.25])
+    assert values(kind="linear", warmup_steps=2, steps=6, final_lr_fraction=0.0) == pytest.approx(
+        [third, 2 * third, 1, 0.75, 0.5, 0.25]
+    )
     assert values(kind="constant", warmup_steps=2, steps=5) == pytest.approx([third, 2 * third, 1, 1, 1])
     cosine = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
     assert values(kind="cosine", warmup_steps=1, steps=5, final_lr_fraction=0.1) == pytest.approx([0.5, *cosine])
@@ -39,8 +41,12 @@ def test_never_zero_and_exactly_steps(kind: str, warmup: int) -> None:
 
 def test_sums(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if Ση or Σηλ of the plan are not the sums of what the updates use."""
-    config = tiny_config({"schedule": {"steps": 1000, "warmup_steps": 100, "final_lr_fraction": 0.1}, "optim": {"lr": 2.0}})
-    closed = 2.0 * (100 / 2 + 900 * 1.1 / 2 + 0.9 / 2)  # warm-up W/2; half-cosine mean (1+f)/2, plus its first value's half step
+    config = tiny_config(
+        {"schedule": {"steps": 1000, "warmup_steps": 100, "final_lr_fraction": 0.1}, "optim": {"lr": 2.0}}
+    )
+    closed = 2.0 * (
+        100 / 2 + 900 * 1.1 / 2 + 0.9 / 2
+    )  # warm-up W/2; half-cosine mean (1+f)/2, plus its first value's half step
     assert lr_sum(config) == pytest.approx(closed, rel=1e-12)
     assert decay_sum(config, 1000) == pytest.approx(0.5 * closed, rel=1e-12)
     assert decay_sum(config, 3) == pytest.approx(0.5 * sum(lr_at(config, t) for t in range(3)))

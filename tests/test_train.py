@@ -37,7 +37,11 @@ def start(config: Path, run_dir: Path, *options: str, ranks: int = 1, **env: str
         command = [sys.executable, launcher, "--num_accelerators", str(ranks), "--master_port", port, "train.py"]
     return subprocess.Popen(
         [*command, "--config", str(config), "--run-dir", str(run_dir), *options],
-        cwd=ROOT, env={**os.environ, "DS_ACCELERATOR": "cpu", **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -52,7 +56,9 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["train/loss"]) for row in read_metrics(run_dir / "metrics.jsonl")[0] if "train/loss" in row]
+    return [
+        (row["step"], row["train/loss"]) for row in read_metrics(run_dir / "metrics.jsonl")[0] if "train/loss" in row
+    ]
 
 
 @pytest.fixture
@@ -65,8 +71,16 @@ def straight(config_file: ConfigFile, tmp_path: Path) -> Path:
 def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if a run does not leave behind what the house promises: description, status, every metric of every update."""
     names = {path.name for path in straight.iterdir()} - {".lock"}
-    assert names == {"config.json", "config.given.json", "experiment.json", "plan.json", "starts.jsonl", "status.json",
-                     "metrics.jsonl", "checkpoints"}
+    assert names == {
+        "config.json",
+        "config.given.json",
+        "experiment.json",
+        "plan.json",
+        "starts.jsonl",
+        "status.json",
+        "metrics.jsonl",
+        "checkpoints",
+    }
     assert json.loads((straight / "config.json").read_text()) == tiny_config().model_dump(mode="json")
     assert (status(straight)["state"], status(straight)["step"]) == ("done", 6)
     begun = json.loads((straight / "starts.jsonl").read_text())
@@ -77,8 +91,16 @@ def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> No
     assert problems == []
     assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 128) for s in range(7)]
     for row in rows[1:]:
-        assert {"train/loss", "optim/lr", "optim/decay_sum", "optim/grad_norm", "weights/norm", "weights/norm_decayed",
-                "perf/tokens_per_s", "time/step_s"} <= set(row)
+        assert {
+            "train/loss",
+            "optim/lr",
+            "optim/decay_sum",
+            "optim/grad_norm",
+            "weights/norm",
+            "weights/norm_decayed",
+            "perf/tokens_per_s",
+            "time/step_s",
+        } <= set(row)
     assert "val/loss" in rows[0]
     assert "val/loss" in rows[6]
     plan = json.loads((straight / "plan.json").read_text())
@@ -89,11 +111,16 @@ def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> No
 
 def test_observation_changes_nothing(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if evaluating, saving, logging or wandb changes a single bit of training."""
-    watched = config_file({"eval": {"every": 1}, "checkpoint": {"every": 2, "keep_last": 2}, "log": {"every": 1, "wandb": "offline"}})
+    watched = config_file(
+        {"eval": {"every": 1}, "checkpoint": {"every": 2, "keep_last": 2}, "log": {"every": 1, "wandb": "offline"}}
+    )
     finish(start(watched, tmp_path / "watched"))
     assert losses(tmp_path / "watched") == losses(straight)
     assert len([row for row in read_metrics(tmp_path / "watched" / "metrics.jsonl")[0] if "val/loss" in row]) == 7
-    assert sorted(path.name for path in (tmp_path / "watched" / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+    assert sorted(path.name for path in (tmp_path / "watched" / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+    ]
     assert list((tmp_path / "watched" / "wandb").glob("offline-run-*"))
     weights = "checkpoints/step_00000006/weights.safetensors"
     assert (tmp_path / "watched" / weights).read_bytes() == (straight / weights).read_bytes()
@@ -103,7 +130,9 @@ def test_broken_wandb_does_not_stop_training(straight: Path, config_file: Config
     """Breaks if a failing dashboard can end a run, or fails silently."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "wandb.py").write_text("raise RuntimeError('no dashboard today')")
-    output = finish(start(config_file({"log": {"wandb": "online"}}), tmp_path / "run", PYTHONPATH=str(tmp_path / "broken")))
+    output = finish(
+        start(config_file({"log": {"wandb": "online"}}), tmp_path / "run", PYTHONPATH=str(tmp_path / "broken"))
+    )
     assert "wandb failed (RuntimeError: no dashboard today)" in output
     assert losses(tmp_path / "run") == losses(straight)
 
@@ -127,13 +156,18 @@ def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
     stopped = status(tmp_path / "run")
     assert (stopped["state"], stopped["reason"]) == ("preempted", "SIGTERM")
     assert 20 < stopped["step"] < 400
-    assert f"resumes from {tmp_path / 'run'}/checkpoints/step_{stopped['step']:08d}" in finish(start(long, tmp_path / "run"))
+    assert f"resumes from {tmp_path / 'run'}/checkpoints/step_{stopped['step']:08d}" in finish(
+        start(long, tmp_path / "run")
+    )
     assert status(tmp_path / "run")["state"] == "done"
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
     for name in ("weights", "exp_avg", "exp_avg_sq"):
         file = f"checkpoints/step_00000400/{name}.safetensors"
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
-    counters = [json.loads((tmp_path / r / "checkpoints/step_00000400/manifest.json").read_text())["counters"] for r in ("run", "straight")]
+    counters = [
+        json.loads((tmp_path / r / "checkpoints/step_00000400/manifest.json").read_text())["counters"]
+        for r in ("run", "straight")
+    ]
     assert counters[0] == counters[1]
 
 
