@@ -108,6 +108,7 @@ def run(
     stop = StopRequest(folder.path / "stop")
     first = world.rank == 0
     session = Session(config, manifest, plan, folder, world)
+    logger.info("%s", render_plan(config, plan))
     with held(folder) if first else nullcontext():
         if first:
             folder.create(config.model_dump(mode="json"), given, experiment(config, manifest.digest), plan.as_dict())
@@ -119,7 +120,10 @@ def run(
             if first:
                 folder.record_start(session.describe())
                 folder.write_status("running", session.step, plan.steps)
-            state, reason = train(session, stop)
+            try:
+                state, reason = train(session, stop)
+            except ValueError as error:  # from here on a ValueError is no longer the user's
+                raise RuntimeError("training failed") from error
         except BaseException as error:
             if first:
                 folder.write_status("failed", session.step, plan.steps, f"{type(error).__name__}: {error}")

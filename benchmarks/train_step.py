@@ -119,6 +119,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=10, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -158,8 +159,8 @@ def main() -> int:
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
         **environment(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
+    path = args.out or RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "

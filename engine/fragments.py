@@ -16,7 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.precision import dtype_name
 from optim.adamw import MOMENTS, zero_state
+
+NORM_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ class Fragments:
         """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
         squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.ds.device)
         if tensors:
-            norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
-            squares.index_add_(0, self._index, norms.double().square())
+            squares[self._index] = square_sums(tensors)
         if self.sharded:
             dist.all_reduce(squares)
         return squares
@@ -147,8 +149,6 @@ class Fragments:
 
     def dtypes(self) -> dict[str, str]:
         """Dtypes read off the live engine, in the columns of configs/precision.py."""
-        from engine.precision import dtype_name
-
         model_dtype, accumulation = self.ds.get_data_types()
         return {
             "weights": dtype_name(next(self.ds.module.parameters()).dtype),
@@ -168,6 +168,17 @@ class Fragments:
         if self.stage == 3:  # DeepSpeed keeps its groups empty between steps
             return list(self.ds.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def square_sums(tensors: list[Tensor]) -> Tensor:
+    """Sum of squares of each tensor, float64 (len(tensors),).
+
+    In chunks: over 4·10⁷ elements at once, torch's float32 norm on a CPU is 0.3 % too small.
+    """
+    chunks = [tensor.split(NORM_CHUNK) for tensor in tensors]
+    norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
+    squares = torch.stack(norms).double().square()
+    return torch.stack([piece.sum() for piece in squares.split([len(pieces) for pieces in chunks])])
 
 
 def _stage_0(ds: Any) -> list[Fragment]:

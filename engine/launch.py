@@ -27,7 +27,9 @@ def start_world(run: str, timeout_s: float, threads: int | None) -> World:
     """
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    local_ranks = int(
+        os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ranks
+    )  # DeepSpeed's, torchrun's
     os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed insists on it
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from configs.precision import TABLE
 
@@ -21,17 +20,6 @@ def set_matmul_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16-mixed")
     torch.backends.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-
-
-def watch_matmul_dtype(module: nn.Module, seen: dict[str, str]) -> None:
-    """Note the dtype that the first linear layer's product has in the next forward pass as seen["matmul"]."""
-    linear = next(m for m in module.modules() if isinstance(m, nn.Linear))
-
-    def note(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        seen["matmul"] = dtype_name(output.dtype)
-        handle.remove()
-
-    handle = linear.register_forward_hook(note)
 
 
 def check_dtypes(precision: str, seen: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ from configs.schema import RunConfig
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
-from engine.precision import check_dtypes, watch_matmul_dtype
+from engine.precision import check_dtypes, dtype_name
 from optim.adamw import build_optimizer
 
 
@@ -56,9 +56,8 @@ class Trainer:
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
         self.fragments.check_forward(initial.__getitem__)
-        self.dtypes = self.fragments.dtypes()
+        self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
-        watch_matmul_dtype(self.ds.module, self.dtypes)
         self._decayed = torch.tensor(
             [
                 is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask)
@@ -96,8 +95,6 @@ class Trainer:
             self.ds.backward(loss * scale)
             if m + 1 < micro_steps:
                 self.ds.step()  # advances DeepSpeed's micro-step count, no update
-            if step == 0 and m == 0:
-                check_dtypes(self.config.precision, self.dtypes)  # the matmul dtype is known now
         dist.all_reduce(total)
         loss_sum, stops = total.tolist()
         return loss_sum / self.config.batch.tokens_per_step, stops > 0
@@ -141,6 +138,18 @@ class Trainer:
         self.ds.train()
         return (total[0] / total[1]).item()
 
+    @torch.no_grad()
+    def _forward_dtypes(self) -> dict[str, str]:
+        """The dtypes of a matrix product and of the loss, seen in a forward pass over one sequence."""
+        seen: dict[str, str] = {}
+        linear = next(module for module in self.ds.module.modules() if isinstance(module, nn.Linear))
+        hook = linear.register_forward_hook(lambda _m, _i, output: seen.update(matmul=dtype_name(output.dtype)))
+        tokens = torch.zeros(1, self.config.model.seq_len, dtype=torch.long, device=self.ds.device)
+        self.ds.eval()
+        seen["loss"] = dtype_name(self.ds(tokens, tokens).dtype)
+        hook.remove()
+        return seen
+
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """Masks are a pure function of (seed, step, global micro-step), so nothing about them needs saving."""
         if self.config.model.dropout:
@@ -159,4 +168,6 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: d
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    if dist.get_world_size() == 1 and ds_config["zero_optimization"]["stage"] == 0:
+        engine.enable_backward_allreduce = False  # nobody to reduce with: spares two passes over the gradients
     return engine

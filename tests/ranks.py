@@ -12,13 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 
-def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300) -> list[Any]:
-    """Results of `function(*arguments)` by rank. `function` joins the group itself (engine.launch.start_world)."""
+def run_ranks(
+    ranks: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300, gpu: bool = False
+) -> list[Any]:
+    """Results of `function(*arguments)` by rank. `function` joins the group itself (engine.launch.start_world).
+
+    Without `gpu` the ranks see no CUDA device, so that the CPU suite is the same on every machine.
+    """
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     port = free_port()
     processes = [
-        context.Process(target=_main, args=(rank, ranks, port, results, function, arguments)) for rank in range(ranks)
+        context.Process(target=_main, args=(rank, ranks, port, gpu, results, function, arguments))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -45,7 +51,13 @@ def free_port() -> int:
 
 
 def _main(
-    rank: int, ranks: int, port: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    ranks: int,
+    port: int,
+    gpu: bool,
+    results: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -55,6 +67,8 @@ def _main(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         # Pickled here: a queue would pass tensors as handles that die with this process.
         results.put((rank, pickle.dumps(function(*arguments)), ""))

@@ -59,7 +59,7 @@ def test_resume_is_bit_identical(
     for case, run in zip(CASES, run_ranks(ranks, resumed_runs, configs, tiny_data[1], tmp_path)[0], strict=True):
         losses = [(s.loss, s.grad_norm, s.norm) for s in run["straight"]]
         assert losses == [(s.loss, s.grad_norm, s.norm) for s in run["resumed"]], case
-        _same_files(*run["files"])
+        same_files(*run["files"])
         assert run["counters"] == {"note": 1, "optimizer_step": 3}, case
 
 
@@ -73,7 +73,7 @@ def test_files_do_not_know_stage_or_ranks(
     configs = [tiny_config({"batch": batch, "parallel": {"zero_stage": stage}}) for stage in (0, 1, 2, 3)]
     for ranks in (1, 3):
         for path in run_ranks(ranks, saved_again, configs, manifest, source, tmp_path)[0]:
-            _same_files(source, path)
+            same_files(source, path)
 
 
 def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> Path:
@@ -83,7 +83,7 @@ def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> 
     return checkpoint.save(folder / "source", 3, trainer.fragments, {}, {})
 
 
-def _same_files(one: Path, other: Path) -> None:
+def same_files(one: Path, other: Path) -> None:
     names = {path.name for path in one.iterdir()}
     assert (
         names

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from configs.precision import TABLE
 from configs.schema import RunConfig
 from record.metrics import read_metrics
 
@@ -38,7 +39,7 @@ def start(config: Path, run_dir: Path, *options: str, ranks: int = 1, **env: str
     return subprocess.Popen(
         [*command, "--config", str(config), "--run-dir", str(run_dir), *options],
         cwd=ROOT,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", **env},
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **env},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,7 +85,7 @@ def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> No
     assert json.loads((straight / "config.json").read_text()) == tiny_config().model_dump(mode="json")
     assert (status(straight)["state"], status(straight)["step"]) == ("done", 6)
     begun = json.loads((straight / "starts.jsonl").read_text())
-    assert begun["dtypes"]["masters"] == "float32"
+    assert begun["dtypes"] == TABLE["fp32"].as_dict()
     assert begun["ranks"] == 1
     assert begun["packages"]["deepspeed"]
     rows, problems = read_metrics(straight / "metrics.jsonl")
@@ -139,7 +140,7 @@ def test_broken_wandb_does_not_stop_training(straight: Path, config_file: Config
 
 def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if `deepspeed train.py` fails, or two ranks train something else than one."""
-    finish(start(config_file({"parallel": {"zero_stage": 2}}), tmp_path / "two", ranks=2))
+    finish(start(config_file({"parallel": {"zero_stage": 3}, "eval": {"every": 2}}), tmp_path / "two", ranks=2))
     assert status(tmp_path / "two")["state"] == "done"
     for (_, ours), (_, theirs) in zip(losses(tmp_path / "two"), losses(straight), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)

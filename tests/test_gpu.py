@@ -1,0 +1,64 @@
+"""What only a CUDA device can show. Run with `python -m pytest -m gpu`, or with benchmarks/gpu.sh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import RunConfig
+from data.manifest import Manifest
+from engine.precision import set_matmul_precision
+from tests.plain import plain_run
+from tests.ranks import run_ranks
+from tests.test_checkpoint import resumed_runs, same_files
+from tests.test_parity import BOUNDS, CASE, CASES, engine_runs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+GPU_CASES = [*CASES, ("tf32", 0)]
+GPU_BOUNDS = {**BOUNDS, "fp32": (1e-5, 1e-4), "tf32": BOUNDS["bf16-mixed"]}  # other kernels, other orders of summation
+
+
+def test_every_precision_and_stage(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a label means something else on a GPU: autocast switched off, another dtype, another optimiser path."""
+    losses, weights = plain_run(tiny_config(CASE), tiny_data[1])
+    configs = [tiny_config(CASE, {"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in GPU_CASES]
+    for (precision, stage), found in zip(
+        GPU_CASES, run_ranks(1, engine_runs, configs, tiny_data[1], gpu=True)[0], strict=True
+    ):
+        loss_bound, weight_bound = GPU_BOUNDS[precision]
+        for step, (ours, theirs) in enumerate(zip(found["steps"], losses, strict=True)):
+            assert abs(ours.loss - theirs) <= loss_bound * theirs, f"{precision}, stage {stage}, update {step}"
+        for name, tensor in found["end"].items():
+            error = (tensor.float() - weights[name]).norm() / weights[name].norm()
+            assert error <= weight_bound, f"{precision}, stage {stage}: {name} is {error:.2e} from the reference"
+
+
+def test_resume_is_bit_identical(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Breaks if fused AdamW's state on the device, its step included, does not survive a checkpoint."""
+    configs = [tiny_config({"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in GPU_CASES]
+    for case, run in zip(
+        GPU_CASES, run_ranks(1, resumed_runs, configs, tiny_data[1], tmp_path, gpu=True)[0], strict=True
+    ):
+        assert [s.loss for s in run["straight"]] == [s.loss for s in run["resumed"]], case
+        same_files(*run["files"])
+
+
+def test_tf32_is_its_own_label() -> None:
+    """Breaks if fp32 runs multiply in TF32: its products are wrong in the fourth digit, float32's in the seventh."""
+    device = torch.device("cuda")
+    a, b = (torch.randn(1024, 1024, dtype=torch.float64, device=device) for _ in range(2))
+    exact, errors = a @ b, {}
+    for precision in ("fp32", "tf32"):
+        set_matmul_precision(precision, device)
+        errors[precision] = ((a.float() @ b.float()).double() - exact).norm().item() / exact.norm().item()
+    set_matmul_precision("fp32", device)
+    assert errors["fp32"] < 2e-6
+    assert errors["tf32"] > 1e-4
