@@ -5,7 +5,7 @@
 
 The bare loop has the same model, precision, micro-batch, accumulation, clipping and fused AdamW, its tokens already in
 memory, and no DeepSpeed, data order, metrics or norms. Both are timed in alternating rounds; the figure is the ratio
-of the medians over steps. Also measured: the seconds from launch to the first row of `python train.py`.
+of the medians over steps. Also measured: the seconds from launching `python train.py` to the beginning of its first update.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
 
 
 def launch_seconds(config: RunConfig, folder: Path) -> float:
-    """From starting `python train.py` to the first update's row on disk."""
+    """From starting `python train.py` to row 0 on disk: all is set up and validated, the first update begins."""
     (folder / "launch.json").write_text(
         config.model_copy(update={"log": config.log.model_copy(update={"every": 1})}).model_dump_json()
     )
@@ -101,7 +101,7 @@ def launch_seconds(config: RunConfig, folder: Path) -> float:
         stdout=subprocess.DEVNULL,
     )
     metrics = folder / "launch" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and '"step": 1,' in metrics.read_text()):
+    while process.poll() is None and not (metrics.exists() and '"step": 0,' in metrics.read_text()):
         time.sleep(0.05)
     seconds = time.perf_counter() - begun
     process.terminate()
