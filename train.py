@@ -12,15 +12,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from configs.identity import differences, experiment
+from configs.identity import differences, experiment, render_differences
 from configs.load import load_config
 from configs.plan import Plan, make_plan, prepare_command, render_plan
 from configs.schema import RunConfig
@@ -54,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         if manifest is None:
             raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
-        check_folder(folder, experiment(config, manifest.digest), args.resume)
+        check_folder(folder, experiment(config, manifest.digest), args.resume)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume)]
     except ValueError as error:
-        if first:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES["bad input"]
 
@@ -86,58 +85,90 @@ def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
     found = folder.read_experiment()
     if found is None and resume == "must":
         raise ValueError(f"--resume must: {folder.path} holds no run")
-    if found is not None and resume == "never":
+    if resume == "never" and (found is not None or folder.checkpoints.exists()):
         raise ValueError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
     rows = differences(asked, found) if found is not None else []
     if rows:
-        table = "\n".join(f"  {field}: asked {ours}, the folder has {theirs}" for field, ours, theirs in rows)
-        raise ValueError(f"{folder.path} holds another experiment (None: the default):\n{table}\nuse another --run-dir")
+        raise ValueError(f"{folder.path} holds another experiment:\n{render_differences(rows)}\nuse another --run-dir")
 
 
 def run(
     config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan, folder: RunFolder, resume: str
 ) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
+    from engine.stopping import StopRequest, launcher_ancestors
+
+    ancestors = launcher_ancestors()  # before the slow imports: a launcher may die during them
     import torch.distributed as dist
 
+    from engine.agree import on_every_rank, on_first_rank
     from engine.launch import start_world
     from engine.session import Session
-    from engine.stopping import StopRequest
 
     world = start_world(str(folder.path), config.parallel.timeout_s, config.parallel.threads_per_rank)
-    stop = StopRequest(folder.path / "stop")
+    stop = StopRequest(folder.path / "stop", ancestors)
     first = world.rank == 0
-    session = Session(config, manifest, plan, folder, world)
+    session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
     logger.info("%s", render_plan(config, plan))
-    with held(folder) if first else nullcontext():
-        if first:
-            folder.create(config.model_dump(mode="json"), given, experiment(config, manifest.digest), plan.as_dict())
-        recorder = make_recorder(config, plan, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
+    with ExitStack() as stack:
+        on_first_rank(lambda: hold_folder(stack, folder, experiment(config, manifest.digest), resume))
+        recorder = make_recorder(config, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
         try:
             session.start(recorder)
-            path = session.restore(must=resume == "must")
+            path = session.restore(resume)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
-            if first:
-                folder.record_start(session.describe())
-                folder.write_status("running", session.step, plan.steps)
+            on_first_rank(lambda: note_start(folder, session, given))
             try:
                 state, reason = train(session, stop)
             except ValueError as error:  # from here on a ValueError is no longer the user's
-                raise RuntimeError("training failed") from error
+                raise RuntimeError(f"training failed: {error}") from error
+        except ValueError:  # bad input: the folder's status stays what it was
+            raise
         except BaseException as error:
             if first:
                 folder.write_status("failed", session.step, plan.steps, f"{type(error).__name__}: {error}")
             raise
         finally:
-            recorder.close()
-        dist.barrier()  # nobody tells the launcher that all is well before all is
+            recorder.close_log()
+        dist.barrier()  # nobody says that all is well before all is
         if first:
             folder.write_status(state, session.step, plan.steps, reason)
-    logger.info(
-        "%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, f" ({reason})" if reason else ""
-    )
+            stop.clear_file()
+    ending = f" ({reason})" if reason else ""
+    logger.info("%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, ending)
+    recorder.close_mirror()
     dist.destroy_process_group()
     return state
+
+
+def hold_folder(stack: ExitStack, folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
+    """Lock the folder for the life of `stack`, and check that it holds this experiment or none.
+
+    ValueError if another process holds it: one run folder, one writer.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(FileLock(folder.path / ".lock", timeout=0))
+    except Timeout:
+        reason = f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir"
+        raise ValueError(reason) from None
+    check_folder(folder, asked, resume)
+
+
+def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> None:
+    """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
+    folder.create(session.config.model_dump(mode="json"), given, session.experiment, session.plan.as_dict())
+    row, last = session.describe(), folder.last_start()
+    for key in ("device", "threads_per_rank", "machine"):
+        if last is not None and last.get(key) != row[key]:
+            logger.warning(
+                "%s was %s at the last start and is %s now: results may differ by rounding",
+                key,
+                last.get(key),
+                row[key],
+            )
+    folder.record_start(row)
+    folder.write_status("running", session.step, session.plan.steps)
 
 
 def train(session: Session, stop: StopRequest) -> tuple[State, str]:
@@ -157,7 +188,8 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
     try:
         while True:
             done, fresh = session.step == steps, session.step > resumed_at
-            if session.step == 0 or (fresh and (done or due(session.step, config.eval.every))):
+            evaluation_due = session.step == 0 or done or due(session.step, config.eval.every)
+            if evaluation_due and session.evaluated < session.step and (done or not reason):  # to stop is more urgent
                 session.evaluate()
             if fresh and (done or reason or due(session.step, config.checkpoint.every)):
                 session.save()
@@ -167,7 +199,7 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
                 return "preempted", reason
             result = session.train_step(batches, stop.pending)
             if not result.applied:
-                return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} at step {session.step + 1}"
+                return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} in update {session.step + 1}"
             reason = (stop.reason or "another rank was asked to stop") if result.stop else ""
             bar.set_postfix_str(f"loss {result.loss:.3f}", refresh=False)
             bar.update(config.batch.tokens_per_step)
@@ -180,22 +212,9 @@ def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def make_recorder(config: RunConfig, plan: Plan, folder: RunFolder) -> Recorder:
-    mirror = WandbMirror(config.log.wandb, folder.path, config.name, plan.run_id or "", config.model_dump(mode="json"))
+def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
+    mirror = WandbMirror(config.log.wandb, folder.path, config.name, config.model_dump(mode="json"))
     return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step)
-
-
-@contextmanager
-def held(folder: RunFolder) -> Iterator[None]:
-    """The folder's lock: one run folder, one writer."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(
-            f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def summary(runs: list[Run]) -> str:
             step = crossing(run, runs[0])
             line += (
                 f"; below {label(runs[0], fields)} from step {step} on"
-                if step
+                if step is not None
                 else f"; not below {label(runs[0], fields)}"
             )
         lines.append(line + (f" ({run.state})" if run.state != "done" else ""))

@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args()
     config, _ = load_config(args.config, args.set)
     world = start_world("checkpoint", 600, None)
@@ -86,8 +87,8 @@ def main() -> int:
         "precision": config.precision,
         **environment(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"checkpoint-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
+    path = args.out or RESULTS / f"checkpoint-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print({name: value for name, value in result.items() if name.endswith(("_s", "_bytes"))}, path)
     return 0

@@ -14,6 +14,7 @@ bench() { "$python" -m benchmarks.train_step --out "$work/$1.json" "${@:2}" 2>"$
 bench micro --config configs/gpt_micro.json --steps 50
 bench gpt124m-bf16-mixed --config configs/gpt124m_ctx1024.json --set batch.memory_gib=48
 bench gpt124m-fp32 --config configs/gpt124m_ctx1024.json --set precision=fp32 --set batch.memory_gib=48 --steps 6 --rounds 2
+"$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --out "$work/checkpoint.json" || failed=1
 
 "$python" - "$work" "$results" "$failed" <<'PY'
 import json, pathlib, sys

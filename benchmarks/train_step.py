@@ -30,7 +30,7 @@ from configs.plan import Plan, make_plan
 from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.launch import World, start_world
-from engine.precision import autocast_dtype
+from engine.precision import autocast_dtype, set_matmul_precision
 from engine.session import Session
 from model.gpt import GPT
 from record.environment import environment
@@ -137,7 +137,10 @@ def main() -> int:
         tokens = config.batch.tokens_per_step * args.steps + 1
         manifest = write_synthetic(folder / "data", tokens, 2 * config.model.seq_len)
         plan = make_plan(config, 1, manifest.summary())
+        if config.precision in ("bf16-master", "bf16-true"):
+            raise SystemExit(f"the bare loop has no equivalent of {config.precision}: use fp32, tf32 or bf16-mixed")
         world = start_world("benchmark", 600, config.parallel.threads_per_rank)
+        set_matmul_precision(config.precision, world.device)
         ours, bare = [], []
         for index in range(args.rounds):
             bare += bare_seconds(config, plan, world)

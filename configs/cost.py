@@ -100,10 +100,10 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
 
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     """Activations kept for the backward pass of one micro-batch, logits and their gradient included."""
-    model, half = config.model, BYTES[TABLE[config.precision].weights]
+    model, wide = config.model, BYTES[TABLE[config.precision].weights]
     # Per token and block: residual stream twice, LayerNorm outputs, q k v, attention output, MLP hidden twice.
-    narrow = half if TABLE[config.precision].matmul != "bfloat16" else 2
-    block = model.n_embd * (2 * half + 14 * narrow)
+    narrow = wide if TABLE[config.precision].matmul != "bfloat16" else 2
+    block = model.n_embd * (2 * wide + 14 * narrow)
     logits = model.vocab_size * (2 * narrow * (narrow == 2) + 12)
     return micro_batch * model.seq_len * (model.n_layer * block + logits)
 

@@ -18,6 +18,8 @@ def experiment(config: RunConfig, data_digest: str) -> dict[str, Any]:
     """
     fields = _experiment_fields(config)
     fields.setdefault("data", {})["digest"] = data_digest
+    if config.model.dropout:  # masks are drawn per micro-batch
+        fields["batch"]["micro_batch"] = config.batch.micro_batch
     return fields
 
 
@@ -37,6 +39,15 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
         elif mine != other:
             found.append((prefix + key, mine, other))
     return found
+
+
+def render_differences(rows: list[tuple[str, Any, Any]]) -> str:
+    """The rows of `differences` as lines of a message."""
+    return "\n".join(f"  {field}: asked {_shown(ours)}, found {_shown(theirs)}" for field, ours, theirs in rows)
+
+
+def _shown(value: Any) -> str:
+    return "the default" if value is None else json.dumps(value)
 
 
 def _experiment_fields(section: BaseModel) -> dict[str, Any]:

@@ -195,6 +195,10 @@ def _check_data(config: RunConfig, data: DataSummary) -> None:
             f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
             f"set model.vocab_size to at least {data.vocab_size}"
         )
+    if (config.data.train_tokens or 0) > data.train_tokens:
+        raise ValueError(
+            f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
+        )
     windows = train_windows(config, data.train_tokens) * config.data.epochs
     needed = config.schedule.steps * config.sequences_per_step
     if needed > windows:

@@ -7,14 +7,13 @@ left out of the run's identity (configs/identity.py), so that a run may resume e
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PRECISIONS = ("fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true")
 Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
 
-# Raw DeepSpeed options that may be passed through: they move bytes and never change what is computed.
+# Raw DeepSpeed options that may be passed through: they change how bytes move, and results by rounding at most.
 DEEPSPEED_OPTIONS = {
     "allgather_bucket_size",
     "reduce_bucket_size",
@@ -104,13 +103,15 @@ class Schedule(Section):
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
     steps: int = setting(..., "updates of the run, exactly", ge=1)
     final_lr_fraction: float = setting(
-        0.1, "what the decay reaches at `steps`, as a fraction of the peak (constant ignores it)", ge=0, le=1
+        0.1, "what the decay reaches at `steps`, as a fraction of the peak; not for constant", ge=0, le=1
     )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Schedule:
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        if self.kind == "constant" and self.final_lr_fraction != 0.1:
+            raise ValueError("a constant schedule has no final_lr_fraction; leave it out")
         return self
 
 
@@ -176,14 +177,14 @@ class RunConfig(Section):
     schedule: Schedule
     batch: Batch
     precision: Precision = setting(
-        "fp32", "dtypes of weights, gradients, state and matmuls: the table in engine/precision.py"
+        "fp32", "dtypes of weights, gradients, state and matmuls: the table in configs/precision.py"
     )
     parallel: Parallel = Parallel()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     seeds: Seeds = Seeds()
-    deepspeed: dict[str, int | float | bool] = setting(
+    deepspeed: dict[str, Annotated[int, Field(ge=0)] | bool] = setting(
         {}, "raw zero_optimization options, from an allow-list", operational=True
     )
 
@@ -200,11 +201,16 @@ class RunConfig(Section):
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
             )
-        unknown = sorted(set(self.deepspeed) - DEEPSPEED_OPTIONS)
-        if unknown:
-            raise ValueError(
-                f"deepspeed option {unknown[0]!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
-            )
+        if self.model.dropout and self.batch.micro_batch is None:
+            raise ValueError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
+        stage = self.parallel.zero_stage
+        for option in sorted(self.deepspeed):
+            if option not in DEEPSPEED_OPTIONS:
+                raise ValueError(
+                    f"deepspeed option {option!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
+                )
+            if stage == 0 or (option.startswith(("stage3", "sub_group")) and stage < 3):
+                raise ValueError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
         return self
 
     @property

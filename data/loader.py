@@ -23,7 +23,6 @@ from data.shards import TokenStream
 
 Tokens = NDArray[np.int64]
 PREFETCH_STEPS = 4
-NO_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,14 @@ class TrainData:
         )
         self._documents: dict[int, DocumentOrder] = {}
         if config.data.order == "documents":
-            ends = np.fromfile(Path(folder) / manifest.train.docs_file, dtype="<u8")
+            ends = read_document_ends(Path(folder), manifest.train)
             limit = min(manifest.train.tokens, config.data.train_tokens or manifest.train.tokens)
             self._doc_ends = np.append(ends[ends < limit], np.uint64(limit))
+
+    @property
+    def start_digest(self) -> str:
+        """The chain's value before the first update: it names the order and its seed."""
+        return hashlib.sha256(f"{self.config.data.order}/{self.config.seeds.data}".encode()).hexdigest()
 
     def step_ids(self, t: int) -> Ids:
         """The global batch of update t as epoch·windows + window, in order."""
@@ -88,10 +92,11 @@ def rank_rows(batch: int, micro_batch: int, rank: int, ranks: int) -> NDArray[np
 
 
 def step_batches(
-    data: TrainData, start: int, digest: str, micro_batch: int, rank: int, ranks: int
+    data: TrainData, start: int, digest: str | None, micro_batch: int, rank: int, ranks: int
 ) -> Iterator[StepBatch]:
     """Batches of updates start, start+1, … to the end of the schedule; `digest` is the chain's value before `start`."""
     config = data.config
+    digest = digest or data.start_digest
     rows = rank_rows(config.sequences_per_step, micro_batch, rank, ranks)
     for t in range(start, config.schedule.steps):
         ids = data.step_ids(t)
@@ -159,6 +164,15 @@ def eval_batches(
             stream.read(window * length, window * length + length + 1, tokens[row])
         batches.append((tokens, len(mine)))
     return batches
+
+
+def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:
+    """Stream positions after each document. ValueError if the file is not the split's."""
+    path = folder / split.docs_file
+    ends = np.fromfile(path, dtype="<u8") if path.exists() else np.empty(0, np.uint64)
+    if len(ends) != split.documents or int(ends[-1]) != split.tokens:
+        raise ValueError(f"{path} does not hold the ends of {split.documents} documents; prepare the data again")
+    return ends
 
 
 def open_split(folder: Path, split: Split, dtype: str) -> TokenStream:

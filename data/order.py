@@ -66,16 +66,12 @@ class WindowOrder:
             Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)
         ]
 
-    def step_positions(self, t: int, batch: int) -> Ids:
-        """Positions of update t (0-based): [t·B, (t+1)·B)."""
-        return np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
-
     def step_windows(self, t: int, batch: int) -> tuple[Ids, Ids]:
         """(epoch, window) of the `batch` sequences of update t, in the global batch's order.
 
         Raises ValueError past the last window.
         """
-        positions = self.step_positions(t, batch)
+        positions = np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
         if positions[-1] >= self.total:
             raise ValueError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
         epochs, ranks = np.divmod(positions, self.windows)

@@ -1,138 +1,126 @@
 """From documents to token shards: `python -m data.prepare --source … --out DIR`.
 
-Three passes, memory bounded by one bucket of text per worker:
+Three passes; a worker holds one bucket of text (128 MiB) at most twice, whatever the size of the corpus:
 
 1. spool    every document goes to a bucket by a seeded hash of its content, which is also its place in the shuffle;
             an unseeded hash sends it to the validation split, so a document never changes split as a corpus grows;
 2. train    SentencePiece on the first documents of the shuffle, up to a byte cap: a seeded sample;
 3. encode   each bucket is sorted by hash and becomes one shard, one end-of-text token after each document.
 
-Nothing depends on the number of workers. All is written beside --out and renamed at the end, manifest included.
+Nothing depends on the number of workers. The work is done in DIR.preparing and renamed at the end: killed at any
+moment, the same command goes on from the last finished shard.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.manifest import FILE, Manifest, Split, read_manifest
+from data.nanogpt import adopt
+from data.output import building, check_disk, prepared_already, replace_file
 from data.shards import Shard, sha256_of, token_dtype
-from data.sources import SOURCES, Source, open_source
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.sources import OPENWEBTEXT, SOURCES, Source, open_hub, open_source
+from data.tokenizer import GPT2, MODEL_FILE, SentencePiece, Tokenizer, train_sentencepiece
 
-BUCKET_BYTES = 256 << 20
+DEFAULT_VOCAB = 50304
 MIN_BUCKETS = 8  # so that small corpora use several workers
-SAMPLE_BYTES = 20 << 20
-MIN_VAL_BYTES = 2 << 20  # what the default fraction aims at: enough windows for a stable validation loss
+DEFAULT_VAL_FRACTION = 0.0005  # P1's
+MIN_VAL_BYTES = 2 << 20  # what the default fraction is raised for: enough windows for a stable validation loss
 RECORD = struct.Struct("<16sQ")  # sort key, bytes of text
+SPOOL_AND_TOKENS = 1.75  # disk per byte of text: the spool, and uint16 tokens of 2.7 bytes of text or more
 
 
 @dataclass(frozen=True)
 class Options:
-    """What determines the output besides the source."""
+    """What determines the output besides the source. `tokenizer`: bpe, unigram, gpt2, or the SHA-256 of a given model."""
 
     vocab_size: int
     val_fraction: float
     seed: int
     text_field: str = "text"
-    sample_bytes: int = SAMPLE_BYTES
+    tokenizer: str = "bpe"
+    sample_bytes: int = 20 << 20
+    bucket_bytes: int = 128 << 20
 
 
-def prepare(source: Source, out: Path, options: Options, workers: int = 1) -> Manifest:
-    """Prepare `source` into the folder `out`; returns the manifest.
+def prepare(source: Source, out: Path, options: Options, workers: int = 1, model: bytes | None = None) -> Manifest:
+    """Prepare `source` into the folder `out`, with a given SentencePiece `model` or as the options say.
 
     Data already there with the same source and options is returned as it is. Raises ValueError for anything else in
-    `out`, an empty corpus or validation split, or a vocabulary the sample cannot fill; `out` is then untouched.
+    `out`, an empty corpus or split, or a vocabulary the sample cannot fill: nothing is left behind. Raises OSError for a
+    full disk: finished shards are kept.
     """
-    done = read_manifest(out)
-    if done is not None and done.options == _recorded(options) and done.source["bytes"] == source.size:
-        print(f"{out} is prepared already: {done.train.tokens:,} training tokens")
+    asked = {"source": source.describe(), "options": asdict(options)}
+    done = prepared_already(out, asked)
+    if done is not None:
         return done
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(
-            f"{out} holds something else ({'data prepared otherwise' if done else 'no manifest'}); choose another --out"
-        )
-    work = out.with_name(out.name + ".preparing")
-    work.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work.with_suffix(".lock"), timeout=0):
-            shutil.rmtree(work, ignore_errors=True)  # what a killed preparation left
-            work.mkdir()
-            try:
-                manifest = _prepare_into(work, source, options, workers)
-                if out.exists():
-                    out.rmdir()
-                os.replace(work, out)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-                work.with_suffix(".lock").unlink()
-    except Timeout:
-        raise ValueError(f"another preparation is writing {out}; wait for it or choose another --out") from None
-    return manifest
+    with building(out, asked) as work:
+        if not (work / FILE).exists():
+            check_disk(work, round(source.text_bytes() * SPOOL_AND_TOKENS))
+            manifest = _prepare_in(work, source, options, workers, model)
+            replace_file(work / FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+        shutil.rmtree(work / "spool", ignore_errors=True)
+        for pattern in ("spooled.json", "*.lengths", "train_*.json", "val_*.json", "*.tmp"):
+            for path in work.glob(pattern):
+                path.unlink()
+    found = read_manifest(out)
+    assert found is not None
+    return found
 
 
-def default_val_fraction(size: int) -> float:
-    """P1's 0.05 %, raised where that would be under MIN_VAL_BYTES of text, to a tenth at most."""
-    return max(0.0005, min(0.1, MIN_VAL_BYTES / max(size, 1)))
-
-
-def _prepare_into(work: Path, source: Source, options: Options, workers: int) -> Manifest:
-    spool = work / "spool"
-    spool.mkdir()
-    buckets = _spool(source, spool, options)
-    model = train_tokenizer(_sample(spool, options), options.vocab_size)
-    (work / "tokenizer.model").write_bytes(model)
-    tokenizer = Tokenizer(model)
-    jobs = [(work, name, token_dtype(tokenizer.vocab_size)) for name in buckets]
-    results: dict[str, tuple[Shard, list[int]]] = {}
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _load_tokenizer, (model,)) as pool:
-        for name, shard, lengths in tqdm(pool.imap(_encode_bucket, jobs), total=len(jobs), desc="encode", unit="shard"):
-            results[name] = (shard, lengths)
-    shutil.rmtree(spool)
-    splits = {split: _finish_split(work, split, results) for split in ("train", "val")}
-    manifest = Manifest(
+def _prepare_in(work: Path, source: Source, options: Options, workers: int, model: bytes | None) -> Manifest:
+    spooled = work / "spooled.json"
+    if not spooled.exists():
+        shutil.rmtree(work / "spool", ignore_errors=True)
+        replace_file(spooled, json.dumps(_spool(source, work / "spool", options)).encode())
+    progress = json.loads(spooled.read_text())
+    source.skipped = progress["skipped"]
+    tokenizer = _tokenizer_for(work, options, model)
+    splits = _encode(work, progress["buckets"], tokenizer, workers)
+    return Manifest(
         source=source.describe(),
-        options=_recorded(options),
-        tokenizer={"kind": "sentencepiece-bpe", "file": "tokenizer.model", "sha256": tokenizer.digest},
+        options=asdict(options),
+        tokenizer=tokenizer.describe(),
         vocab_size=tokenizer.vocab_size,
         eot=tokenizer.eot,
         dtype=token_dtype(tokenizer.vocab_size),
         train=splits["train"],
         val=splits["val"],
     ).with_digest()
-    (work / FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return manifest
 
 
-def _recorded(options: Options) -> dict[str, Any]:
-    return dict(vars(options))
+def default_val_fraction(text_bytes: int) -> float:
+    """P1's 0.05 %, raised where that would be under MIN_VAL_BYTES of text, to a tenth at most."""
+    return max(DEFAULT_VAL_FRACTION, min(0.1, MIN_VAL_BYTES / max(text_bytes, 1)))
 
 
-def _spool(source: Source, spool: Path, options: Options) -> list[str]:
-    """Distribute the documents to bucket files; returns the buckets' names, `split_index`, in order."""
+def _spool(source: Source, spool: Path, options: Options) -> dict[str, object]:
+    """Distribute the documents to bucket files; returns the buckets' names, `split_index`, in order, and what was skipped."""
+    size = source.text_bytes()
     counts = {
-        "train": max(MIN_BUCKETS, -(-source.size // BUCKET_BYTES)),
-        "val": max(1, -(-int(source.size * options.val_fraction) // BUCKET_BYTES)),
+        "train": max(MIN_BUCKETS, -(-size // options.bucket_bytes)),
+        "val": max(1, -(-int(size * options.val_fraction) // options.bucket_bytes)),
     }
     names = [f"{split}_{index:05d}" for split, count in counts.items() for index in range(count)]
+    spool.mkdir()
     files = {name: open(spool / name, "wb") for name in names}  # noqa: SIM115 (closed below, all of them)
     seed = options.seed.to_bytes(8, "little")
     documents = {"train": 0, "val": 0}
     try:
-        for text in tqdm(source.documents(), desc="read", unit="doc"):
+        for text in tqdm(source.documents(), desc="read", unit=" documents"):
             raw = text.encode("utf-8")
             content = hashlib.blake2b(raw, digest_size=16).digest()
             split = "val" if _fraction(content) < options.val_fraction else "train"
@@ -152,7 +140,7 @@ def _spool(source: Source, spool: Path, options: Options) -> list[str]:
                 f"the {split} split would be empty: a val_fraction of {options.val_fraction:g} of {total} documents; "
                 "give more documents or another --val-fraction"
             )
-    return names
+    return {"buckets": names, "skipped": source.skipped}
 
 
 def _fraction(digest: bytes) -> float:
@@ -170,6 +158,18 @@ def _read_bucket(path: Path) -> list[bytes]:
     return [text for _, text in sorted(records)]
 
 
+def _tokenizer_for(work: Path, options: Options, model: bytes | None) -> Tokenizer:
+    """The tokenizer the options ask for; a model is written beside the shards."""
+    if options.tokenizer == "gpt2":
+        return GPT2()
+    path = work / MODEL_FILE
+    if not path.exists():
+        if model is None:
+            model = train_sentencepiece(_sample(work / "spool", options), options.tokenizer, options.vocab_size)
+        replace_file(path, model)
+    return SentencePiece(path.read_bytes())
+
+
 def _sample(spool: Path, options: Options) -> Iterator[str]:
     """The first training documents of the shuffle, up to sample_bytes."""
     left = options.sample_bytes
@@ -181,21 +181,45 @@ def _sample(spool: Path, options: Options) -> Iterator[str]:
             left -= len(raw)
 
 
-_tokenizer: Tokenizer | None = None  # one per worker process
+def _encode(work: Path, buckets: list[str], tokenizer: Tokenizer, workers: int) -> dict[str, Split]:
+    """Every bucket that has no shard yet, by `workers` processes; returns the splits."""
+    left = [(work, name, token_dtype(tokenizer.vocab_size)) for name in buckets if not (work / f"{name}.json").exists()]
+    with tqdm(total=len(buckets), initial=len(buckets) - len(left), desc="encode", unit=" shards") as bar:
+        if workers == 1:
+            _use_tokenizer(tokenizer)
+            for job in left:
+                _encode_bucket(job)
+                bar.update()
+        elif left:
+            spec = tokenizer.model if isinstance(tokenizer, SentencePiece) else None
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(left)), _load_tokenizer, (spec,)) as pool:
+                for _ in pool.imap_unordered(_encode_bucket, left):
+                    bar.update()
+    return {
+        split: _finish_split(work, split, [b for b in buckets if b.startswith(split + "_")])
+        for split in ("train", "val")
+    }
 
 
-def _load_tokenizer(model: bytes) -> None:
+_tokenizer: Tokenizer | None = None  # one per process
+
+
+def _use_tokenizer(tokenizer: Tokenizer) -> None:
     global _tokenizer
-    _tokenizer = Tokenizer(model)
+    _tokenizer = tokenizer
 
 
-def _encode_bucket(job: tuple[Path, str, str]) -> tuple[str, Shard, list[int]]:
-    """Encode one bucket into its shard; returns its name, the shard and the documents' lengths in tokens."""
+def _load_tokenizer(model: bytes | None) -> None:
+    _use_tokenizer(GPT2() if model is None else SentencePiece(model))
+
+
+def _encode_bucket(job: tuple[Path, str, str]) -> None:
+    """One bucket → its shard, its documents' lengths, and a record of both, which is written last."""
     work, name, dtype = job
     assert _tokenizer is not None
     lengths = []
-    path = work / f"{name}.bin"
-    with open(path, "wb") as file:
+    shard, unfinished = work / f"{name}.bin", work / f"{name}.bin.tmp"
+    with open(unfinished, "wb") as file:
         for raw in _read_bucket(work / "spool" / name):
             ids = np.array([*_tokenizer.encode(raw.decode("utf-8")), _tokenizer.eot], dtype=np.int64)
             if ids.max() >= _tokenizer.vocab_size:
@@ -204,46 +228,35 @@ def _encode_bucket(job: tuple[Path, str, str]) -> tuple[str, Shard, list[int]]:
             lengths.append(len(ids))
         file.flush()
         os.fsync(file.fileno())
-    return name, Shard(path.name, sum(lengths), sha256_of(path)), lengths
+    os.replace(unfinished, shard)
+    replace_file(work / f"{name}.lengths", np.array(lengths, dtype="<u8").tobytes())
+    record = asdict(Shard(shard.name, sum(lengths), sha256_of(shard)))
+    replace_file(work / f"{name}.json", json.dumps(record).encode())
+    (work / "spool" / name).unlink()
 
 
-def _finish_split(work: Path, split: str, results: dict[str, tuple[Shard, list[int]]]) -> Split:
-    found = [result for name, result in sorted(results.items()) if name.startswith(split + "_")]
-    lengths = np.concatenate([np.array(lengths, dtype=np.uint64) for _, lengths in found])
+def _finish_split(work: Path, split: str, buckets: list[str]) -> Split:
+    """Join the buckets' document lengths to the split's document ends; drop empty shards and all by-products."""
+    shards = [Shard(**json.loads((work / f"{name}.json").read_text())) for name in buckets]
+    lengths = np.concatenate([np.fromfile(work / f"{name}.lengths", dtype="<u8") for name in buckets])
     docs = work / f"{split}_docs.bin"
-    np.cumsum(lengths, dtype="<u8").tofile(docs)
-    shards = [shard for shard, _ in found if shard.tokens]
+    replace_file(docs, np.cumsum(lengths, dtype="<u8").tobytes())
+    for shard in shards:
+        if not shard.tokens:
+            (work / shard.file).unlink(missing_ok=True)
     return Split(
         tokens=sum(shard.tokens for shard in shards),
         documents=len(lengths),
-        shards=shards,
+        shards=[shard for shard in shards if shard.tokens],
         docs_file=docs.name,
         docs_sha256=sha256_of(docs),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Turn documents into token shards.")
-    parser.add_argument("--source", required=True, choices=SOURCES)
-    parser.add_argument("--input", help="file or quoted glob (not for python-source)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to create")
-    parser.add_argument("--vocab-size", type=int, default=50304)
-    parser.add_argument(
-        "--val-fraction", type=float, help="share of documents held out; default: enough for validation"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--text-field", default="text", help="field or column of jsonl and parquet")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
-        source = open_source(args.source, args.input, args.text_field)
-        fraction = default_val_fraction(source.size) if args.val_fraction is None else args.val_fraction
-        if not 0 < fraction < 1:
-            raise ValueError(f"--val-fraction {fraction} must lie between 0 and 1")
-        if args.seed < 0 or args.workers < 1:
-            raise ValueError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
-        options = Options(args.vocab_size, fraction, args.seed, args.text_field)
-        manifest = prepare(source, args.out, options, args.workers)
+        manifest = _run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -251,10 +264,67 @@ def main(argv: list[str] | None = None) -> int:
         print(f"skipped {count} file(s): {reason}")
     print(
         f"{args.out}: {manifest.train.tokens:,} training and {manifest.val.tokens:,} validation tokens of "
-        f"{manifest.train.documents + manifest.val.documents:,} documents, vocabulary {manifest.vocab_size}, "
-        f"val_fraction {manifest.options['val_fraction']:.4g}"
+        f"{manifest.train.documents + manifest.val.documents:,} documents, vocabulary {manifest.vocab_size}"
     )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Turn documents into token shards.")
+    parser.add_argument("--source", required=True, choices=SOURCES)
+    parser.add_argument("--input", help="file or quoted glob; for nanogpt the folder of train.bin and val.bin")
+    parser.add_argument("--out", required=True, type=Path, help="folder to create")
+    parser.add_argument(
+        "--tokenizer", default="bpe", help="bpe or unigram (trained here), gpt2, or a SentencePiece model file"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, help="of the tokenizer to train; default 50304. nanogpt: default found"
+    )
+    parser.add_argument(
+        "--val-fraction", type=float, help="share of documents held out; default 0.0005, or enough to validate"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--text-field", default="text", help="field or column of jsonl, parquet and datasets")
+    parser.add_argument("--packages", action="store_true", help="python-source: the installed packages' sources too")
+    parser.add_argument(
+        "--dataset", default=OPENWEBTEXT, help="openwebtext: a hub dataset with text, or a local copy's folder"
+    )
+    parser.add_argument(
+        "--revision", help="openwebtext: of the dataset; default main, else the hub's parquet conversion"
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> Manifest:
+    if args.seed < 0 or args.workers < 1:
+        raise ValueError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
+    if args.source == "nanogpt":
+        return adopt(Path(args.input or "."), args.out, args.vocab_size)
+    if args.source == "openwebtext":
+        source = open_hub(args.dataset, args.revision, args.text_field)
+    else:
+        source = open_source(args.source, args.input, args.text_field, args.packages)
+    fraction = args.val_fraction
+    if fraction is None:
+        fraction = default_val_fraction(source.text_bytes())
+        if fraction > DEFAULT_VAL_FRACTION:
+            print(f"val-fraction {fraction:.4g} instead of {DEFAULT_VAL_FRACTION}, to hold out about 2 MiB of text")
+    if not 0 < fraction < 1:
+        raise ValueError(f"--val-fraction {fraction} must lie between 0 and 1")
+    model, tokenizer = None, args.tokenizer
+    if tokenizer not in ("bpe", "unigram", "gpt2"):
+        model = _read_model(Path(tokenizer))
+        tokenizer = hashlib.sha256(model).hexdigest()
+    options = Options(args.vocab_size or DEFAULT_VOCAB, fraction, args.seed, args.text_field, tokenizer)
+    return prepare(source, args.out, options, args.workers, model)
+
+
+def _read_model(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"--tokenizer {path} is neither bpe, unigram, gpt2 nor a file")
+    SentencePiece(path.read_bytes())
+    return path.read_bytes()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that a run's configuration implies; everything that matters is written, nothing defaulted."""
+"""The DeepSpeed configuration that a run's configuration implies; everything that changes a number is written."""
 
 from __future__ import annotations
 

@@ -148,7 +148,11 @@ class Fragments:
                     raise RuntimeError(f"after loading, the forward pass sees other values of {name} than were loaded")
 
     def dtypes(self) -> dict[str, str]:
-        """Dtypes read off the live engine, in the columns of configs/precision.py."""
+        """Dtypes in the columns of configs/precision.py: weights, masters and moments read off the live tensors.
+
+        Those of gradients, accumulation and reduction are what the engine is configured for; the trainer reads the
+        first two off the first update.
+        """
         model_dtype, accumulation = self.ds.get_data_types()
         return {
             "weights": dtype_name(next(self.ds.module.parameters()).dtype),

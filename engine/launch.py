@@ -14,8 +14,6 @@ import torch.distributed as dist
 class World:
     rank: int
     ranks: int
-    local_rank: int
-    local_ranks: int
     device: torch.device
 
 
@@ -46,7 +44,7 @@ def start_world(run: str, timeout_s: float, threads: int | None) -> World:
         world_size=ranks,
         timeout=timeout,
     )
-    return World(rank, ranks, local_rank, local_ranks, device)
+    return World(rank, ranks, device)
 
 
 def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:

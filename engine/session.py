@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from configs.identity import experiment
+from configs.identity import differences, experiment, render_differences
 from configs.plan import Plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
-from data.loader import NO_DIGEST, Prefetcher, StepBatch, TrainData, eval_batches, step_batches
+from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from engine import checkpoint
+from engine.agree import on_first_rank
 from engine.launch import World
 from engine.precision import autocast_dtype, set_matmul_precision
 from engine.trainer import StepResult, Trainer
@@ -23,19 +25,24 @@ from record.environment import environment
 from record.recorder import Recorder
 from record.run import RunFolder
 
+logger = logging.getLogger(__name__)
+
 
 class Session:
-    """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read."""
+    """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read.
+
+    `evaluated`: the step of the latest validation.
+    """
 
     def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World) -> None:
         """Opens the data; writes nothing. ValueError if the data is damaged or the device lacks the precision."""
         set_matmul_precision(config.precision, world.device)
         self.config, self.plan, self.folder, self.world = config, plan, folder, world
-        self.step, self.decay_sum, self.order_digest = 0, 0.0, NO_DIGEST
         self._data = TrainData(config.data.path, manifest, config)
+        self.step, self.decay_sum, self.order_digest, self.evaluated = 0, 0.0, self._data.start_digest, -1
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
-        self._experiment = experiment(config, manifest.digest)
+        self.experiment = experiment(config, manifest.digest)
 
     def start(self, recorder: Recorder) -> None:
         """Build model and engine at step 0."""
@@ -44,22 +51,26 @@ class Session:
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
 
-    def restore(self, must: bool) -> Path | None:
+    def restore(self, resume: str) -> Path | None:
         """Load the newest complete checkpoint; returns its path, None where there is none.
 
-        ValueError if one must be there, or if it is damaged.
+        ValueError if `resume` is must and there is none, or never and there is one, or it is damaged or of another
+        experiment.
         """
+        on_first_rank(lambda: checkpoint.delete_unfinished(self.folder.checkpoints))
         path = checkpoint.newest(self.folder.checkpoints)
-        if path is None and must:
+        if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
         if path is not None:
+            if resume == "never":
+                raise ValueError(f"--resume never: {path} exists; remove it or give another --run-dir")
+            rows = differences(self.experiment, checkpoint.read_manifest(path).experiment)
+            if rows:
+                raise ValueError(f"{path} is of another experiment:\n{render_differences(rows)}")
             counters = checkpoint.load(path, self.trainer.fragments)
-            self.step, self.decay_sum, self.order_digest = (
-                counters["step"],
-                counters["decay_sum"],
-                counters["order_digest"],
-            )
-        if path is not None or self.folder.metrics.stat().st_size:
+            self.step, self.decay_sum = counters["step"], counters["decay_sum"]
+            self.order_digest, self.evaluated = counters["order_digest"], counters["evaluated"]
+        if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):
             self.recorder.add(self.step, {"event": "resume"})
         return path
 
@@ -74,25 +85,28 @@ class Session:
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
             "precision": self.config.precision,
-            "dtypes": dict(self.trainer.dtypes),
+            "dtypes": self.trainer.dtypes,
         }
 
     def batches(self) -> Prefetcher:
         """The batches of the updates still to do, from a prefetch thread."""
+        plan, world = self.plan, self.world
         return Prefetcher(
-            step_batches(
-                self._data, self.step, self.order_digest, self.plan.micro_batch, self.world.rank, self.world.ranks
-            )
+            step_batches(self._data, self.step, self.order_digest, plan.micro_batch, world.rank, world.ranks)
         )
 
     def train_step(self, batches: Prefetcher, stop: bool) -> StepResult:
         """One update and its row; `stop` is this rank's wish, the result's `stop` what any rank wishes."""
         start = time.perf_counter()
         batch: StepBatch = next(batches)
-        result = self.trainer.step(torch.from_numpy(batch.tokens), lr_at(self.config, self.step), self.step, stop)
-        if result.applied:
-            self.step, self.order_digest = batch.step + 1, batch.digest
-            self.decay_sum += self.trainer.lr * self.trainer.weight_decay
+        lr = lr_at(self.config, self.step)
+        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, stop)
+        if not result.applied:
+            found = {"nonfinite/loss": result.loss, "nonfinite/grad_norm": result.grad_norm, "nonfinite/lr": lr}
+            self.recorder.add(self.step, {"event": "nonfinite", **found})
+            return result
+        self.step, self.order_digest = batch.step + 1, batch.digest
+        self.decay_sum += self.trainer.lr * self.trainer.weight_decay
         row = {
             "train/loss": result.loss,
             "optim/lr": self.trainer.lr,
@@ -102,9 +116,8 @@ class Session:
         }
         seconds = time.perf_counter() - start
         timing = {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
-        # An update that was kept back has a row of its own too: at the step it would have been.
-        self.recorder.add(batch.step + 1, row | timing)
-        if self.step % self.config.log.every == 0 or not result.applied:
+        self.recorder.add(self.step, row | timing)
+        if self.step % self.config.log.every == 0:
             self.recorder.flush()
         return result
 
@@ -115,17 +128,24 @@ class Session:
         row = {"val/loss": loss, "time/eval_s": time.perf_counter() - start}
         self.recorder.add(self.step, row | (self._norms() if self.step == 0 else {}))
         self.recorder.flush()
+        self.evaluated = self.step
         return loss
 
     def save(self) -> Path:
-        """A checkpoint of the current step; older ones are deleted as the configuration says."""
-        self.recorder.flush()
-        counters = {"step": self.step, "decay_sum": self.decay_sum, "order_digest": self.order_digest}
+        """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured."""
+        self.recorder.flush(sync=True)
+        counters = {
+            "step": self.step,
+            "decay_sum": self.decay_sum,
+            "order_digest": self.order_digest,
+            "evaluated": self.evaluated,
+        }
         start = time.perf_counter()
-        path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self._experiment)
+        path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self.experiment)
         self.recorder.add(self.step, {"time/checkpoint_s": time.perf_counter() - start})
         if self.world.rank == 0:
             checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint.keep_last)
+            self.folder.write_status("running", self.step, self.plan.steps)
         return path
 
     def _norms(self) -> dict[str, float]:

@@ -11,21 +11,24 @@ import threading
 import time
 from pathlib import Path
 
-GRACE_S = 30.0  # after its launcher died, a rank that cannot reach a step's end exits by itself
+GRACE_S = 45.0  # after its launcher died, a rank that cannot reach a step's end exits by itself
 POLL_S = 1.0
 
 
 class StopRequest:
     """`reason` is empty until something asks this rank to stop."""
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: Path, ancestors: list[int]) -> None:
         self.reason = ""
         self._stop_file = stop_file
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
-        ancestors = _launcher_ancestors()
         if ancestors:
             threading.Thread(target=self._watch, args=(ancestors,), name="launcher-watch", daemon=True).start()
+
+    def clear_file(self) -> None:
+        """Remove the stop file, whose wish is fulfilled: the next start shall train."""
+        self._stop_file.unlink(missing_ok=True)
 
     @property
     def pending(self) -> bool:
@@ -44,7 +47,7 @@ class StopRequest:
         os._exit(1)
 
 
-def _launcher_ancestors() -> list[int]:
+def launcher_ancestors() -> list[int]:
     """The launcher, and DeepSpeed's runner above it (PITFALLS 13, 14); empty for a process that nobody launched."""
     if "RANK" not in os.environ:
         return []

@@ -51,6 +51,8 @@ class Trainer:
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.optimizer = build_optimizer(dict(model.named_parameters()), config.optim)
         self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
+        if any(self.optimizer.state.values()):
+            raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer)
         self.fragments.init_state()
         self.fragments.load("weights", initial.__getitem__)
@@ -58,6 +60,7 @@ class Trainer:
         self.fragments.check_forward(initial.__getitem__)
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
+        self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
         self._decayed = torch.tensor(
             [
                 is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask)
@@ -70,6 +73,8 @@ class Trainer:
         """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0."""
         loss, stops = self._backward(tokens, step, stop)
         gradients = self.fragments.gradients()
+        if self._gradient_hook is not None:
+            self._check_first_gradients(gradients)
         grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return StepResult(loss, grad_norm, applied=False, stop=stops)
@@ -149,6 +154,16 @@ class Trainer:
         seen["loss"] = dtype_name(self.ds(tokens, tokens).dtype)
         hook.remove()
         return seen
+
+    def _note_gradient(self, gradient: Tensor) -> None:
+        self.dtypes["gradients"] = dtype_name(gradient.dtype)
+
+    def _check_first_gradients(self, gradients: list[Tensor]) -> None:
+        """The dtypes of what backward produced and of what it was summed in, before the first update."""
+        self._gradient_hook.remove()
+        self._gradient_hook = None
+        self.dtypes["accumulation"] = dtype_name(gradients[0].dtype)
+        check_dtypes(self.config.precision, self.dtypes)
 
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """Masks are a pure function of (seed, step, global micro-step), so nothing about them needs saving."""

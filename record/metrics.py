@@ -8,10 +8,14 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     optim/grad_norm       global gradient norm before clipping
     weights/norm          ‖w‖₂ of all trainable tensors after the update, tied weights once
     weights/norm_decayed  the same over the tensors that decay
-    perf/tokens_per_s, time/step_s   over the rows written together with this one
+    time/step_s           seconds of the update: data, forward, backward, optimiser, norms
+    perf/tokens_per_s     tokens_per_step over it
 
 and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens) and
-`time/eval_s`. Row 0 holds the initial weights' norms and validation loss.
+`time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights' norms and validation loss.
+
+An update that was kept back because its loss or gradient was not finite adds `event: "nonfinite"` and
+`nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far.
 
 A non-finite value is written as null and named in the row's `nonfinite` list. A row with `event: "resume"` and
 step s makes the earlier rows after s void; a later row of the same step adds to and overrides the earlier one.
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +37,12 @@ class MetricsLog:
         self._file = open(path, "a+b")  # noqa: SIM115 (lives as long as the run)
         self._end_torn_line()
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows in one write and hand them to the operating system."""
+    def write(self, rows: list[dict[str, Any]], sync: bool = False) -> None:
+        """Append rows in one write and hand them to the operating system; with `sync`, to the disk."""
         self._file.write("".join(json.dumps(encode_row(row)) + "\n" for row in rows).encode())
         self._file.flush()
+        if sync:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -79,5 +86,9 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if row.get("event") == "resume":
             rows = {s: r for s, r in rows.items() if s <= step}
         else:
-            rows.setdefault(step, {}).update(row)
+            known = rows.setdefault(step, {})
+            bad = {*known.get("nonfinite", ()), *row.get("nonfinite", ())}
+            known.update(row)
+            if bad:
+                known["nonfinite"] = sorted(bad)
     return [rows[step] for step in sorted(rows)], problems

@@ -18,16 +18,19 @@ class Recorder:
     def add(self, step: int, row: dict[str, Any]) -> None:
         self._rows.append({"step": step, "tokens": step * self._tokens_per_step, **row})
 
-    def flush(self) -> None:
+    def flush(self, sync: bool = False) -> None:
+        """Write what was added; with `sync` it is on disk afterwards."""
         rows, self._rows = self._rows, []
-        if rows and self._log is not None:
-            self._log.write(rows)
+        if self._log is not None:
+            self._log.write(rows, sync)
         if rows and self._mirror is not None:
             self._mirror.write(rows)
 
-    def close(self) -> None:
+    def close_log(self) -> None:
         self.flush()
         if self._log is not None:
             self._log.close()
+
+    def close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()

@@ -57,11 +57,22 @@ class RunFolder:
             return None
         try:
             value = json.loads(self.experiment.read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError(f"it holds a {type(value).__name__}")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.experiment} cannot be read ({error}); restore it or use another --run-dir"
             ) from None
-        return dict(value)
+        return value
+
+    def last_start(self) -> dict[str, Any] | None:
+        """The latest row of starts.jsonl that can be read."""
+        for line in reversed(self.starts.read_text(encoding="utf-8").splitlines() if self.starts.exists() else []):
+            try:
+                return dict(json.loads(line))
+            except (ValueError, TypeError):
+                continue
+        return None
 
     def record_start(self, row: dict[str, Any]) -> None:
         with open(self.starts, "a", encoding="utf-8") as file:

@@ -34,7 +34,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     root = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(root.glob("a*.py")) + sorted(root.glob("c*.py")) + sorted(root.glob("t*.py"))
     out = tmp_path_factory.mktemp("data") / "tiny"
-    return out, prepare(Source("text", files), out, Options(vocab_size=512, val_fraction=0.2, seed=0))
+    return out, prepare(Source.local("text", files), out, Options(vocab_size=512, val_fraction=0.2, seed=0))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from configs.plan import make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
-from data.loader import NO_DIGEST, TrainData, step_batches
+from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.launch import World
 from engine.precision import autocast_dtype, set_matmul_precision
@@ -38,7 +38,7 @@ def train_steps(trainer: Trainer, manifest: Manifest, steps: Iterable[int]) -> l
     """Run the given updates of the configuration's order."""
     config, world, wanted, found = trainer.config, trainer.world, set(steps), []
     data = TrainData(config.data.path, manifest, config)
-    for batch in step_batches(data, min(wanted), NO_DIGEST, trainer.plan.micro_batch, world.rank, world.ranks):
+    for batch in step_batches(data, min(wanted), None, trainer.plan.micro_batch, world.rank, world.ranks):
         if batch.step in wanted:
             result = trainer.step(torch.from_numpy(batch.tokens), lr_at(config, batch.step), batch.step)
             found.append(Step(result.loss, result.grad_norm, *trainer.weight_norms(), batch.digest))

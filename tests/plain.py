@@ -8,15 +8,15 @@ from torch import Tensor
 from configs.plan import DataSummary, make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
-from data.loader import NO_DIGEST, TrainData, step_batches
+from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from model.gpt import GPT
 
 
 def plain_run(
     config: RunConfig, manifest: Manifest, dtype: torch.dtype = torch.float32
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and final weights of `config`, its global batch accumulated in micro-batches of one sequence."""
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Losses, gradient norms before clipping, and final weights of `config`, accumulated one sequence at a time."""
     make_plan(config, 1, DataSummary(manifest.digest, manifest.vocab_size, manifest.train.tokens, manifest.val.tokens))
     model = GPT(config.model)
     model.init_weights(config.seeds.init)
@@ -28,18 +28,19 @@ def plain_run(
         betas=config.optim.betas,
         eps=config.optim.eps,
     )
-    losses = []
+    losses, norms = [], []
     data = TrainData(config.data.path, manifest, config)
-    for batch in step_batches(data, 0, NO_DIGEST, 1, 0, 1):
+    for batch in step_batches(data, 0, None, 1, 0, 1):
         total = 0.0
         for micro in torch.from_numpy(batch.tokens):
             loss = model(micro[:, :-1], micro[:, 1:])
             (loss / config.batch.tokens_per_step).backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(config, batch.step)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total / config.batch.tokens_per_step)
-    return losses, {name: p.detach() for name, p in model.named_parameters()}
+        norms.append(norm.item())
+    return losses, norms, {name: p.detach() for name, p in model.named_parameters()}

@@ -56,7 +56,10 @@ def test_resume_is_bit_identical(
 ) -> None:
     """Breaks if anything the next update depends on is missing from a checkpoint, in any precision or stage."""
     configs = [tiny_config({"precision": precision, "parallel": {"zero_stage": stage}}) for precision, stage in CASES]
-    for case, run in zip(CASES, run_ranks(ranks, resumed_runs, configs, tiny_data[1], tmp_path)[0], strict=True):
+    configs.append(tiny_config({"model": {"dropout": 0.2}, "parallel": {"zero_stage": 3}}))
+    for case, run in zip(
+        [*CASES, "dropout"], run_ranks(ranks, resumed_runs, configs, tiny_data[1], tmp_path)[0], strict=True
+    ):
         losses = [(s.loss, s.grad_norm, s.norm) for s in run["straight"]]
         assert losses == [(s.loss, s.grad_norm, s.norm) for s in run["resumed"]], case
         same_files(*run["files"])

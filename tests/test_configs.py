@@ -78,6 +78,11 @@ def test_schema_file_is_current() -> None:
         ({"precision": "bf16-master"}, "bf16-master needs parallel.zero_stage 1, 2 or 3"),
         ({"precision": "bf16-true"}, "bf16-true needs parallel.zero_stage 1, 2 or 3"),
         ({"deepspeed": {"gradient_cliping": 1.0}}, "deepspeed option 'gradient_cliping' is not allowed"),
+        ({"deepspeed": {"reduce_bucket_size": -5}, "parallel": {"zero_stage": 1}}, "deepspeed.reduce_bucket_size"),
+        ({"deepspeed": {"overlap_comm": True}}, "does nothing at ZeRO stage 0"),
+        ({"deepspeed": {"sub_group_size": 5}, "parallel": {"zero_stage": 2}}, "does nothing at ZeRO stage 2"),
+        ({"schedule": {"kind": "constant", "final_lr_fraction": 0.5}}, "a constant schedule has no final_lr_fraction"),
+        ({"model": {"dropout": 0.1}, "batch": {"micro_batch": None}}, "model.dropout needs batch.micro_batch"),
         ({"name": "../escape"}, 'name = "../escape"'),
     ],
 )
@@ -140,7 +145,7 @@ def test_identity(tiny_config: Callable[..., RunConfig]) -> None:
         {"eval": {"every": 2}},
         {"checkpoint": {"every": 3, "keep_last": 1}},
         {"log": {"every": 1, "wandb": "offline"}},
-        {"deepspeed": {"overlap_comm": False}},
+        {"deepspeed": {"overlap_comm": False}, "parallel": {"zero_stage": 1}},
     ]
     assert {run_id(tiny_config(change), "a") for change in operational} == {base}
     changed = [
@@ -177,6 +182,7 @@ def test_accumulation_is_derived(tiny_config: Callable[..., RunConfig]) -> None:
         (1, {"batch": {"micro_batch": 3}}, "micro_batch 3 does not divide the 8 sequences"),
         (1, {"schedule": {"steps": 100_000}}, "at most 781 steps, or more data, or data.epochs"),
         (1, {"data": {"train_tokens": 500}}, "at most 3 steps"),
+        (1, {"data": {"train_tokens": 10**9}}, "train_tokens 1000000000 exceeds the 100000 training tokens"),
         (
             1,
             {"model": {"vocab_size": 511}},

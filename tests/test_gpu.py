@@ -26,7 +26,7 @@ GPU_BOUNDS = {**BOUNDS, "fp32": (1e-5, 1e-4), "tf32": BOUNDS["bf16-mixed"]}  # o
 
 def test_every_precision_and_stage(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if a label means something else on a GPU: autocast switched off, another dtype, another optimiser path."""
-    losses, weights = plain_run(tiny_config(CASE), tiny_data[1])
+    losses, _, weights = plain_run(tiny_config(CASE), tiny_data[1])
     configs = [tiny_config(CASE, {"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in GPU_CASES]
     for (precision, stage), found in zip(
         GPU_CASES, run_ranks(1, engine_runs, configs, tiny_data[1], gpu=True)[0], strict=True

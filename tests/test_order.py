@@ -11,7 +11,7 @@ import pytest
 
 from configs.plan import train_windows, windows_in
 from configs.schema import RunConfig
-from data.loader import NO_DIGEST, Prefetcher, TrainData, eval_batches, step_batches
+from data.loader import Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from data.order import Permutation, WindowOrder
 from data.shards import TokenStream
@@ -68,10 +68,9 @@ def test_every_target_is_predicted_once(
         (identity,) = data.step_ids(t)
         assert not seen[identity]
         seen[identity] = True
-    for identity in (0, 1, windows // 2, windows - 1):
-        row = np.empty((1, 17), np.int64)
-        data.read(np.array([identity]), row)
-        assert np.array_equal(row[0], stream[identity * 16 : identity * 16 + 17])
+    rows = np.empty((windows, 17), np.int64)
+    data.read(np.arange(windows), rows)
+    assert np.array_equal(rows, np.lib.stride_tricks.sliding_window_view(stream, 17)[::16])
 
 
 @pytest.mark.parametrize("order", ["windows", "documents"])
@@ -82,9 +81,9 @@ def test_same_batches_for_any_ranks(
     folder, manifest = tiny_data
     config = tiny_config({"data": {"order": order}})
     data = TrainData(folder, manifest, config)
-    reference = list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
+    reference = list(step_batches(data, 0, None, 8, 0, 1))
     for ranks, micro_batch in ((1, 2), (2, 1), (2, 4), (4, 2), (4, 1)):
-        parts = [list(step_batches(data, 0, NO_DIGEST, micro_batch, rank, ranks)) for rank in range(ranks)]
+        parts = [list(step_batches(data, 0, None, micro_batch, rank, ranks)) for rank in range(ranks)]
         for t, whole in enumerate(reference):
             # micro-step m of rank r holds the (m·ranks + r)-th slice
             tokens = np.concatenate(
@@ -97,11 +96,13 @@ def test_same_batches_for_any_ranks(
 def test_resumed_order_and_digest(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if starting at update 4 reads other windows than passing through it, or breaks the digest's chain."""
     data = TrainData(*tiny_data, tiny_config())
-    straight = list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
+    straight = list(step_batches(data, 0, None, 8, 0, 1))
     resumed = list(step_batches(data, 4, straight[3].digest, 8, 0, 1))
     assert [b.digest for b in resumed] == [b.digest for b in straight[4:]]
     ids = data.step_ids(0).astype("<i8").tobytes()
-    assert straight[0].digest == hashlib.sha256(bytes(32) + ids).hexdigest()
+    assert straight[0].digest == hashlib.sha256(bytes.fromhex(data.start_digest) + ids).hexdigest()
+    others = [{"seeds": {"data": 1}}, {"data": {"order": "documents"}}]
+    assert len({data.start_digest, *(TrainData(*tiny_data, tiny_config(other)).start_digest for other in others)}) == 3
 
 
 def test_documents_are_read_through(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
@@ -172,12 +173,12 @@ def test_prefetcher_hands_on_errors(tiny_data: tuple[Path, Manifest], tiny_confi
     data = TrainData(*tiny_data, tiny_config())
 
     def failing():
-        yield from list(step_batches(data, 0, NO_DIGEST, 8, 0, 1))[:2]
+        yield from list(step_batches(data, 0, None, 8, 0, 1))[:2]
         raise OSError("disk gone")
 
     batches = Prefetcher(failing())
     assert [next(batches).step, next(batches).step] == [0, 1]
     with pytest.raises(OSError, match="disk gone"):
         next(batches)
-    endless = Prefetcher(step_batches(data, 0, NO_DIGEST, 8, 0, 1))
+    endless = Prefetcher(step_batches(data, 0, None, 8, 0, 1))
     endless.close()

@@ -6,6 +6,7 @@ gradients of the first updates exceed the bound), tied weights, two groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from configs.precision import TABLE
 from configs.schema import RunConfig
+from data.loader import TrainData, step_batches
 from data.manifest import Manifest
+from engine.checkpoint import KINDS
 from engine.launch import start_world
 from model.gpt import GPT
 from tests.live import make_trainer, train_steps
@@ -63,7 +67,7 @@ def test_every_precision_and_stage(
     """Breaks if any stage loses a gradient, decays the wrong group, steps before step 1, or mislabels a dtype."""
     _, manifest = tiny_data
     torch.set_num_threads(1)
-    losses, weights = plain_run(tiny_config(CASE), manifest)
+    losses, norms, weights = plain_run(tiny_config(CASE), manifest)
     configs = [
         tiny_config(CASE, {"precision": precision, "parallel": {"zero_stage": stage}}) for precision, stage in CASES
     ]
@@ -79,11 +83,15 @@ def test_every_precision_and_stage(
             assert torch.equal(tensor, initial[name].to(masters)), f"{case}: {name} changed before step 1"
         assert (found["start_step"], found["end_step"]) == (0, 6), case
         assert found["decay"] == [0.5, 0.0], case
+        assert found["dtypes"] == TABLE[precision].as_dict(), case
         loss_bound, weight_bound = BOUNDS[precision]
         for step, (ours, theirs) in enumerate(zip((s.loss for s in found["steps"]), losses, strict=True)):
             assert abs(ours - theirs) <= loss_bound * (theirs if precision == "fp32" else 1), (
                 f"{case}: loss of step {step}"
             )
+        for ours, theirs in zip(found["steps"], norms, strict=True):
+            assert type(ours.grad_norm) is float
+            assert ours.grad_norm == pytest.approx(theirs, rel=2e-6 if precision == "fp32" else 2e-2), case
         for name, tensor in found["end"].items():
             error = (tensor.float() - weights[name]).norm() / weights[name].norm()
             assert error <= weight_bound, f"{case}: {name} is {error:.2e} from the reference"
@@ -91,12 +99,107 @@ def test_every_precision_and_stage(
         assert found["steps"][-1].norm == pytest.approx(norm, rel=1e-6), case
 
 
+def decay_of_one_update(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, float]]:
+    """Per case and tensor: how much of the weights one update at η = 0.5 takes away more at λ = 0.5 than at λ = 0."""
+    world = start_world("decay", 120, None)
+    found = []
+    for config in configs:
+        ends = []
+        for weight_decay in (0.0, 0.5):
+            optim = config.optim.model_copy(update={"weight_decay": weight_decay, "lr": 0.5})
+            trainer = make_trainer(config.model_copy(update={"optim": optim}), manifest, world)
+            start = trainer.fragments.gather("weights", 0)
+            train_steps(trainer, manifest, range(1))
+            ends.append(trainer.fragments.gather("weights", 0))
+        if world.rank == 0:
+            weights = {name: tensor.double() for name, tensor in start.items()}
+            taken = {name: (ends[0][name].double() - ends[1][name].double()) for name in weights}
+            found.append({name: ((taken[name] * w).sum() / w.square().sum()).item() for name, w in weights.items()})
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_decay_reaches_what_it_should(
+    ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if, in any precision or stage, λ misses a decayed tensor or reaches another (PITFALLS 7, 23)."""
+    start = {"schedule": {"kind": "constant", "warmup_steps": 0}}
+    configs = [tiny_config(start, {"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in CASES]
+    for case, taken in zip(CASES, run_ranks(ranks, decay_of_one_update, configs, tiny_data[1])[0], strict=True):
+        for name, fraction in taken.items():
+            expected = 0.25 if not name.split(".")[-2].startswith("ln_") else 0.0
+            assert fraction == pytest.approx(expected, abs=0.02 if case[0] == "bf16-true" else 1e-4), (case, name)
+
+
+def nan_gradient(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]:
+    """Two sound updates, then one with a NaN in a single gradient on a single rank."""
+    world = start_world("nan", 120, None)
+    found = []
+    for config in configs:
+        trainer = make_trainer(config, manifest, world)
+        train_steps(trainer, manifest, range(2))
+        before = {kind: trainer.fragments.gather(kind, 0) for kind in KINDS}
+        if world.rank == world.ranks - 1:
+            poisoned = list(trainer.ds.module.parameters())[3]
+            poisoned.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+        data = TrainData(config.data.path, manifest, config)
+        batch = next(step_batches(data, 2, None, trainer.plan.micro_batch, world.rank, world.ranks))
+        result = trainer.step(torch.from_numpy(batch.tokens), 1e-2, 2)
+        after = {kind: trainer.fragments.gather(kind, 0) for kind in KINDS}
+        same = world.rank > 0 or all(torch.equal(before[k][n], after[k][n]) for k in KINDS for n in before[k])
+        found.append({"applied": result.applied, "loss": result.loss, "norm": result.grad_norm, "same": same})
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nan_gradient_never_reaches_the_weights(
+    ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if a non-finite gradient updates weights or moments, or a rank does not hear of it (PITFALLS 9)."""
+    configs = [tiny_config({"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in CASES]
+    for results in run_ranks(ranks, nan_gradient, configs, tiny_data[1]):
+        for case, result in zip(CASES, results, strict=True):
+            assert not result["applied"], case
+            assert math.isfinite(result["loss"]), case
+            assert math.isnan(result["norm"]), case
+            assert result["same"], case
+
+
+def test_raw_options_change_nothing(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if an allowed DeepSpeed option is refused by the live engine, or changes more than rounding."""
+    options: dict[int, list[dict[str, Any]]] = {
+        1: [{}, {"reduce_bucket_size": 1000}, {"overlap_comm": True}, {"contiguous_gradients": False}],
+        2: [{}, {"reduce_bucket_size": 1000}, {"reduce_scatter": False}, {"allgather_bucket_size": 1000}],
+        3: [
+            {},
+            {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 100},
+            {"sub_group_size": 5000, "stage3_max_live_parameters": 5000, "stage3_max_reuse_distance": 5000},
+        ],
+    }
+    configs = [tiny_config({"parallel": {"zero_stage": s}, "deepspeed": o}) for s, os in options.items() for o in os]
+    for found in (runs := run_ranks(2, engine_runs, configs, tiny_data[1])[0]):
+        for ours, theirs in zip(found["steps"], runs[0]["steps"], strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+            assert ours.norm == pytest.approx(theirs.norm, rel=1e-5)
+
+
+def test_dropout_follows_the_global_batch(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if dropout masks depend on the number of ranks or on what was drawn before."""
+    config = tiny_config({"model": {"dropout": 0.2}, "batch": {"micro_batch": 2}})
+    one, two = (run_ranks(ranks, engine_runs, [config], tiny_data[1])[0][0]["steps"] for ranks in (1, 2))
+    off = run_ranks(1, engine_runs, [tiny_config({"batch": {"micro_batch": 2}})], tiny_data[1])[0][0]["steps"]
+    assert [s.loss for s in one] == pytest.approx([s.loss for s in two], rel=1e-6)
+    assert abs(one[-1].loss - off[-1].loss) > 1e-3
+
+
 def test_clipping_is_active(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
     """The parity case must clip, or it would not notice a missing clip."""
     _, manifest = tiny_data
-    clipped, _ = plain_run(tiny_config(CASE), manifest)
-    free, _ = plain_run(tiny_config(CASE, {"optim": {"grad_clip": 1e9}}), manifest)
-    assert clipped[-1] != free[-1]
+    clipped, *_ = plain_run(tiny_config(CASE), manifest)
+    free, *_ = plain_run(tiny_config(CASE, {"optim": {"grad_clip": 1e9}}), manifest)
+    assert abs(clipped[-1] - free[-1]) > 10 * BOUNDS["fp32"][0] * free[-1]
 
 
 def _initial_weights(config: RunConfig) -> dict[str, torch.Tensor]:

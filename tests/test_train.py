@@ -139,11 +139,19 @@ def test_broken_wandb_does_not_stop_training(straight: Path, config_file: Config
 
 
 def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if `deepspeed train.py` fails, or two ranks train something else than one."""
-    finish(start(config_file({"parallel": {"zero_stage": 3}, "eval": {"every": 2}}), tmp_path / "two", ranks=2))
+    """Breaks if `deepspeed train.py` fails, oversubscribes the cores, compiles anything (PITFALLS 17, 18), trains
+    something else than one rank does, or is changed by being evaluated at stage 3."""
+    extensions = str(tmp_path / "extensions")
+    sharded = {"parallel": {"zero_stage": 3}}
+    finish(start(config_file(sharded), tmp_path / "two", ranks=2, TORCH_EXTENSIONS_DIR=extensions))
+    finish(start(config_file(sharded, {"eval": {"every": 1}}), tmp_path / "watched", ranks=2))
     assert status(tmp_path / "two")["state"] == "done"
+    assert losses(tmp_path / "two") == losses(tmp_path / "watched")
     for (_, ours), (_, theirs) in zip(losses(tmp_path / "two"), losses(straight), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
+    assert not Path(extensions).exists()
+    begun = json.loads((tmp_path / "two" / "starts.jsonl").read_text())
+    assert begun["threads_per_rank"] == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
@@ -174,43 +182,78 @@ def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
 
 def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
-    two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}})
+    two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}, "optim": {"lr": 1e-4}})
     run = start(two, tmp_path / "run", ranks=2)
     _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
     (tmp_path / "run" / "stop").touch()
     run.communicate(timeout=60)
     assert status(tmp_path / "run")["state"] == "preempted"
-    (tmp_path / "run" / "stop").unlink()
+    assert not (tmp_path / "run" / "stop").exists(), "the next start would stop again"
     finish(start(two, tmp_path / "run", "--set", "parallel.zero_stage=0"))
-    assert (status(tmp_path / "run")["state"], len(losses(tmp_path / "run"))) == ("done", 400)
+    assert status(tmp_path / "run")["state"] == "done"
+    finish(start(two, tmp_path / "straight"))
+    for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "straight"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5), "other sums round otherwise, no more"
 
 
-def test_runner_killed_leaves_no_process(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a rank outlives DeepSpeed's runner (PITFALLS 13), or its work is lost."""
-    long = config_file(LONG)
-    run = start(long, tmp_path / "run", ranks=2)
+@pytest.mark.parametrize("victim", ["runner killed", "runner terminated", "launcher killed"])
+def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a rank outlives DeepSpeed's runner or its child launcher (PITFALLS 13, 14), or its work is lost."""
+    run = start(config_file(LONG), tmp_path / "run", ranks=2)
     _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
-    run.kill()
-    run.wait()
+    if victim == "launcher killed":
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+    else:
+        run.send_signal(signal.SIGKILL if victim == "runner killed" else signal.SIGTERM)
     _wait(lambda: not _processes_with(str(tmp_path / "run")), 60)
+    run.communicate(timeout=60)
     assert status(tmp_path / "run")["state"] == "preempted"
 
 
-def test_divergence_is_caught_before_the_update(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a non-finite loss reaches the weights, is logged as a number, or is called done."""
+def test_checkpoint_of_another_experiment(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a checkpoint's λ silently wins over the configuration's (PITFALLS 5), or `never` resumes."""
+    import shutil
+
+    shutil.copytree(straight / "checkpoints", tmp_path / "run" / "checkpoints")
+    assert "never" in finish(start(config_file(), tmp_path / "run", "--resume", "never"), 2)
+    other = start(config_file(), tmp_path / "run", "--set", "optim.weight_decay=0")
+    output = finish(other, 2)
+    assert "step_00000006 is of another experiment" in output
+    assert "optim.weight_decay: asked 0, found 0.5" in output or "optim.weight_decay: asked 0.0, found 0.5" in output
+    assert losses(tmp_path / "run") == []
+
+
+def test_damaged_checkpoint_is_written_again(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a damaged newest checkpoint is resumed from, or stays damaged once its step is reached again."""
+    config = config_file({"checkpoint": {"every": 4}})
+    finish(start(config, tmp_path / "run"))
+    weights = tmp_path / "run" / "checkpoints" / "step_00000006" / "weights.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:100])
+    assert "step_00000004" in finish(start(config, tmp_path / "run"))
+    assert weights.read_bytes() == sound
+
+
+def test_divergence_is_recorded(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a non-finite loss is logged as a number, saved, or called done (that it never reaches the weights:
+    tests/test_parity.py)."""
     finish(start(config_file({"model": {"init_std": 1e30}}), tmp_path / "run"), 3)
     assert status(tmp_path / "run")["state"] == "diverged"
     rows, _ = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["step"] == 1
-    assert "train/loss" in rows[-1]["nonfinite"]
-    assert rows[-1]["train/loss"] is None
+    assert [row["step"] for row in rows] == [0]
+    assert rows[0]["event"] == "nonfinite"
+    assert {"nonfinite/loss", "val/loss"} <= set(rows[0]["nonfinite"])
+    assert rows[0]["nonfinite/loss"] is None
+    assert rows[0]["nonfinite/lr"] > 0
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
     """Breaks if a mistake is a traceback, trains something, or leaves a folder behind."""
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
     cases = [
-        (["--set", "optim.weight_decay=0.25"], straight, "optim.weight_decay: asked 0.25, the folder has 0.5"),
+        (["--set", "optim.weight_decay=0.25"], straight, "optim.weight_decay: asked 0.25, found 0.5"),
         (["--resume", "never"], straight, "holds a run"),
         (["--resume", "must"], tmp_path / "new", "holds no run"),
         (["--set", "optim.weight_decy=1"], tmp_path / "new", "did you mean 'weight_decay'"),
@@ -218,6 +261,7 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
         (["--set", "schedule.steps=1000000"], tmp_path / "new", "at most"),
         (["--set", "model.vocab_size=500"], tmp_path / "new", "set model.vocab_size to at least 512"),
         (["--set", f"data.path={tmp_path / 'absent'}"], tmp_path / "new", "prepare it with: python -m data.prepare"),
+        ([], tmp_path / "config.json", "File exists"),
         (["--set", "precision=tf32"], tmp_path / "new", "tf32 needs a CUDA device"),
     ]
     processes = [start(config_file(), run_dir, *options) for options, run_dir, _ in cases]
@@ -229,15 +273,26 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
     assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
 
 
-def test_short_shard(config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
+@pytest.mark.parametrize(
+    ("file", "order", "message"),
+    [
+        ("train_00000.bin", "windows", "train_00000.bin has 1000 bytes"),
+        ("val_00000.bin", "windows", "val_00000.bin has 1000 bytes"),
+        ("train_docs.bin", "documents", "train_docs.bin does not hold the ends of"),
+    ],
+)
+def test_short_file(
+    file: str, order: str, message: str, config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]
+) -> None:
     """Breaks if truncated data is trained on."""
     import shutil
 
     shutil.copytree(tiny_data[0], tmp_path / "data")
-    with open(tmp_path / "data" / "train_00000.bin", "r+b") as file:
-        file.truncate(1000)
-    output = finish(start(config_file({"data": {"path": str(tmp_path / "data")}}), tmp_path / "run"), 2)
-    assert "train_00000.bin has 1000 bytes" in output
+    with open(tmp_path / "data" / file, "r+b") as handle:
+        handle.truncate(1000 if file != "train_docs.bin" else 80)
+    changed = {"data": {"path": str(tmp_path / "data"), "order": order}}
+    output = finish(start(config_file(changed), tmp_path / "run"), 2)
+    assert message in output
     assert not (tmp_path / "run").exists()
 
 
@@ -252,12 +307,15 @@ def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_second_writer(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if two processes can write one run folder."""
-    long = config_file(LONG)
-    run = start(long, tmp_path / "run")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_second_writer(ranks: int, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if two processes can write one run folder, or the second's other ranks wait for the one that was told."""
+    run = start(config_file(LONG), tmp_path / "run")
     _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
-    assert "another process is writing" in finish(start(long, tmp_path / "run"), 2)
+    second = start(config_file(LONG), tmp_path / "run", ranks=ranks)
+    output, _ = second.communicate(timeout=60)
+    assert "another process is writing" in output
+    assert "Traceback" not in output
     run.send_signal(signal.SIGINT)
     finish(run, 75)
 

@@ -1,0 +1,85 @@
+"""Look at prepared data: `python -m data.inspect DIR`. Shows the manifest, verifies every hash, decodes random windows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data.manifest import Manifest, Split, read_manifest
+from data.shards import TokenStream, sha256_of
+from data.tokenizer import load_tokenizer
+
+
+def verify_split(folder: Path, split: Split) -> list[str]:
+    """Every file of a split that is missing or whose SHA-256 is not the manifest's."""
+    files = [*((shard.file, shard.sha256) for shard in split.shards), (split.docs_file, split.docs_sha256)]
+    wrong = []
+    for name, expected in files:
+        if not (folder / name).is_file():
+            wrong.append(f"{folder / name} is missing")
+        elif sha256_of(folder / name) != expected:
+            wrong.append(f"{folder / name} differs from its hash in the manifest")
+    return wrong
+
+
+def render(folder: Path, manifest: Manifest) -> str:
+    lines = [("data", f"{folder}, digest {manifest.digest}")]
+    lines += [("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items()))]
+    lines += [("options", ", ".join(f"{key} {value}" for key, value in manifest.options.items()))]
+    lines += [("tokenizer", f"{manifest.tokenizer}, vocabulary {manifest.vocab_size}, end of text {manifest.eot}")]
+    for name, split in (("train", manifest.train), ("val", manifest.val)):
+        mean = split.tokens / split.documents
+        shards = f"{len(split.shards)} shard(s) of {manifest.dtype}"
+        lines += [(name, f"{split.tokens:,} tokens, {split.documents:,} documents of {mean:,.0f} tokens, {shards}")]
+    return "\n".join(f"{label:<10} {text}" for label, text in lines)
+
+
+def windows(folder: Path, manifest: Manifest, count: int, length: int, seed: int) -> list[str]:
+    """Random windows of the training split, decoded, with the documents' ends shown."""
+    stream = TokenStream(folder, manifest.train.shards, manifest.dtype)
+    tokenizer = load_tokenizer(folder, manifest.tokenizer)
+    length = min(length, len(stream))
+    out, found = np.empty(length, np.int64), []
+    for start in np.random.default_rng(seed).integers(0, len(stream) - length + 1, count).tolist():
+        stream.read(start, start + length, out)
+        parts = np.split(out, np.flatnonzero(out == manifest.eot) + 1)
+        text = "<|endoftext|>\n".join(
+            tokenizer.decode([i for i in part.tolist() if i != manifest.eot]) for part in parts
+        )
+        found.append(f"--- tokens {start:,} to {start + length:,}\n{text}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.inspect", description="Show, verify and sample prepared data."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--windows", type=int, default=3, help="random windows to decode")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a window")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-verify", action="store_true", help="do not hash the shards")
+    args = parser.parse_args(argv)
+    try:
+        manifest = read_manifest(args.folder)
+        if manifest is None:
+            raise ValueError(f"{args.folder} holds no prepared data (no manifest.json)")
+        print(render(args.folder, manifest))
+        if not args.no_verify:
+            wrong = [line for split in (manifest.train, manifest.val) for line in verify_split(args.folder, split)]
+            if wrong:
+                raise ValueError("; ".join(wrong))
+            print(f"{'hashes':<10} all as in the manifest")
+        if args.windows:
+            print("\n".join(windows(args.folder, manifest, args.windows, args.length, args.seed)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The output folder of a preparation: whole, or not there; one writer; what is finished survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.manifest import FILE, Manifest, read_manifest
+
+
+def prepared_already(out: Path, asked: dict[str, Any]) -> Manifest | None:
+    """The manifest in `out` if it holds what is asked; None if `out` is free. ValueError if it holds anything else."""
+    done = read_manifest(out)
+    if done is not None and {"source": {**done.source, "skipped": {}}, "options": done.options} == asked:
+        print(f"{out} is prepared already: {done.train.tokens:,} training tokens")
+        return done
+    if out.exists() and any(out.iterdir()):
+        what = "data prepared otherwise" if done else "no prepared data"
+        raise ValueError(f"{out} holds something else ({what}); choose another --out")
+    return None
+
+
+@contextmanager
+def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
+    """The folder `out`.preparing, locked, to build in; renamed to `out` at the end.
+
+    What a killed preparation of the same `asked` left there is kept, to go on from. A ValueError (bad input) removes
+    everything; an OSError (a full disk) keeps it and says so.
+    """
+    work = out.with_name(out.name + ".preparing")
+    work.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(work.with_name(work.name + ".lock"), timeout=0)
+    try:
+        guard.acquire()
+    except Timeout:
+        raise ValueError(f"another preparation is writing {out}; wait for it or choose another --out") from None
+    try:
+        started = work / "asked.json"
+        if started.exists() and json.loads(started.read_text()) != asked:
+            raise ValueError(f"{work} holds an unfinished preparation with other options; repeat those, or delete it")
+        try:
+            work.mkdir(exist_ok=True)
+            replace_file(started, json.dumps(asked).encode())
+            yield work
+            assert (work / FILE).exists()
+            started.unlink()
+            if out.exists():
+                out.rmdir()
+            os.replace(work, out)
+            sync_folder(out.parent)
+        except ValueError:
+            shutil.rmtree(work)
+            raise
+        except OSError as error:
+            reason = f"{error.strerror or error} while writing {work}; finished shards are kept: make room, repeat the command"
+            raise OSError(reason) from error
+    finally:
+        Path(guard.lock_file).unlink(missing_ok=True)
+        guard.release()
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """ValueError if the file system of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        gib = 1 << 30
+        raise ValueError(
+            f"about {needed / gib:.2f} GiB are needed in {folder}, {free / gib:.2f} GiB are free; make room or move --out"
+        )
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """The file with these bytes, or as it was: temporary name, fsync, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
