@@ -7,7 +7,7 @@ left out of the run's identity (configs/identity.py), so that a run may resume e
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,6 +76,12 @@ class Data(Section):
     )
     order: Literal["windows", "documents"] = setting("windows", "permuted windows, or shuffled documents read through")
     train_tokens: int | None = setting(None, "use only the first N tokens of the training split", ge=1)
+    cross_document_attention: bool = setting(
+        True, "a token sees earlier documents of its window (P1); false: only its own"
+    )
+    verify: bool = setting(
+        False, "compare every shard's SHA-256 with the manifest before the first step", operational=True
+    )
     epochs: int = setting(1, "passes over the data, each in its own order; 1 is one-pass training", ge=1)
 
 
@@ -184,7 +190,7 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     seeds: Seeds = Seeds()
-    deepspeed: dict[str, Annotated[int, Field(ge=0)] | bool] = setting(
+    deepspeed: dict[str, int | float | bool] = setting(
         {}, "raw zero_optimization options, from an allow-list", operational=True
     )
 
@@ -204,11 +210,13 @@ class RunConfig(Section):
         if self.model.dropout and self.batch.micro_batch is None:
             raise ValueError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
         stage = self.parallel.zero_stage
-        for option in sorted(self.deepspeed):
+        for option, value in sorted(self.deepspeed.items()):
             if option not in DEEPSPEED_OPTIONS:
                 raise ValueError(
                     f"deepspeed option {option!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
                 )
+            if isinstance(value, float) or value < 0:
+                raise ValueError(f"deepspeed.{option} = {value}: expected true, false or a whole number of 0 or more")
             if stage == 0 or (option.startswith(("stage3", "sub_group")) and stage < 3):
                 raise ValueError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
         return self

@@ -8,21 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.manifest import Manifest, Split, read_manifest
-from data.shards import TokenStream, sha256_of
+from data.loader import verify_split
+from data.manifest import Manifest, read_manifest
+from data.shards import TokenStream
 from data.tokenizer import load_tokenizer
-
-
-def verify_split(folder: Path, split: Split) -> list[str]:
-    """Every file of a split that is missing or whose SHA-256 is not the manifest's."""
-    files = [*((shard.file, shard.sha256) for shard in split.shards), (split.docs_file, split.docs_sha256)]
-    wrong = []
-    for name, expected in files:
-        if not (folder / name).is_file():
-            wrong.append(f"{folder / name} is missing")
-        elif sha256_of(folder / name) != expected:
-            wrong.append(f"{folder / name} differs from its hash in the manifest")
-    return wrong
 
 
 def render(folder: Path, manifest: Manifest) -> str:
@@ -69,9 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{args.folder} holds no prepared data (no manifest.json)")
         print(render(args.folder, manifest))
         if not args.no_verify:
-            wrong = [line for split in (manifest.train, manifest.val) for line in verify_split(args.folder, split)]
-            if wrong:
-                raise ValueError("; ".join(wrong))
+            verify_split(args.folder, manifest.train)
+            verify_split(args.folder, manifest.val)
             print(f"{'hashes':<10} all as in the manifest")
         if args.windows:
             print("\n".join(windows(args.folder, manifest, args.windows, args.length, args.seed)))

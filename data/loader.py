@@ -19,7 +19,7 @@ from configs.plan import eval_windows, train_windows
 from configs.schema import RunConfig
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
-from data.shards import TokenStream
+from data.shards import TokenStream, sha256_of
 
 Tokens = NDArray[np.int64]
 PREFETCH_STEPS = 4
@@ -43,7 +43,7 @@ class TrainData:
 
     def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig) -> None:
         self.config = config
-        self._stream = open_split(Path(folder), manifest.train, manifest.dtype)
+        self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
         self.order = WindowOrder(
             windows, config.data.epochs, config.seeds.data, permuted=config.data.order == "windows"
@@ -152,7 +152,7 @@ def eval_batches(
     parameters need; rows beyond the count are padding and must not enter the loss.
     """
     length = config.model.seq_len
-    stream = open_split(Path(folder), manifest.val, manifest.dtype)
+    stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
     available = (len(stream) - 1) // length
     count = eval_windows(config, len(stream))
     windows = np.arange(count, dtype=np.int64) * available // count
@@ -175,5 +175,14 @@ def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:
     return ends
 
 
-def open_split(folder: Path, split: Split, dtype: str) -> TokenStream:
-    return TokenStream(folder, split.shards, dtype)
+def verify_split(folder: Path, split: Split) -> None:
+    """Compare every file of a split with its hash. ValueError names all that are missing or differ."""
+    files = [*((shard.file, shard.sha256) for shard in split.shards), (split.docs_file, split.docs_sha256)]
+    wrong = []
+    for name, expected in files:
+        if not (folder / name).is_file():
+            wrong.append(f"{folder / name} is missing")
+        elif sha256_of(folder / name) != expected:
+            wrong.append(f"{folder / name} differs from its hash in the manifest")
+    if wrong:
+        raise ValueError("; ".join(wrong) + ": prepare the data again, or restore it")

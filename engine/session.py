@@ -13,7 +13,7 @@ from configs.identity import differences, experiment, render_differences
 from configs.plan import Plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
-from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches
+from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
 from data.manifest import Manifest
 from engine import checkpoint
 from engine.agree import on_first_rank
@@ -38,6 +38,10 @@ class Session:
         """Opens the data; writes nothing. ValueError if the data is damaged or the device lacks the precision."""
         set_matmul_precision(config.precision, world.device)
         self.config, self.plan, self.folder, self.world = config, plan, folder, world
+        if config.data.verify and world.rank == 0:
+            for split in (manifest.train, manifest.val):
+                verify_split(Path(config.data.path), split)
+        self._eot = manifest.eot
         self._data = TrainData(config.data.path, manifest, config)
         self.step, self.decay_sum, self.order_digest, self.evaluated = 0, 0.0, self._data.start_digest, -1
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
@@ -47,7 +51,8 @@ class Session:
     def start(self, recorder: Recorder) -> None:
         """Build model and engine at step 0."""
         self.recorder = recorder
-        model = GPT(self.config.model, autocast_dtype(self.config.precision))
+        separate_at = None if self.config.data.cross_document_attention else self._eot
+        model = GPT(self.config.model, autocast_dtype(self.config.precision), separate_at)
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
 

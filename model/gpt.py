@@ -25,12 +25,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None)
         y = self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
@@ -58,20 +58,23 @@ class Block(nn.Module):
         self.ln_1, self.attn = _layernorm(config), Attention(config)
         self.ln_2, self.mlp = _layernorm(config), MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
     """The network. `autocast` is the dtype of matrix products under bf16-mixed, None otherwise.
 
+    `separate_at` is the end-of-text token where attention stays within a document, None where it does not
+    (data.cross_document_attention).
+
     Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
     """
 
-    def __init__(self, config: Model, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, config: Model, autocast: torch.dtype | None = None, separate_at: int | None = None) -> None:
         super().__init__()
-        self.config, self.autocast = config, autocast
+        self.config, self.autocast, self.separate_at = config, autocast, separate_at
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.seq_len, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -89,8 +92,9 @@ class GPT(nn.Module):
         """(B, T) token ids → (B, T, V)."""
         x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
+        mask = None if self.separate_at is None else document_mask(inputs, self.separate_at)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         x = self.ln_f(x)
         return F.linear(x, self.wte.weight if self.config.tied_head else self.head.weight)
 
@@ -111,6 +115,14 @@ class GPT(nn.Module):
 
     def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
         return torch.autocast(device.type, dtype=self.autocast) if self.autocast else nullcontext()
+
+
+def document_mask(inputs: Tensor, eot: int) -> Tensor:
+    """Which position may see which, (B, 1, T, T) bool: earlier ones of its own document; eot belongs to what it ends."""
+    ends = (inputs == eot).cumsum(1)
+    document = ends - (inputs == eot).long()  # (B, T)
+    same = document[:, :, None] == document[:, None, :]  # (B, T, T)
+    return same.tril()[:, None]
 
 
 def _layernorm(config: Model) -> nn.LayerNorm:

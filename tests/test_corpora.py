@@ -21,7 +21,7 @@ import sentencepiece
 
 from configs.load import validate
 from data import inspect
-from data.loader import TrainData, step_batches
+from data.loader import TrainData, step_batches, verify_split
 from data.manifest import Manifest, read_manifest
 from data.nanogpt import adopt
 from data.prepare import Options, main, prepare
@@ -156,7 +156,7 @@ def test_nanogpt_pair_is_adopted(tmp_path: Path) -> None:
     rows = np.empty((1, 257), np.int64)
     TrainData(tmp_path / "out", manifest, config).read(np.array([2]), rows)
     assert np.array_equal(rows[0], train[512:769])
-    assert inspect.verify_split(tmp_path / "out", manifest.train) == []
+    verify_split(tmp_path / "out", manifest.train)
     assert adopt(pair, tmp_path / "out", None) == manifest
 
 

@@ -98,6 +98,32 @@ def test_future_tokens_do_not_leak() -> None:
         torch.testing.assert_close(model.logits(tokens)[0, :12], model.logits(changed)[0, :12])
 
 
+@pytest.mark.parametrize("layout", [[5, 11, 8], [1, 22, 1], [24], [23, 1]])
+def test_documents_do_not_see_each_other(layout: list[int]) -> None:
+    """Breaks if, without cross-document attention, a loss depends on another document: each document alone, at its own
+    positions, gives the same logits, and no gradient reaches the others' embeddings."""
+    eot, model = 99, GPT(Model.model_validate(BASE), separate_at=99)
+    model.init_weights(0)
+    tokens = torch.randint(0, 99, (1, 24), generator=torch.Generator().manual_seed(2))
+    ends = torch.tensor(layout).cumsum(0)
+    tokens[0, ends[:-1] - 1] = eot  # each document but the last ends in the window
+    logits = model.logits(tokens)
+    plain = gpt()
+    with torch.no_grad():
+        for start, end in zip([0, *ends.tolist()[:-1]], ends.tolist(), strict=True):
+            alone = plain.wte(tokens[:, start:end]) + plain.wpe.weight[start:end]
+            for block in plain.blocks:
+                alone = block(alone)
+            expected = torch.nn.functional.linear(plain.ln_f(alone), plain.wte.weight)
+            torch.testing.assert_close(logits[:, start:end], expected, rtol=1e-5, atol=1e-5)
+    seen = []
+    model.wte.register_forward_hook(lambda _m, _i, output: output.retain_grad())
+    model.wte.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    model.logits(tokens)[0, ends[0] - 1].square().sum().backward()
+    reached = seen[0].grad[0].abs().sum(-1) > 0  # the gradient of the embedded tokens, (T,)
+    assert reached.tolist() == [position < layout[0] for position in range(24)]
+
+
 def test_loss_is_float32_for_any_logits() -> None:
     """Breaks if softmax or loss is computed in bf16 (PITFALLS 20): large vocabularies would lose the third digit."""
     logits = torch.randn(2, 8, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
