@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 FEISTEL_ROUNDS = 6
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Permutation:
@@ -51,9 +52,23 @@ class Permutation:
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def _shuffled(n: int, key: str) -> Ids:
+    """0 … n−1 in an order that the key decides, in O(n) memory: the ranks of SplitMix64's outputs.
+
+    Each index is carried in the low bits of its output, since numpy sorts far faster than it sorts indices.
+    """
+    start = np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u8")
+    low = np.uint64((1 << n.bit_length()) - 1)
+    index = np.arange(n, dtype=np.uint64)
+    return (np.sort(_mix(start + index * GOLDEN) & ~low | index) & low).astype(np.int64)
 
 
 class WindowOrder:
@@ -86,14 +101,16 @@ class WindowOrder:
 class DocumentOrder:
     """Shuffled documents read through: stream position p of an epoch → position in the split.
 
-    `ends` are the split's document ends. Memory: 16 bytes a document.
+    `ends` are the split's document ends. Memory: 16 bytes a document, and as much again while it is made.
     """
 
     def __init__(self, ends: NDArray[np.uint64], seed: int, epoch: int) -> None:
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        shuffle = Permutation(len(ends), f"documents/{seed}/{epoch}")(np.arange(len(ends), dtype=np.int64))
-        self._starts = starts[shuffle]
-        self._ends = np.cumsum((ends.astype(np.int64) - starts)[shuffle])
+        found = ends.astype(np.int64)
+        lengths = np.diff(found, prepend=0)
+        shuffle = _shuffled(len(ends), f"documents/{seed}/{epoch}")
+        found -= lengths
+        self._starts = found[shuffle]
+        self._ends = lengths[shuffle].cumsum()
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The ranges of the split that make up stream positions [start, stop)."""

@@ -7,6 +7,7 @@ for uint16). `train_docs.bin` holds the stream position after each document's en
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,15 @@ class TokenStream:
                 raise ValueError(
                     f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again"
                 )
-            self._maps.append(np.memmap(path, dtype=self.dtype, mode="r") if expected else np.empty(0, self.dtype))
+            self._maps.append(self._map(path) if expected else np.empty(0, self.dtype))
         self._starts = np.cumsum([0] + [shard.tokens for shard in shards])
+
+    def _map(self, path: Path) -> NDArray[np.unsignedinteger]:
+        """Memory-mapped without read-ahead, which would fetch far more than a window from a cold disk."""
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, dtype=self.dtype)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
