@@ -132,7 +132,7 @@ def run(
             recorder.close_log()
         dist.barrier()  # nobody says that all is well before all is
         if first:
-            folder.write_status(state, session.step, plan.steps, reason)
+            folder.write_status(state, session.step, plan.steps, reason, session.order_digest)
             stop.clear_file()
     ending = f" ({reason})" if reason else ""
     logger.info("%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, ending)
@@ -168,7 +168,7 @@ def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> No
                 row[key],
             )
     folder.record_start(row)
-    folder.write_status("running", session.step, session.plan.steps)
+    folder.write_status("running", session.step, session.plan.steps, "", session.order_digest)
 
 
 def train(session: Session, stop: StopRequest) -> tuple[State, str]:

@@ -60,7 +60,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
-def _shuffled(n: int, key: str) -> Ids:
+def shuffled(n: int, key: str) -> Ids:
     """0 … n−1 in an order that the key decides, in O(n) memory: the ranks of SplitMix64's outputs.
 
     Each index is carried in the low bits of its output, since numpy sorts far faster than it sorts indices.
@@ -107,7 +107,7 @@ class DocumentOrder:
     def __init__(self, ends: NDArray[np.uint64], seed: int, epoch: int) -> None:
         found = ends.astype(np.int64)
         lengths = np.diff(found, prepend=0)
-        shuffle = _shuffled(len(ends), f"documents/{seed}/{epoch}")
+        shuffle = shuffled(len(ends), f"documents/{seed}/{epoch}")
         found -= lengths
         self._starts = found[shuffle]
         self._ends = lengths[shuffle].cumsum()

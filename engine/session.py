@@ -150,7 +150,7 @@ class Session:
         self.recorder.add(self.step, {"time/checkpoint_s": time.perf_counter() - start})
         if self.world.rank == 0:
             checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint.keep_last)
-            self.folder.write_status("running", self.step, self.plan.steps)
+            self.folder.write_status("running", self.step, self.plan.steps, "", self.order_digest)
         return path
 
     def _norms(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ config.given.json   the configuration as given, with --set applied
 experiment.json     the fields that make the run's identity
 plan.json           what was derived from it at the latest start
 starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
-status.json         running | done | preempted | failed | diverged, with step and reason
+status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
 checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
@@ -78,7 +78,7 @@ class RunFolder:
         with open(self.starts, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def write_status(self, state: State, step: int, steps: int, reason: str = "") -> None:
+    def write_status(self, state: State, step: int, steps: int, reason: str = "", order_digest: str = "") -> None:
         write_json(
             self.status,
             {
@@ -86,6 +86,7 @@ class RunFolder:
                 "step": step,
                 "steps": steps,
                 "reason": reason,
+                "order_digest": order_digest,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "updated": datetime.now(UTC).isoformat(timespec="seconds"),

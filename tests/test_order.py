@@ -13,7 +13,7 @@ from configs.plan import train_windows, windows_in
 from configs.schema import RunConfig
 from data.loader import Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
-from data.order import Permutation, WindowOrder
+from data.order import Permutation, WindowOrder, shuffled
 from data.shards import TokenStream
 
 
@@ -32,6 +32,23 @@ def test_permutation_of_ten_billion_in_constant_memory() -> None:
     assert 0 <= images.min() <= images.max() < n
     counts = np.histogram(images, bins=100, range=(0, n))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 150  # χ² with 99 degrees of freedom: 150 has p < 0.001
+
+
+def test_orders_look_random_over_keys() -> None:
+    """Breaks if some window is favoured at some place, or neighbours stay neighbours, over many seeds."""
+    n, keys = 50, 4000
+    images = np.stack([Permutation(n, f"windows/{seed}/0")(np.arange(n)) for seed in range(keys)])  # (keys, n)
+    for place in (0, 1, 24, 49):
+        counts = np.bincount(images[:, place], minlength=n)
+        assert ((counts - keys / n) ** 2 / (keys / n)).sum() < 95  # χ² with 49 degrees of freedom: 95 has p < 1e-4
+    steps = (images[:, 1:] - images[:, :-1]) % n
+    counts = np.bincount(steps.ravel(), minlength=n)[1:]
+    expected = steps.size / (n - 1)
+    assert ((counts - expected) ** 2 / expected).sum() < 95
+    documents = np.stack([shuffled(n, f"documents/{seed}/0") for seed in range(keys)])
+    assert (np.sort(documents, axis=1) == np.arange(n)).all()
+    counts = np.bincount(documents[:, 0], minlength=n)
+    assert ((counts - keys / n) ** 2 / (keys / n)).sum() < 95
 
 
 def test_permutation_depends_on_its_key() -> None:

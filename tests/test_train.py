@@ -296,6 +296,33 @@ def test_short_file(
     assert not (tmp_path / "run").exists()
 
 
+def test_flipped_bit_is_found_on_request(config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
+    """Breaks if data.verify trains on a shard of the right size with other tokens."""
+    import shutil
+
+    shutil.copytree(tiny_data[0], tmp_path / "data")
+    with open(tmp_path / "data" / "train_00001.bin", "r+b") as handle:
+        handle.seek(100)
+        handle.write(bytes([handle.read(1)[0] ^ 1]))
+    changed = {"data": {"path": str(tmp_path / "data"), "verify": True}}
+    assert "train_00001.bin differs from its hash" in finish(start(config_file(changed), tmp_path / "run"), 2)
+
+
+def test_data_options_of_a_run(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
+    options = {"epochs": 2, "train_tokens": 1000, "order": "documents", "cross_document_attention": False}
+    config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
+    finish(start(config, tmp_path / "run"))
+    digest = status(tmp_path / "run")["order_digest"]
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
+    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
+    assert status(tmp_path / "run")["order_digest"] == digest
+    assert digest != status(straight)["order_digest"]
+    assert losses(tmp_path / "run")[0] != losses(straight)[0]
+
+
 def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a second run on one host hangs, joins the first, or dies without naming --master_port (PITFALLS 15)."""
     with socket.socket() as taken:
