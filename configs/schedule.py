@@ -43,7 +43,7 @@ def decay_at(config: RunConfig, t: int) -> float:
 
 
 def lr_sum(config: RunConfig) -> float:
-    """Ση_t over the run. P1's cosine run: 16.49 (REFERENCE 1.3)."""
+    """Ση_t over the run. P1's cosine run: 16.49."""
     return math.fsum(lr_at(config, t) for t in range(config.schedule.steps))
 
 

@@ -128,7 +128,7 @@ class Fragments:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Make the forward pass see the masters: DeepSpeed keeps its own copies at stages 1–3 (PITFALLS 25)."""
+        """Make the forward pass see the masters: DeepSpeed keeps its own copies at stages 1–3."""
         zero = self.ds.optimizer
         if self.stage in (1, 2):
             zero.update_lp_params()

@@ -48,7 +48,7 @@ class StopRequest:
 
 
 def launcher_ancestors() -> list[int]:
-    """The launcher, and DeepSpeed's runner above it (PITFALLS 13, 14); empty for a process that nobody launched."""
+    """The launcher, and DeepSpeed's runner above it; empty for a process that nobody launched."""
     if "RANK" not in os.environ:
         return []
     parent = os.getppid()

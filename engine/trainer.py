@@ -173,7 +173,7 @@ class Trainer:
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
-    """deepspeed.initialize, quiet, and without compiling the CPU communication op (PITFALLS 17)."""
+    """deepspeed.initialize, quiet, and without compiling the CPU communication op."""
     import deepspeed
     from deepspeed.utils import logger
 

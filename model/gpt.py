@@ -1,4 +1,4 @@
-"""GPT-2 as P1 trains it (REFERENCE 1.1).
+"""GPT-2 as P1 (D'Angelo et al., arXiv 2310.04415) trains it.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads, V vocabulary.
 """

@@ -33,7 +33,10 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim) -> list[dict
 
 
 def build_optimizer(named: dict[str, nn.Parameter], config: Optim) -> torch.optim.AdamW:
-    """torch's fused AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε) (REFERENCE 1.3). η is set before each step."""
+    """torch's fused AdamW (Loshchilov and Hutter, 1711.05101); η is set before each step.
+
+    p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε).
+    """
     return torch.optim.AdamW(parameter_groups(named, config), lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 

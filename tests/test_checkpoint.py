@@ -19,6 +19,8 @@ from tests.live import make_trainer, train_steps
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
+pytestmark = pytest.mark.engine
+
 
 def resumed_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
     """Each case twice: six updates in one go, and three, a checkpoint, a new engine, three more."""

@@ -45,7 +45,7 @@ def test_dry_run_of_every_shipped_configuration(path: Path, capsys: pytest.Captu
 
 
 def test_p1_recipe() -> None:
-    """Breaks if the shipped 124M configuration drifts from P1's recipe (REFERENCE 1.1, 1.3)."""
+    """Breaks if the shipped 124M configuration drifts from P1's recipe."""
     config = load_config(CONFIGS / "gpt124m_wd0.1.json")[0]
     plan = make_plan(config, 8, None)
     assert plan.n_parameters == 50304 * 768 + 256 * 768 + 12 * (12 * 768 * 768 + 2 * 768) + 768
@@ -201,7 +201,7 @@ def test_plans_that_cannot_work(
 
 
 def test_groups_do_not_depend_on_lambda(tiny_config: Callable[..., RunConfig]) -> None:
-    """Breaks if λ = 0 changes the optimiser's structure (PITFALLS 23)."""
+    """Breaks if λ = 0 changes the optimiser's structure."""
     shapes = cost.parameter_shapes(tiny_config().model)
     assert {n: len(g) for n, g in cost.decay_groups(shapes, "matrices").items()} == {"decayed": 10, "undecayed": 5}
     assert {n: len(g) for n, g in cost.decay_groups(shapes, "matmul").items()} == {"decayed": 8, "undecayed": 7}

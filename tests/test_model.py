@@ -125,7 +125,7 @@ def test_documents_do_not_see_each_other(layout: list[int]) -> None:
 
 
 def test_loss_is_float32_for_any_logits() -> None:
-    """Breaks if softmax or loss is computed in bf16 (PITFALLS 20): large vocabularies would lose the third digit."""
+    """Breaks if softmax or loss is computed in bf16: large vocabularies would lose the third digit."""
     logits = torch.randn(2, 8, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(16).view(2, 8)
     loss = cross_entropy_sum(logits, targets)

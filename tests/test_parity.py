@@ -25,6 +25,7 @@ from tests.live import make_trainer, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.engine
 CASES = [(p, stage) for p in ("fp32", "bf16-mixed") for stage in (0, 1, 2, 3)]
 CASES += [(p, stage) for p in ("bf16-master", "bf16-true") for stage in (1, 2, 3)]
 
@@ -122,7 +123,7 @@ def decay_of_one_update(configs: list[RunConfig], manifest: Manifest) -> list[di
 def test_decay_reaches_what_it_should(
     ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
 ) -> None:
-    """Breaks if, in any precision or stage, λ misses a decayed tensor or reaches another (PITFALLS 7, 23)."""
+    """Breaks if, in any precision or stage, λ misses a decayed tensor or reaches another."""
     start = {"schedule": {"kind": "constant", "warmup_steps": 0}}
     configs = [tiny_config(start, {"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in CASES]
     for case, taken in zip(CASES, run_ranks(ranks, decay_of_one_update, configs, tiny_data[1])[0], strict=True):
@@ -155,7 +156,7 @@ def nan_gradient(configs: list[RunConfig], manifest: Manifest) -> list[dict[str,
 def test_nan_gradient_never_reaches_the_weights(
     ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
 ) -> None:
-    """Breaks if a non-finite gradient updates weights or moments, or a rank does not hear of it (PITFALLS 9)."""
+    """Breaks if a non-finite gradient updates weights or moments, or a rank does not hear of it."""
     configs = [tiny_config({"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in CASES]
     for results in run_ranks(ranks, nan_gradient, configs, tiny_data[1]):
         for case, result in zip(CASES, results, strict=True):

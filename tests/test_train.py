@@ -139,7 +139,7 @@ def test_broken_wandb_does_not_stop_training(straight: Path, config_file: Config
 
 
 def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if `deepspeed train.py` fails, oversubscribes the cores, compiles anything (PITFALLS 17, 18), trains
+    """Breaks if `deepspeed train.py` fails, oversubscribes the cores, compiles anything, trains
     something else than one rank does, or is changed by being evaluated at stage 3."""
     extensions = str(tmp_path / "extensions")
     sharded = {"parallel": {"zero_stage": 3}}
@@ -198,7 +198,7 @@ def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("victim", ["runner killed", "runner terminated", "launcher killed"])
 def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a rank outlives DeepSpeed's runner or its child launcher (PITFALLS 13, 14), or its work is lost."""
+    """Breaks if a rank outlives DeepSpeed's runner or its child launcher, or its work is lost."""
     run = start(config_file(LONG), tmp_path / "run", ranks=2)
     _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
     if victim == "launcher killed":
@@ -212,7 +212,7 @@ def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, 
 
 
 def test_checkpoint_of_another_experiment(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a checkpoint's λ silently wins over the configuration's (PITFALLS 5), or `never` resumes."""
+    """Breaks if a checkpoint's λ silently wins over the configuration's, or `never` resumes."""
     import shutil
 
     shutil.copytree(straight / "checkpoints", tmp_path / "run" / "checkpoints")
@@ -324,7 +324,7 @@ def test_data_options_of_a_run(straight: Path, config_file: ConfigFile, tmp_path
 
 
 def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a second run on one host hangs, joins the first, or dies without naming --master_port (PITFALLS 15)."""
+    """Breaks if a second run on one host hangs, joins the first, or dies without naming --master_port."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
