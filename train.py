@@ -22,6 +22,7 @@ from tqdm import tqdm
 from configs.identity import differences, experiment, render_differences
 from configs.load import load_config
 from configs.plan import Plan, make_plan, prepare_command, render_plan
+from configs.retention import is_saved
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from record.metrics import MetricsLog
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
         check_folder(folder, experiment(config, manifest.digest), args.resume)  # early; again under the lock
-        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume)]
+        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step)]
     except ValueError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
@@ -72,9 +73,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and the plan, then exit"
     )
+    parser.add_argument(
+        "--step", type=int, help="with --resume must: continue from this checkpoint, not from the newest"
+    )
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(argv)
+    if args.step is not None and args.resume != "must":
+        parser.error("--step goes with --resume must")
     if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
         parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
     return args
@@ -93,7 +99,13 @@ def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
 
 
 def run(
-    config: RunConfig, given: dict[str, Any], manifest: Manifest, plan: Plan, folder: RunFolder, resume: str
+    config: RunConfig,
+    given: dict[str, Any],
+    manifest: Manifest,
+    plan: Plan,
+    folder: RunFolder,
+    resume: str,
+    step: int | None,
 ) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
     from engine.stopping import StopRequest, launcher_ancestors
@@ -115,7 +127,7 @@ def run(
         recorder = make_recorder(config, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
         try:
             session.start(recorder)
-            path = session.restore(resume)
+            path = session.restore(resume, step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
             on_first_rank(lambda: note_start(folder, session, given))
             try:
@@ -189,23 +201,29 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
         while True:
             done, fresh = session.step == steps, session.step > resumed_at
             evaluation_due = session.step == 0 or done or due(session.step, config.eval.every)
-            if evaluation_due and session.evaluated < session.step and (done or not reason):  # to stop is more urgent
-                session.evaluate()
-            if fresh and (done or reason or due(session.step, config.checkpoint.every)):
+            if evaluation_due and session.evaluated < session.step and not reason:  # to stop is more urgent
+                reason = "" if session.evaluate(lambda: stop.pending) else stop_reason(stop)
+            if fresh and (reason or is_saved(config.checkpoint, session.step, steps)):
                 session.save()
-            if done:
-                return "done", ""
             if reason:
                 return "preempted", reason
-            result = session.train_step(batches, stop.pending)
-            if not result.applied:
+            if done:
+                return "done", ""
+            result = session.train_step(batches, lambda: stop.pending)
+            if not (result.applied or result.skipped or result.abandoned):
                 return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} in update {session.step + 1}"
-            reason = (stop.reason or "another rank was asked to stop") if result.stop else ""
+            reason = stop_reason(stop) if result.stop else ""
+            if result.abandoned:
+                continue
             bar.set_postfix_str(f"loss {result.loss:.3f}", refresh=False)
             bar.update(config.batch.tokens_per_step)
     finally:
         bar.close()
         batches.close()
+
+
+def stop_reason(stop: StopRequest) -> str:
+    return stop.reason or "another rank was asked to stop"
 
 
 def due(step: int, every: int | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from configs import cost
 from configs.identity import run_id
+from configs.retention import most_at_once
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 
@@ -88,8 +89,6 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
         )
         for name, names in cost.decay_groups(shapes, config.optim.decay_mask).items()
     }
-    saved = config.schedule.steps // config.checkpoint.every if config.checkpoint.every else 0
-    saved += config.checkpoint.every is None or config.schedule.steps % config.checkpoint.every != 0
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     return Plan(
         run_id=run_id(config, data.digest) if data else None,
@@ -106,7 +105,7 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
         state_bytes=cost.state_bytes(config, ranks),
         activation_bytes=cost.activation_bytes(config, micro_batch),
         checkpoint_bytes=cost.checkpoint_bytes(config),
-        checkpoints=min(saved, config.checkpoint.keep_last or saved),
+        checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
         lr_sum=lr_sum(config),
         decay_sum=decay_sum(config, config.schedule.steps),
     )

@@ -157,7 +157,27 @@ class Eval(Section):
 
 class Checkpoint(Section):
     every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
+    at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True)
+    log_spaced: int | None = setting(
+        None, "save n steps in every factor of ten too, and keep them", operational=True, ge=1
+    )
     keep_last: int | None = setting(None, "delete all but the newest k; null keeps all", operational=True, ge=1)
+    keep_every: int | None = setting(None, "with keep_last: keep the multiples of n as well", operational=True, ge=1)
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> Checkpoint:
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError("keep_every goes with keep_last; without it every checkpoint is kept")
+        if any(step < 1 for step in self.at):
+            raise ValueError(f"checkpoint.at {list(self.at)}: steps start at 1")
+        return self
+
+
+class Numerics(Section):
+    nonfinite: Literal["stop", "skip"] = setting(
+        "stop", "a non-finite loss or gradient: end the run as diverged, or leave out the update and go on"
+    )
+    max_skipped: int = setting(10, "with skip: updates left out before the run ends as diverged", ge=1)
 
 
 class Log(Section):
@@ -188,6 +208,7 @@ class RunConfig(Section):
     parallel: Parallel = Parallel()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
+    numerics: Numerics = Numerics()
     log: Log = Log()
     seeds: Seeds = Seeds()
     deepspeed: dict[str, int | float | bool] = setting(

@@ -53,7 +53,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of prepared data; None where there is none. ValueError for one that is damaged or foreign."""
     path = Path(folder) / FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

@@ -8,14 +8,18 @@
 
 A checkpoint exists when its manifest does: it is written last, into a temporary folder that is then renamed, and
 deleted first. Whole tensors by name make resume, re-sharding, branching and export one and the same reading.
+
+    python -m engine.checkpoint list|verify RUN
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,13 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from configs.retention import is_kept
+from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
 from optim.adamw import MOMENTS
 from record.files import sync_folder, write_text
+from record.run import RunFolder
 
 KINDS = ("weights", *MOMENTS)
 MANIFEST = "manifest.json"
@@ -93,6 +100,29 @@ def load(path: Path, fragments: Fragments) -> dict[str, Any]:
     return manifest.counters
 
 
+def find(folder: Path, step: int | None) -> Path:
+    """The complete checkpoint of `step`, or the newest. ValueError if there is none, naming those there are."""
+    found = complete(folder)
+    wanted = [path for path in found if step is None or path.name == f"step_{step:08d}"]
+    if not wanted:
+        names = ", ".join(str(int(path.name.removeprefix("step_"))) for path in found) or "none"
+        raise ValueError(
+            f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; steps there: {names}"
+        )
+    return wanted[-1]
+
+
+def verify(path: Path) -> None:
+    """Compare every file with its hash. ValueError names the first that differs."""
+    _check_files(path, read_manifest(path).files)
+
+
+def parse_reference(text: str) -> tuple[Path, int | None]:
+    """`RUN@STEP` → (run folder, step); without @STEP the step is None."""
+    folder, at, step = text.rpartition("@")
+    return (Path(folder), int(step)) if at and step.isdecimal() else (Path(text), None)
+
+
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint under `folder`, chosen by rank 0 for all; None if there is none."""
     return on_first_rank(lambda: max(complete(folder), default=None))
@@ -111,9 +141,11 @@ def complete(folder: Path) -> list[Path]:
     return found
 
 
-def delete_old(folder: Path, keep_last: int | None) -> None:
-    """Delete all but the newest `keep_last` checkpoints, their manifest first; a failure is logged, no more. Rank 0 only."""
-    for path in complete(folder)[:-keep_last] if keep_last is not None else []:
+def delete_old(folder: Path, config: CheckpointConfig) -> None:
+    """Delete what configs/retention.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
+    for path in complete(folder)[: -(config.keep_last or 1)]:
+        if is_kept(config, int(path.name.removeprefix("step_"))):
+            continue
         try:
             (path / MANIFEST).unlink()
             shutil.rmtree(path)
@@ -183,3 +215,34 @@ def _describe(path: Path) -> File:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return File(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.checkpoint", description="Look at the checkpoints of a run."
+    )
+    parser.add_argument("act", choices=("list", "verify"), help="list them, or compare every file with its hash")
+    parser.add_argument("run", type=Path, help="run folder")
+    args = parser.parse_args(argv)
+    folder, damaged = RunFolder(args.run).checkpoints, 0
+    paths = sorted(folder.glob("step_*"))
+    if not paths:
+        print(f"error: {folder} has no checkpoint", file=sys.stderr)
+        return 2
+    found = complete(folder)
+    for path in paths:
+        state = "complete" if path in found else "incomplete"
+        if args.act == "verify" and path in found:
+            try:
+                verify(path)
+                state = "verified"
+            except (ValueError, OSError) as error:
+                state = str(error)
+        damaged += state not in ("complete", "verified")
+        size = sum(file.stat().st_size for file in path.iterdir())
+        print(f"{path.name}  {size / (1 << 20):10.1f} MiB  {state}")
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

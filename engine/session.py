@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Session:
     """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read.
 
-    `evaluated`: the step of the latest validation.
+    `evaluated`: the step of the latest validation. `skipped`: steps whose update was left out (numerics.nonfinite).
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World) -> None:
@@ -43,7 +45,8 @@ class Session:
                 verify_split(Path(config.data.path), split)
         self._eot = manifest.eot
         self._data = TrainData(config.data.path, manifest, config)
-        self.step, self.decay_sum, self.order_digest, self.evaluated = 0, 0.0, self._data.start_digest, -1
+        self.step, self.decay_sum, self.order_digest = 0, 0.0, self._data.start_digest
+        self.evaluated, self.skipped = -1, 0
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
         self.experiment = experiment(config, manifest.digest)
@@ -56,14 +59,15 @@ class Session:
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
 
-    def restore(self, resume: str) -> Path | None:
-        """Load the newest complete checkpoint; returns its path, None where there is none.
+    def restore(self, resume: str, step: int | None = None) -> Path | None:
+        """Load the checkpoint of `step`, or the newest complete one; returns its path, None where there is none.
 
         ValueError if `resume` is must and there is none, or never and there is one, or it is damaged or of another
         experiment.
         """
         on_first_rank(lambda: checkpoint.delete_unfinished(self.folder.checkpoints))
-        path = checkpoint.newest(self.folder.checkpoints)
+        folder = self.folder.checkpoints
+        path = checkpoint.newest(folder) if step is None else on_first_rank(lambda: checkpoint.find(folder, step))
         if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
         if path is not None:
@@ -75,6 +79,7 @@ class Session:
             counters = checkpoint.load(path, self.trainer.fragments)
             self.step, self.decay_sum = counters["step"], counters["decay_sum"]
             self.order_digest, self.evaluated = counters["order_digest"], counters["evaluated"]
+            self.skipped = counters["skipped"]
         if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):
             self.recorder.add(self.step, {"event": "resume"})
         return path
@@ -100,16 +105,23 @@ class Session:
             step_batches(self._data, self.step, self.order_digest, plan.micro_batch, world.rank, world.ranks)
         )
 
-    def train_step(self, batches: Prefetcher, stop: bool) -> StepResult:
-        """One update and its row; `stop` is this rank's wish, the result's `stop` what any rank wishes."""
+    def train_step(self, batches: Prefetcher, wish: Callable[[], bool]) -> StepResult:
+        """One update and its row; `wish()` is this rank's wish to stop, the result's `stop` what any rank wishes."""
         start = time.perf_counter()
         batch: StepBatch = next(batches)
         lr = lr_at(self.config, self.step)
-        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, stop)
+        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish)
+        if result.abandoned:
+            return result
         if not result.applied:
             found = {"nonfinite/loss": result.loss, "nonfinite/grad_norm": result.grad_norm, "nonfinite/lr": lr}
+            skipped = self.config.numerics.nonfinite == "skip" and self.skipped < self.config.numerics.max_skipped
+            if skipped:  # the step counts, its windows are read, the weights stay
+                self.step, self.order_digest, self.skipped = batch.step + 1, batch.digest, self.skipped + 1
+                found["nonfinite/skipped"] = self.skipped
             self.recorder.add(self.step, {"event": "nonfinite", **found})
-            return result
+            self.recorder.flush()
+            return replace(result, skipped=skipped)
         self.step, self.order_digest = batch.step + 1, batch.digest
         self.decay_sum += self.trainer.lr * self.trainer.weight_decay
         row = {
@@ -126,15 +138,17 @@ class Session:
             self.recorder.flush()
         return result
 
-    def evaluate(self) -> float:
-        """Validation loss over the fixed windows, as a row of the current step."""
+    def evaluate(self, wish: Callable[[], bool]) -> bool:
+        """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile."""
         start = time.perf_counter()
-        loss = self.trainer.evaluate(self._eval_batches)
+        loss = self.trainer.evaluate(self._eval_batches, wish)
+        if loss is None:
+            return False
         row = {"val/loss": loss, "time/eval_s": time.perf_counter() - start}
         self.recorder.add(self.step, row | (self._norms() if self.step == 0 else {}))
         self.recorder.flush()
         self.evaluated = self.step
-        return loss
+        return True
 
     def save(self) -> Path:
         """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured."""
@@ -144,12 +158,13 @@ class Session:
             "decay_sum": self.decay_sum,
             "order_digest": self.order_digest,
             "evaluated": self.evaluated,
+            "skipped": self.skipped,
         }
         start = time.perf_counter()
         path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self.experiment)
         self.recorder.add(self.step, {"time/checkpoint_s": time.perf_counter() - start})
         if self.world.rank == 0:
-            checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint.keep_last)
+            checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
             self.folder.write_status("running", self.step, self.plan.steps, "", self.order_digest)
         return path
 

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +32,19 @@ from optim.adamw import build_optimizer
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` and `grad_norm` are of the global batch; `applied` is False where a non-finite value kept the update back.
+    """`loss` and `grad_norm` are of the global batch.
 
-    `stop`: some rank wished to stop; all ranks agree on it.
+    `applied` is False where a non-finite value kept the update back (the weights are as before), and where the step was
+    abandoned. `stop`: some rank wished to stop; all ranks agree on it. `abandoned`: it did between two micro-steps; the
+    step must be taken again, in a new engine. `skipped`: it was kept back, and the run goes on.
     """
 
     loss: float
     grad_norm: float
     applied: bool
     stop: bool
+    abandoned: bool = False
+    skipped: bool = False
 
 
 class Trainer:
@@ -69,14 +74,20 @@ class Trainer:
             device=self.ds.device,
         )
 
-    def step(self, tokens: Tensor, lr: float, step: int, stop: bool = False) -> StepResult:
-        """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0."""
-        loss, stops = self._backward(tokens, step, stop)
+    def step(self, tokens: Tensor, lr: float, step: int, wish: Callable[[], bool] = lambda: False) -> StepResult:
+        """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0.
+
+        `wish()` says whether this rank wishes to stop.
+        """
+        loss, stops, abandoned = self._backward(tokens, step, wish)
+        if abandoned:
+            return StepResult(math.nan, math.nan, applied=False, stop=True, abandoned=True)
         gradients = self.fragments.gradients()
         if self._gradient_hook is not None:
             self._check_first_gradients(gradients)
         grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._leave_out(gradients)
             return StepResult(loss, grad_norm, applied=False, stop=stops)
         clip = self.config.optim.grad_clip
         if clip and grad_norm > clip:
@@ -85,14 +96,35 @@ class Trainer:
         self.ds.step()
         return StepResult(loss, grad_norm, applied=True, stop=stops)
 
-    def _backward(self, tokens: Tensor, step: int, stop: bool) -> tuple[float, bool]:
-        """Accumulate the update's gradients; returns the mean loss over the global batch's tokens, and whether any rank stops."""
+    def _leave_out(self, gradients: list[Tensor]) -> None:
+        """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""
+        torch._foreach_zero_(gradients)
+        self.optimizer.step = lambda *_, **__: None  # type: ignore[method-assign]
+        try:
+            self.ds.step()
+        finally:
+            del self.optimizer.step
+
+    def any_rank(self, wish: bool) -> bool:
+        """Whether any rank wishes; collective."""
+        flag = torch.tensor(float(wish), device=self.ds.device)
+        dist.all_reduce(flag)
+        return flag.item() > 0
+
+    def _backward(self, tokens: Tensor, step: int, wish: Callable[[], bool]) -> tuple[float, bool, bool]:
+        """Accumulate the update's gradients.
+
+        Returns the mean loss over the global batch's tokens, whether any rank stops, and whether it did in mid-step:
+        asked between micro-steps on a CPU, where a step can take minutes and asking costs no synchronisation.
+        """
         self.ds.train()
         micro_steps = len(tokens)
         # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global tokens.
         scale = micro_steps * self.world.ranks / self.config.batch.tokens_per_step
-        total = torch.tensor([0.0, stop], dtype=torch.float64, device=self.ds.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
         for m, micro in enumerate(tokens):
+            if m and self.ds.device.type == "cpu" and self.any_rank(wish()):
+                return math.nan, True, True
             micro = micro.to(self.ds.device, non_blocking=True)
             self._seed_dropout(step, m * self.world.ranks + self.world.rank)
             loss = self.ds(micro[:, :-1], micro[:, 1:])
@@ -100,9 +132,10 @@ class Trainer:
             self.ds.backward(loss * scale)
             if m + 1 < micro_steps:
                 self.ds.step()  # advances DeepSpeed's micro-step count, no update
+        total[1] = wish()
         dist.all_reduce(total)
         loss_sum, stops = total.tolist()
-        return loss_sum / self.config.batch.tokens_per_step, stops > 0
+        return loss_sum / self.config.batch.tokens_per_step, stops > 0, False
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -125,14 +158,17 @@ class Trainer:
         return whole, decayed
 
     @torch.no_grad()
-    def evaluate(self, batches: list[tuple[Tensor, int]]) -> float:
+    def evaluate(self, batches: list[tuple[Tensor, int]], wish: Callable[[], bool] = lambda: False) -> float | None:
         """Mean loss over fixed windows: [(tokens (b, T+1), rows that count)], equally many batches on every rank.
 
-        Touches no training state: no dropout, no random draw, no gradient.
+        Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
         """
         self.ds.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
         for tokens, rows in batches:
+            if self.any_rank(wish()):
+                self.ds.train()
+                return None
             tokens = tokens.to(self.ds.device)
             # Padding rows repeat no window: their targets are ignored (−100 is cross_entropy's ignore_index).
             targets = tokens[:, 1:].clone()

@@ -15,7 +15,8 @@ and, where the run was evaluated after s updates, `val/loss` (mean over the fixe
 `time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights' norms and validation loss.
 
 An update that was kept back because its loss or gradient was not finite adds `event: "nonfinite"` and
-`nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far.
+`nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far; where it is left out and
+the run goes on (numerics.nonfinite: skip), to the row of its own step, with `nonfinite/skipped`, the count so far.
 
 A non-finite value is written as null and named in the row's `nonfinite` list. A row with `event: "resume"` and
 step s makes the earlier rows after s void; a later row of the same step adds to and overrides the earlier one.

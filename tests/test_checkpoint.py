@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from configs.schema import Checkpoint as CheckpointConfig
 from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine import checkpoint
@@ -117,7 +118,7 @@ def test_only_complete_checkpoints_are_found(
             (copy / "manifest.json").write_text(json.dumps(["no", "manifest"]))
     assert checkpoint.complete(folder) == [source]
     shutil.copytree(source, folder / "step_00000009")
-    checkpoint.delete_old(folder, keep_last=1)
+    checkpoint.delete_old(folder, CheckpointConfig(keep_last=1))
     assert [path.name for path in checkpoint.complete(folder)] == ["step_00000009"]
     assert not source.exists()
 

@@ -1,0 +1,62 @@
+"""Weights out of a run: `python -m engine.export RUN[@STEP] --to safetensors --out DIR`.
+
+Writes `model.safetensors`, float32 by parameter name with tied weights once, whatever the precision, ZeRO stage or
+number of ranks of the run, and `config.json`, the model section of its configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from engine import checkpoint
+from record.files import write_json
+from record.run import RunFolder
+
+
+def export(run: Path, step: int | None, out: Path) -> Path:
+    """Export the checkpoint of `step` (None: the newest complete one) into the new folder `out`; returns the checkpoint.
+
+    Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists; nothing is left behind then.
+    """
+    path = checkpoint.find(RunFolder(run).checkpoints, step)
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another --out")
+    checkpoint.verify(path)
+    model = json.loads(RunFolder(run).config.read_text(encoding="utf-8"))["model"]
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        weights = {name: tensor.float() for name, tensor in load_file(path / "weights.safetensors").items()}
+        save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
+        write_json(work / "config.json", model)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine.export", description="Export the weights of a run.")
+    parser.add_argument("run", help="run folder, or FOLDER@STEP")
+    parser.add_argument("--to", choices=("safetensors",), default="safetensors", help="format")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    args = parser.parse_args(argv)
+    try:
+        run, step = checkpoint.parse_reference(args.run)
+        path = export(run, step, args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: weights of {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Untrusted input: configurations, run logs and manifests are data. Whatever they hold, the answer is a value or a ValueError."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs.load import load_config, parse_override
+from configs.plan import make_plan
+from data.manifest import read_manifest
+from record.metrics import MetricsLog, read_metrics
+
+CONFIG = json.loads((Path(__file__).parent.parent / "configs" / "quickstart.json").read_text())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+PATHS = [(section, field) for section, fields in CONFIG.items() if isinstance(fields, dict) for field in fields]
+shared_folder = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@shared_folder
+@given(place=st.sampled_from(PATHS), value=JSON)
+def test_a_configuration_with_one_strange_value(tmp_path: Path, place: tuple[str, str], value: object) -> None:
+    """Breaks if a value of any type or size is a traceback instead of an error, or plans nonsense."""
+    config = json.loads(json.dumps(CONFIG))
+    config[place[0]][place[1]] = value
+    _load(tmp_path, json.dumps(config))
+
+
+@shared_folder
+@given(value=JSON)
+def test_any_json_as_configuration(tmp_path: Path, value: object) -> None:
+    """Breaks if JSON that is no configuration is a traceback."""
+    _load(tmp_path, json.dumps(value))
+
+
+@shared_folder
+@given(text=st.text(max_size=200) | st.binary(max_size=200))
+def test_any_bytes_as_configuration(tmp_path: Path, text: str | bytes) -> None:
+    """Breaks if a file that is not JSON, or not UTF-8, is a traceback."""
+    _load(tmp_path, text)
+
+
+def _load(folder: Path, text: str | bytes) -> None:
+    path = folder / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass"))
+    with suppress(ValueError):
+        config, _ = load_config(path)
+        if config.schedule.steps < 100_000 and config.model.n_layer < 100 and config.batch.tokens_per_step < 1 << 20:
+            plan = make_plan(config, 1, None)
+            assert plan.micro_steps * plan.micro_batch * config.model.seq_len == config.batch.tokens_per_step
+
+
+@given(st.text(max_size=60))
+def test_any_override(text: str) -> None:
+    """Breaks if a malformed --set is a traceback."""
+    with suppress(ValueError):
+        assert isinstance(parse_override(text), dict)
+
+
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from(["train/loss", "val/loss", "optim/lr"]), st.floats(), min_size=1),
+    min_size=1,
+    max_size=8,
+)
+
+
+@shared_folder
+@given(rows=ROWS, cut=st.integers(0, 400))
+def test_a_log_torn_anywhere(tmp_path: Path, rows: list[dict[str, float]], cut: int) -> None:
+    """Breaks if a log cut at any byte loses more than the row that was cut, or reports a torn end as damage."""
+    path = tmp_path / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    log = MetricsLog(path)
+    log.write([{"step": step, "tokens": step, **row} for step, row in enumerate(rows)])
+    log.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: max(0, len(data) - cut)])
+    found, problems = read_metrics(path)
+    assert problems == []
+    assert len(found) >= path.read_bytes().count(b"\n")
+    log = MetricsLog(path)
+    log.write([{"step": 99, "tokens": 99}])
+    log.close()
+    found, problems = read_metrics(path)
+    assert found[-1]["step"] == 99
+    assert len(problems) <= 1
+
+
+@shared_folder
+@given(middle=st.binary(max_size=100))
+def test_damage_in_the_middle_of_a_log(tmp_path: Path, middle: bytes) -> None:
+    """Breaks if damage between two rows costs either, or crashes the reader."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "tokens": 1}\n' + middle + b'\n{"step": 1000000, "tokens": 2}\n')
+    found, _ = read_metrics(path)
+    assert {row["step"] for row in found} >= ({1, 1000000} if b"resume" not in middle else set())
+
+
+@shared_folder
+@given(data=st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_manifest(tmp_path: Path, data: bytes) -> None:
+    """Breaks if a manifest that is none passes, or is a traceback."""
+    (tmp_path / "manifest.json").write_bytes(data)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
