@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 preempted. Under a lau
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from configs.identity import differences, experiment, render_differences
+from configs.identity import differences, render_differences
 from configs.load import load_config
-from configs.plan import Plan, make_plan, prepare_command, render_plan
+from configs.plan import Origin, Plan, make_plan, prepare_command, render_plan
 from configs.retention import is_saved
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
+from record.checkpoints import find_reference
+from record.checkpoints import read_manifest as read_checkpoint
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
 from record.recorder import Recorder
@@ -43,10 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
-        config, given = load_config(args.config, args.set)
+        branch = [f"branch.origin={json.dumps(args.branch)}"] if args.branch else []
+        config, given = load_config(args.config, (args.set or []) + branch)
         manifest = read_manifest(config.data.path)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
-        plan = make_plan(config, ranks, manifest.summary() if manifest else None)
+        origin = find_origin(config, args.dry_run)
+        plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin)
         if args.dry_run:
             if first:
                 print(f"{config.model_dump_json(indent=2)}\n\n{render_plan(config, plan)}")
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if manifest is None:
             raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
-        check_folder(folder, experiment(config, manifest.digest), args.resume)  # early; again under the lock
+        check_folder(folder, plan.experiment or {}, args.resume)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step)]
     except ValueError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
@@ -76,6 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--step", type=int, help="with --resume must: continue from this checkpoint, not from the newest"
     )
+    parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(argv)
@@ -84,6 +90,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
         parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
     return args
+
+
+def find_origin(config: RunConfig, dry_run: bool) -> Origin | None:
+    """The checkpoint that a branch starts from; a plan can do without it, and says so. ValueError if it is not there."""
+    if config.branch is None:
+        return None
+    try:
+        manifest = read_checkpoint(find_reference(config.branch.origin))
+    except ValueError as error:
+        if not dry_run:
+            raise
+        logger.info("branch.origin is not there yet: %s", error)
+        return None
+    return Origin(manifest.digest, manifest.step, manifest.counters["windows"], manifest.experiment)
 
 
 def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
@@ -123,7 +143,7 @@ def run(
     session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
     logger.info("%s", render_plan(config, plan))
     with ExitStack() as stack:
-        on_first_rank(lambda: hold_folder(stack, folder, experiment(config, manifest.digest), resume))
+        on_first_rank(lambda: hold_folder(stack, folder, session.experiment, resume))
         recorder = make_recorder(config, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
         try:
             session.start(recorder)

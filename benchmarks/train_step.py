@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 import train
-from configs.identity import experiment
 from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
 from configs.schema import RunConfig
@@ -58,7 +57,7 @@ class Ticks:
 def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> list[float]:
     """Seconds of each step of train.train, from one step's beginning to the next's: all of it, logging included."""
     run = RunFolder(folder)
-    run.create(config.model_dump(mode="json"), {}, experiment(config, manifest.digest), plan.as_dict())
+    run.create(config.model_dump(mode="json"), {}, plan.experiment or {}, plan.as_dict())
     session, ticks = Session(config, manifest, plan, run, world), Ticks()
     session.start(train.make_recorder(config, plan, run))
     train.train(session, ticks)  # type: ignore[arg-type]

@@ -11,8 +11,10 @@ from pydantic import BaseModel
 from configs.schema import RunConfig
 
 
-def experiment(config: RunConfig, data_digest: str) -> dict[str, Any]:
+def experiment(config: RunConfig, data_digest: str, origin_digest: str | None = None) -> dict[str, Any]:
     """The fields that change what is computed, at non-default values only, with the data's digest for its path.
+
+    A branch has its origin's digest for the reference to it.
 
     Left-out defaults mean that a field added later renames no existing run.
     """
@@ -20,12 +22,14 @@ def experiment(config: RunConfig, data_digest: str) -> dict[str, Any]:
     fields.setdefault("data", {})["digest"] = data_digest
     if config.model.dropout:  # masks are drawn per micro-batch
         fields["batch"]["micro_batch"] = config.batch.micro_batch
+    if config.branch is not None:
+        fields.setdefault("branch", {})["digest"] = origin_digest
     return fields
 
 
-def run_id(config: RunConfig, data_digest: str) -> str:
-    """Ten hexadecimal digits of the SHA-256 of the experiment's canonical JSON."""
-    text = json.dumps(experiment(config, data_digest), sort_keys=True, separators=(",", ":"))
+def run_id(asked: dict[str, Any]) -> str:
+    """Ten hexadecimal digits of the SHA-256 of an experiment's canonical JSON."""
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from configs import cost
-from configs.identity import run_id
+from configs.identity import differences, experiment, render_differences, run_id
 from configs.retention import most_at_once
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
@@ -28,6 +28,16 @@ class DataSummary:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a plan needs to know of the checkpoint a branch starts from (from its manifest)."""
+
+    digest: str
+    step: int
+    windows: int  # how far in its order it has read
+    experiment: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Group:
     tensors: int
     parameters: int
@@ -36,7 +46,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    run_id: str | None  # None: the data is not prepared yet
+    experiment: dict[str, Any] | None  # None: the data is not prepared yet, or a branch's origin is not there yet
+    run_id: str | None
     ranks: int
     sequences_per_step: int
     micro_batch: int
@@ -44,6 +55,7 @@ class Plan:
     steps: int
     tokens: int
     tokens_available: int | None
+    first_window: int  # where in the order the run begins: after what a branch's trunk has read
     n_parameters: int
     groups: dict[str, Group]
     flops_per_token: int
@@ -75,11 +87,14 @@ def eval_windows(config: RunConfig, tokens: int) -> int:
     return min(max(1, config.eval.tokens // config.model.seq_len), windows_in(tokens, config.model.seq_len))
 
 
-def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
-    """Derive the plan; ValueError where the batch does not divide or the data does not suffice."""
+def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: Origin | None = None) -> Plan:
+    """Derive the plan; ValueError where the batch does not divide, the data does not suffice, or a branch does not fit."""
+    first_window = _first_window(config, data, origin) if origin else 0
     if data is not None:
-        _check_data(config, data)
+        _check_data(config, data, first_window)
     micro_batch = _micro_batch(config, ranks)
+    known = data is not None and (origin is not None or config.branch is None)
+    asked = experiment(config, data.digest, origin.digest if origin else None) if data and known else None
     shapes = cost.parameter_shapes(config.model)
     groups = {
         name: Group(
@@ -91,7 +106,8 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
     }
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     return Plan(
-        run_id=run_id(config, data.digest) if data else None,
+        experiment=asked,
+        run_id=run_id(asked) if asked is not None else None,
         ranks=ranks,
         sequences_per_step=config.sequences_per_step,
         micro_batch=micro_batch,
@@ -99,6 +115,7 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None) -> Plan:
         steps=config.schedule.steps,
         tokens=config.schedule.steps * config.batch.tokens_per_step,
         tokens_available=available,
+        first_window=first_window,
         n_parameters=cost.n_parameters(config.model),
         groups=groups,
         flops_per_token=cost.flops_per_token(config.model),
@@ -138,6 +155,11 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ),
         ("steps", f"{plan.steps:,}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
+        *(
+            [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
+            if config.branch
+            else []
+        ),
         ("parameters", f"{plan.n_parameters:,}"),
         *(
             (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
@@ -188,7 +210,29 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
     return asked
 
 
-def _check_data(config: RunConfig, data: DataSummary) -> None:
+def _first_window(config: RunConfig, data: DataSummary | None, origin: Origin) -> int:
+    """Where in the order a branch begins. ValueError if it has another model than its trunk, or cannot read on in its order."""
+    assert config.branch is not None
+    ours = experiment(config, data.digest if data else "")
+    model = differences(ours.get("model", {}), origin.experiment.get("model", {}), "model.")
+    if model:
+        raise ValueError(f"branch.origin {config.branch.origin} is of another model:\n{render_differences(model)}")
+    if config.branch.data == "restart":
+        return 0
+    order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
+    order += differences(
+        {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
+    )
+    order = [row for row in order if row[0] != "data.cross_document_attention"]
+    if order:
+        table = render_differences(order)
+        raise ValueError(
+            f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
+        )
+    return origin.windows
+
+
+def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None:
     if data.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
@@ -198,12 +242,15 @@ def _check_data(config: RunConfig, data: DataSummary) -> None:
         raise ValueError(
             f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
         )
-    windows = train_windows(config, data.train_tokens) * config.data.epochs
+    windows = train_windows(config, data.train_tokens) * config.data.epochs - first_window
     needed = config.schedule.steps * config.sequences_per_step
     if needed > windows:
+        left = max(0, windows)
+        beyond = " beyond what the trunk read" if first_window else ""
         raise ValueError(
             f"schedule.steps {config.schedule.steps} need {needed} windows of {config.model.seq_len} tokens, the data in "
-            f"{config.data.path} has {windows}; at most {windows // config.sequences_per_step} steps, or more data, or data.epochs"
+            f"{config.data.path} has {left}{beyond}; at most {left // config.sequences_per_step} steps, or more data, "
+            "or data.epochs"
         )
     if eval_windows(config, data.val_tokens) < 1:
         raise ValueError(

@@ -173,6 +173,18 @@ class Checkpoint(Section):
         return self
 
 
+class Branch(Section):
+    """A run that starts from another run's checkpoint. Its steps and tokens are its own."""
+
+    origin: str = setting(
+        ..., "RUN@STEP; the identity takes the checkpoint's digest instead", operational=True, min_length=1
+    )
+    optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
+    data: Literal["continue", "restart"] = setting(
+        "continue", "read on in the trunk's order, nothing twice, or begin the order again (P1)"
+    )
+
+
 class Numerics(Section):
     nonfinite: Literal["stop", "skip"] = setting(
         "stop", "a non-finite loss or gradient: end the run as diverged, or leave out the update and go on"
@@ -211,6 +223,7 @@ class RunConfig(Section):
     numerics: Numerics = Numerics()
     log: Log = Log()
     seeds: Seeds = Seeds()
+    branch: Branch | None = setting(None, "start from another run's checkpoint")
     deepspeed: dict[str, int | float | bool] = setting(
         {}, "raw zero_optimization options, from an allow-list", operational=True
     )

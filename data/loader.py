@@ -41,13 +41,12 @@ class StepBatch:
 class TrainData:
     """The training split under a run's configuration: what update t reads."""
 
-    def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig, first_window: int = 0) -> None:
         self.config = config
         self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
-        self.order = WindowOrder(
-            windows, config.data.epochs, config.seeds.data, permuted=config.data.order == "windows"
-        )
+        permuted = config.data.order == "windows"
+        self.order = WindowOrder(windows, config.data.epochs, config.seeds.data, permuted, first_window)
         self._documents: dict[int, DocumentOrder] = {}
         if config.data.order == "documents":
             ends = read_document_ends(Path(folder), manifest.train)

@@ -74,8 +74,9 @@ def shuffled(n: int, key: str) -> Ids:
 class WindowOrder:
     """The sequence of windows of a run: `epochs` passes over `windows` windows, each in its own order."""
 
-    def __init__(self, windows: int, epochs: int, seed: int, permuted: bool) -> None:
-        self.windows = windows
+    def __init__(self, windows: int, epochs: int, seed: int, permuted: bool, first: int = 0) -> None:
+        """`first`: the position of the run's first window, beyond 0 for a branch that reads on."""
+        self.windows, self.first = windows, first
         self.total = windows * epochs
         self._epoch_orders = [
             Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)
@@ -86,7 +87,7 @@ class WindowOrder:
 
         Raises ValueError past the last window.
         """
-        positions = np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
+        positions = self.first + np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
         if positions[-1] >= self.total:
             raise ValueError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
         epochs, ranks = np.divmod(positions, self.windows)

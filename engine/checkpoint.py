@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -33,27 +32,12 @@ from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
 from optim.adamw import MOMENTS
+from record.checkpoints import MANIFEST, CheckpointManifest, File, complete, read_manifest
 from record.files import sync_folder, write_text
 from record.run import RunFolder
 
 KINDS = ("weights", *MOMENTS)
-MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
-
-
-class File(BaseModel):
-    bytes: int
-    sha256: str
-
-
-class CheckpointManifest(BaseModel):
-    """`counters` are the run's own (step, Σηλ, order digest, …) and Adam's step; `experiment` is its identity's fields."""
-
-    format: int = 1
-    step: int
-    counters: dict[str, Any]
-    experiment: dict[str, Any]
-    files: dict[str, File]
 
 
 def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any], experiment: dict[str, Any]) -> Path:
@@ -82,34 +66,23 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
     return final
 
 
-def load(path: Path, fragments: Fragments) -> dict[str, Any]:
-    """Read a checkpoint into the live engine; collective. Returns its manifest's counters.
+def load(path: Path, fragments: Fragments, moments: bool = True) -> dict[str, Any]:
+    """Read a checkpoint into the live engine, with or without the optimiser's state; collective. Returns its counters.
 
     Every file's hash is checked, and afterwards that the forward pass sees the loaded weights. ValueError if damaged.
     """
     manifest = read_manifest(path)
     ranks, rank = dist.get_world_size(), dist.get_rank()
     on_every_rank(lambda: _check_files(path, dict(sorted(manifest.files.items())[rank::ranks])))
-    for kind in KINDS:
+    for kind in KINDS if moments else ("weights",):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
-    fragments.optimizer_step = manifest.counters["optimizer_step"]
+    if moments:
+        fragments.optimizer_step = manifest.counters["optimizer_step"]
     fragments.refresh()
     with safe_open(path / "weights.safetensors", framework="pt") as file:
         fragments.check_forward(file.get_tensor)
     return manifest.counters
-
-
-def find(folder: Path, step: int | None) -> Path:
-    """The complete checkpoint of `step`, or the newest. ValueError if there is none, naming those there are."""
-    found = complete(folder)
-    wanted = [path for path in found if step is None or path.name == f"step_{step:08d}"]
-    if not wanted:
-        names = ", ".join(str(int(path.name.removeprefix("step_"))) for path in found) or "none"
-        raise ValueError(
-            f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; steps there: {names}"
-        )
-    return wanted[-1]
 
 
 def verify(path: Path) -> None:
@@ -117,28 +90,9 @@ def verify(path: Path) -> None:
     _check_files(path, read_manifest(path).files)
 
 
-def parse_reference(text: str) -> tuple[Path, int | None]:
-    """`RUN@STEP` → (run folder, step); without @STEP the step is None."""
-    folder, at, step = text.rpartition("@")
-    return (Path(folder), int(step)) if at and step.isdecimal() else (Path(text), None)
-
-
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint under `folder`, chosen by rank 0 for all; None if there is none."""
     return on_first_rank(lambda: max(complete(folder), default=None))
-
-
-def complete(folder: Path) -> list[Path]:
-    """Checkpoints whose manifest and files are there at their full size, oldest first."""
-    found = []
-    for path in sorted(folder.glob("step_*")):
-        try:
-            files = read_manifest(path).files
-        except ValueError:
-            continue
-        if all((path / name).is_file() and (path / name).stat().st_size == file.bytes for name, file in files.items()):
-            found.append(path)
-    return found
 
 
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
@@ -157,14 +111,6 @@ def delete_unfinished(folder: Path) -> None:
     """Remove what a save that was killed left behind. For the folder's only writer."""
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path)
-
-
-def read_manifest(path: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint. ValueError if there is none or it cannot be read."""
-    try:
-        return CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"{path} is not a complete checkpoint: {error}") from None
 
 
 def _make_room(final: Path, work: Path) -> None:

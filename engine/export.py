@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint
+from record.checkpoints import find, parse_reference
 from record.files import write_json
 from record.run import RunFolder
 
@@ -24,7 +25,7 @@ def export(run: Path, step: int | None, out: Path) -> Path:
 
     Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists; nothing is left behind then.
     """
-    path = checkpoint.find(RunFolder(run).checkpoints, step)
+    path = find(RunFolder(run).checkpoints, step)
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     checkpoint.verify(path)
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     args = parser.parse_args(argv)
     try:
-        run, step = checkpoint.parse_reference(args.run)
+        run, step = parse_reference(args.run)
         path = export(run, step, args.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

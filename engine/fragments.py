@@ -84,6 +84,12 @@ class Fragments:
     def gradients(self) -> list[Tensor]:
         return [fragment.gradient() for fragment in self.local]
 
+    def zero_gradients(self) -> None:
+        """Zero what the step would apply, and what BF16_Optimizer holds of other ranks' pieces and would look at."""
+        torch._foreach_zero_(self.gradients())
+        for flat in getattr(self.ds.optimizer, "fp32_groups_gradients_flat", ()):
+            flat.zero_()
+
     def weights(self) -> list[Tensor]:
         return [fragment.weight for fragment in self.local]
 

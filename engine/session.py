@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from configs.identity import differences, experiment, render_differences
+from configs.identity import differences, render_differences
 from configs.plan import Plan
 from configs.schedule import lr_at
-from configs.schema import RunConfig
+from configs.schema import Branch, RunConfig
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
 from data.manifest import Manifest
 from engine import checkpoint
@@ -23,6 +23,7 @@ from engine.launch import World
 from engine.precision import autocast_dtype, set_matmul_precision
 from engine.trainer import StepResult, Trainer
 from model.gpt import GPT
+from record.checkpoints import find, find_reference, read_manifest
 from record.environment import environment
 from record.recorder import Recorder
 from record.run import RunFolder
@@ -44,12 +45,12 @@ class Session:
             for split in (manifest.train, manifest.val):
                 verify_split(Path(config.data.path), split)
         self._eot = manifest.eot
-        self._data = TrainData(config.data.path, manifest, config)
+        self._data = TrainData(config.data.path, manifest, config, plan.first_window)
         self.step, self.decay_sum, self.order_digest = 0, 0.0, self._data.start_digest
         self.evaluated, self.skipped = -1, 0
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
-        self.experiment = experiment(config, manifest.digest)
+        self.experiment = plan.experiment or {}
 
     def start(self, recorder: Recorder) -> None:
         """Build model and engine at step 0."""
@@ -67,13 +68,15 @@ class Session:
         """
         on_first_rank(lambda: checkpoint.delete_unfinished(self.folder.checkpoints))
         folder = self.folder.checkpoints
-        path = checkpoint.newest(folder) if step is None else on_first_rank(lambda: checkpoint.find(folder, step))
+        path = checkpoint.newest(folder) if step is None else on_first_rank(lambda: find(folder, step))
         if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
+        if path is None and self.config.branch is not None:
+            self._start_branch(self.config.branch)
         if path is not None:
             if resume == "never":
                 raise ValueError(f"--resume never: {path} exists; remove it or give another --run-dir")
-            rows = differences(self.experiment, checkpoint.read_manifest(path).experiment)
+            rows = differences(self.experiment, read_manifest(path).experiment)
             if rows:
                 raise ValueError(f"{path} is of another experiment:\n{render_differences(rows)}")
             counters = checkpoint.load(path, self.trainer.fragments)
@@ -83,6 +86,14 @@ class Session:
         if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):
             self.recorder.add(self.step, {"event": "resume"})
         return path
+
+    def _start_branch(self, branch: Branch) -> None:
+        """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
+        path = on_first_rank(lambda: find_reference(branch.origin))
+        counters = checkpoint.load(path, self.trainer.fragments, moments=branch.optimizer == "keep")
+        if branch.data == "continue":
+            self.order_digest = counters["order_digest"]
+        logger.info("branch of %s, optimiser state %s", path, "kept" if branch.optimizer == "keep" else "dropped")
 
     def describe(self) -> dict[str, Any]:
         """This start: machine, ranks, live dtypes, as a row of starts.jsonl."""
@@ -159,6 +170,7 @@ class Session:
             "order_digest": self.order_digest,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
+            "windows": self.plan.first_window + self.step * self.config.sequences_per_step,
         }
         start = time.perf_counter()
         path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self.experiment)

@@ -87,7 +87,7 @@ class Trainer:
             self._check_first_gradients(gradients)
         grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self._leave_out(gradients)
+            self._leave_out()
             return StepResult(loss, grad_norm, applied=False, stop=stops)
         clip = self.config.optim.grad_clip
         if clip and grad_norm > clip:
@@ -96,9 +96,9 @@ class Trainer:
         self.ds.step()
         return StepResult(loss, grad_norm, applied=True, stop=stops)
 
-    def _leave_out(self, gradients: list[Tensor]) -> None:
+    def _leave_out(self) -> None:
         """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""
-        torch._foreach_zero_(gradients)
+        self.fragments.zero_gradients()
         self.optimizer.step = lambda *_, **__: None  # type: ignore[method-assign]
         try:
             self.ds.step()

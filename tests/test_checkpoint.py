@@ -16,6 +16,7 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine import checkpoint
 from engine.launch import start_world
+from record.checkpoints import complete
 from tests.live import make_trainer, train_steps
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
@@ -116,10 +117,10 @@ def test_only_complete_checkpoints_are_found(
                 file.truncate(100)
         elif harm == "garbage":
             (copy / "manifest.json").write_text(json.dumps(["no", "manifest"]))
-    assert checkpoint.complete(folder) == [source]
+    assert complete(folder) == [source]
     shutil.copytree(source, folder / "step_00000009")
     checkpoint.delete_old(folder, CheckpointConfig(keep_last=1))
-    assert [path.name for path in checkpoint.complete(folder)] == ["step_00000009"]
+    assert [path.name for path in complete(folder)] == ["step_00000009"]
     assert not source.exists()
 
 

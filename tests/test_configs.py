@@ -134,9 +134,13 @@ def test_overrides_are_typed() -> None:
             parse_override(wrong)
 
 
+def identity(config: RunConfig, digest: str) -> str:
+    return run_id(experiment(config, digest))
+
+
 def test_identity(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if the id misses what changes the computation, or sees what does not."""
-    base = run_id(tiny_config(), "a")
+    base = identity(tiny_config(), "a")
     operational = [
         {"name": "other"},
         {"data": {"path": "elsewhere"}},
@@ -147,7 +151,7 @@ def test_identity(tiny_config: Callable[..., RunConfig]) -> None:
         {"log": {"every": 1, "wandb": "offline"}},
         {"deepspeed": {"overlap_comm": False}, "parallel": {"zero_stage": 1}},
     ]
-    assert {run_id(tiny_config(change), "a") for change in operational} == {base}
+    assert {identity(tiny_config(change), "a") for change in operational} == {base}
     changed = [
         {"seeds": {"init": 1}},
         {"seeds": {"data": 1}},
@@ -158,9 +162,9 @@ def test_identity(tiny_config: Callable[..., RunConfig]) -> None:
         {"model": {"n_layer": 3}},
         {"batch": {"tokens_per_step": 256}},
     ]
-    ids = [run_id(tiny_config(change), "a") for change in changed]
-    assert len({base, run_id(tiny_config(), "b"), *ids}) == len(changed) + 2
-    assert run_id(tiny_config({"optim": {"eps": 1e-8}}), "a") == base, "a field at its default must not enter the id"
+    ids = [identity(tiny_config(change), "a") for change in changed]
+    assert len({base, identity(tiny_config(), "b"), *ids}) == len(changed) + 2
+    assert identity(tiny_config({"optim": {"eps": 1e-8}}), "a") == base, "a field at its default must not enter the id"
     assert experiment(tiny_config(), "a")["data"] == {"digest": "a"}
 
 

@@ -131,7 +131,7 @@ def test_stop_during_evaluation_and_accumulation(ranks: int, config_file: Config
     time.sleep(1)
     _stop(run, tmp_path / "step")
     assert status(tmp_path / "step")["state"] == "preempted"
-    slow_validation = {"eval": {"tokens": 10**9, "every": 1}, "batch": {"tokens_per_step": 32, "micro_batch": 1}}
+    slow_validation = {"eval": {"tokens": 16 * 800, "every": 1}, "batch": {"tokens_per_step": 32, "micro_batch": 1}}
     config = config_file(slow_validation, {"schedule": {"steps": 4}})
     run = start(config, tmp_path / "eval", ranks=ranks)
     _wait_for(lambda: any(row["step"] >= 1 for row in read_metrics(tmp_path / "eval" / "metrics.jsonl")[0]), run)
@@ -241,3 +241,53 @@ def _command(pid: str) -> str:
 
 def _processes(text: str) -> list[str]:
     return [path.name for path in Path("/proc").glob("[0-9]*") if text in _command(path.name)]
+
+
+@engine
+def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a branch reads what its trunk read, applies the trunk's λ or η, loses the optimiser's state or keeps what
+    should be dropped, or is not recorded; a branch that changes nothing is its trunk going on, bit for bit."""
+    constant = {"schedule": {"kind": "constant", "warmup_steps": 0}, "checkpoint": {"every": 4}}
+    trunk, whole = tmp_path / "trunk", tmp_path / "whole"
+    finish(start(config_file(constant, {"schedule": {"steps": 8}}), trunk))
+    finish(start(config_file(constant, {"schedule": {"steps": 12}}), whole))
+    config = config_file(constant, {"schedule": {"steps": 4}})
+    tiny = ["--set", "optim.weight_decay=0", "--set", "optim.lr=1e-5"]
+
+    def branch(name: str, origin: str, *options: str, code: int = 0) -> str:
+        return finish(start(config, tmp_path / name, "--branch", origin, *options), code)
+
+    branch("same", f"{trunk}@8")
+    assert [loss for _, loss in losses(tmp_path / "same")] == [loss for _, loss in losses(whole)[8:]]
+    assert status(tmp_path / "same")["order_digest"] == status(whole)["order_digest"]
+    assert status(tmp_path / "same")["step"] == 4
+    for kind in checkpoint.KINDS:
+        ours, theirs = (
+            path / f"{kind}.safetensors"
+            for path in (tmp_path / "same/checkpoints/step_00000004", whole / "checkpoints/step_00000012")
+        )
+        assert ours.read_bytes() == theirs.read_bytes(), kind
+    branch("earlier", f"{trunk}@4")
+    assert losses(tmp_path / "earlier")[0][1] == losses(whole)[4][1]
+    branch("tiny", f"{trunk}@8", *tiny)
+    rows = read_metrics(tmp_path / "tiny" / "metrics.jsonl")[0]
+    assert {row["optim/lr"] for row in rows[1:]} == {1e-5}
+    assert rows[-1]["optim/decay_sum"] == 0
+    assert rows[1]["train/loss"] == losses(whole)[8][1]
+    branch("dropped", f"{trunk}@8", *tiny, "--set", "branch.optimizer=drop")
+    branch("restarted", f"{trunk}@8", *tiny, "--set", "branch.data=restart")
+    counters = json.loads((tmp_path / "dropped/checkpoints/step_00000004/manifest.json").read_text())["counters"]
+    assert counters["optimizer_step"] == 4
+    assert counters["windows"] == 12 * 8
+    ids = {
+        json.dumps(json.loads((tmp_path / n / "experiment.json").read_text()))
+        for n in ("same", "earlier", "tiny", "dropped", "restarted")
+    }
+    assert len(ids) == 5
+    assert "of another model" in branch("wide", f"{trunk}@8", "--set", "model.n_layer=3", code=2)
+    assert "or set branch.data to restart" in branch("reseeded", f"{trunk}@8", "--set", "seeds.data=5", code=2)
+    assert "steps there: 4, 8" in branch("missing", f"{trunk}@5", code=2)
+    assert "beyond what the trunk read" in branch("long", f"{trunk}@8", "--set", "schedule.steps=100000", code=2)
+    assert "not there yet" in branch("planned", f"{tmp_path / 'future'}@5", "--dry-run")
+    branch("same", f"{trunk}@8", "--resume", "must")
+    assert not any((tmp_path / name).exists() for name in ("wide", "reseeded", "missing", "long", "planned"))
