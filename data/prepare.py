@@ -18,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import struct
 import sys
@@ -69,7 +70,6 @@ def prepare(source: Source, out: Path, options: Options, workers: int = 1, model
         return done
     with building(out, asked) as work:
         if not (work / FILE).exists():
-            check_disk(work, round(source.text_bytes() * SPOOL_AND_TOKENS))
             manifest = _prepare_in(work, source, options, workers, model)
             replace_file(work / FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
         shutil.rmtree(work / "spool", ignore_errors=True)
@@ -85,6 +85,7 @@ def _prepare_in(work: Path, source: Source, options: Options, workers: int, mode
     spooled = work / "spooled.json"
     if not spooled.exists():
         shutil.rmtree(work / "spool", ignore_errors=True)
+        check_disk(work, round(source.text_bytes() * SPOOL_AND_TOKENS))
         replace_file(spooled, json.dumps(_spool(source, work / "spool", options)).encode())
     progress = json.loads(spooled.read_text())
     source.skipped = progress["skipped"]
@@ -116,6 +117,8 @@ def _spool(source: Source, spool: Path, options: Options) -> dict[str, object]:
     }
     names = [f"{split}_{index:05d}" for split, count in counts.items() for index in range(count)]
     spool.mkdir()
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one open file per bucket
     files = {name: open(spool / name, "wb") for name in names}  # noqa: SIM115 (closed below, all of them)
     seed = options.seed.to_bytes(8, "little")
     documents = {"train": 0, "val": 0}
