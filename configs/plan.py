@@ -178,9 +178,12 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 
 
 def prepare_command(config: RunConfig) -> str:
-    """The command that would make the data a configuration names: the embedded corpus where the path says python."""
-    embedded = PurePath(config.data.path).name.startswith("python")
-    source = "python-source" if embedded else "parquet --input 'FILES/*.parquet'"
+    """The command that would make the data a configuration names; its path's name tells the corpus."""
+    name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
+    if name.startswith("python"):
+        source = "python-source"
+    elif name.startswith("openwebtext"):
+        source = "openwebtext"
     return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(config.data.path)}"
 
 
