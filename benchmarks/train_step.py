@@ -33,6 +33,8 @@ from engine.precision import autocast_dtype, set_matmul_precision
 from engine.session import Session
 from model.gpt import GPT
 from record.environment import environment
+from record.metrics import MetricsLog
+from record.recorder import Recorder
 from record.run import RunFolder
 from tests.synthetic import write_synthetic
 
@@ -40,28 +42,30 @@ RESULTS = Path(__file__).parent / "results"
 WARM_UP = 2  # steps of each round that are not counted
 
 
-class Ticks:
-    """Stands for a stop request that never comes: the loop asks it once per step, which dates the step."""
+class Clock(Recorder):
+    """Notes when each update's row is added: once a step, near its end."""
 
-    reason = ""
+    times: list[float]
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def add(self, step: int, row: dict[str, Any]) -> None:
+        super().add(step, row)
+        if "train/loss" in row:
+            self.times.append(time.perf_counter())
 
-    @property
-    def pending(self) -> bool:
-        self.times.append(time.perf_counter())
-        return False
+
+class NeverStop:
+    reason, pending = "", False
 
 
 def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> list[float]:
-    """Seconds of each step of train.train, from one step's beginning to the next's: all of it, logging included."""
+    """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included."""
     run = RunFolder(folder)
     run.create(config.model_dump(mode="json"), {}, plan.experiment or {}, plan.as_dict())
-    session, ticks = Session(config, manifest, plan, run, world), Ticks()
-    session.start(train.make_recorder(config, plan, run))
-    train.train(session, ticks)  # type: ignore[arg-type]
-    return [b - a for a, b in pairwise(ticks.times)][WARM_UP:]
+    session, clock = Session(config, manifest, plan, run, world), Clock(MetricsLog(run.metrics), None, plan.tokens)
+    clock.times = []
+    session.start(clock)
+    train.train(session, NeverStop())  # type: ignore[arg-type]
+    return [b - a for a, b in pairwise(clock.times)][WARM_UP:]
 
 
 def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:

@@ -1,0 +1,31 @@
+"""The benchmarks run: a benchmark that broke measures nothing, and nobody notices until its figure is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "keys"),
+    [
+        ("train_step", ["--steps", "6", "--rounds", "1"], {"tokens_per_s", "ratio", "launch_to_first_step_s"}),
+        ("checkpoint", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
+    ],
+)
+def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Path) -> None:
+    """Breaks if a benchmark no longer fits the code it measures."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--config", "configs/quickstart.json", *options]
+    out = tmp_path / "result.json"
+    found = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    result = json.loads(out.read_text())
+    assert keys <= set(result)
+    assert result["command"].startswith(f"python -m benchmarks.{module}")
