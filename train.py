@@ -23,7 +23,7 @@ from tqdm import tqdm
 from configs.identity import differences, render_differences
 from configs.load import load_config
 from configs.plan import Origin, Plan, make_plan, prepare_command, render_plan
-from configs.retention import is_saved
+from configs.retention import is_due, is_saved
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from record.checkpoints import find_reference
@@ -220,7 +220,7 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
     try:
         while True:
             done, fresh = session.step == steps, session.step > resumed_at
-            evaluation_due = session.step == 0 or done or due(session.step, config.eval.every)
+            evaluation_due = session.step == 0 or done or is_due(config.eval.every, session.step)
             if evaluation_due and session.evaluated < session.step and not reason:  # to stop is more urgent
                 reason = "" if session.evaluate(lambda: stop.pending) else stop_reason(stop)
             if fresh and (reason or is_saved(config.checkpoint, session.step, steps)):
@@ -244,10 +244,6 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
 
 def stop_reason(stop: StopRequest) -> str:
     return stop.reason or "another rank was asked to stop"
-
-
-def due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
 
 
 def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:

@@ -1,4 +1,4 @@
-"""Which steps are saved, and which checkpoints stay: pure functions of the configuration and the step."""
+"""Which steps are due, which are saved, and which checkpoints stay: pure functions of the configuration and the step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import math
 from configs.schema import Checkpoint
 
 
+def is_due(every: int | None, step: int) -> bool:
+    """Whether `step` is a multiple of a cadence; never without one."""
+    return every is not None and step % every == 0
+
+
 def is_saved(checkpoint: Checkpoint, step: int, steps: int) -> bool:
     """Whether a run of `steps` updates saves after `step`: always at its end."""
-    return step == steps or _is_due(checkpoint.every, step) or _is_milestone(checkpoint, step)
+    return step == steps or is_due(checkpoint.every, step) or _is_milestone(checkpoint, step)
 
 
 def is_kept(checkpoint: Checkpoint, step: int) -> bool:
     """Whether the checkpoint of `step` outlives the newest keep_last."""
-    return checkpoint.keep_last is None or _is_due(checkpoint.keep_every, step) or _is_milestone(checkpoint, step)
+    return checkpoint.keep_last is None or is_due(checkpoint.keep_every, step) or _is_milestone(checkpoint, step)
 
 
 def most_at_once(checkpoint: Checkpoint, steps: int) -> int:
@@ -34,7 +39,3 @@ def _is_log_spaced(per_decade: int | None, step: int) -> bool:
         return False
     nearest = round(per_decade * math.log10(step))
     return any(round(10 ** (k / per_decade)) == step for k in (nearest - 1, nearest, nearest + 1))
-
-
-def _is_due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0

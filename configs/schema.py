@@ -86,9 +86,9 @@ class Data(Section):
 
 
 class Optim(Section):
-    lr: float = setting(..., "peak learning rate η", gt=0)
+    lr: float = setting(..., "peak learning rate η", gt=0, le=1e6)
     weight_decay: float = setting(
-        ..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0
+        ..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0, le=1e6
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
     eps: float = setting(1e-8, "Adam's ε", gt=0)

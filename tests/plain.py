@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from configs.plan import DataSummary, make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
@@ -13,14 +12,10 @@ from data.manifest import Manifest
 from model.gpt import GPT
 
 
-def plain_run(
-    config: RunConfig, manifest: Manifest, dtype: torch.dtype = torch.float32
-) -> tuple[list[float], list[float], dict[str, Tensor]]:
+def plain_run(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Losses, gradient norms before clipping, and final weights of `config`, accumulated one sequence at a time."""
-    make_plan(config, 1, DataSummary(manifest.digest, manifest.vocab_size, manifest.train.tokens, manifest.val.tokens))
     model = GPT(config.model)
     model.init_weights(config.seeds.init)
-    model.to(dtype)
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     undecayed = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(

@@ -69,6 +69,7 @@ def test_schema_file_is_current() -> None:
         ({"schedule": {"steps": 1.5}}, "schedule.steps = 1.5: Input should be a valid integer"),
         ({"schedule": {"steps": True}}, "schedule.steps = true"),
         ({"optim": {"lr": -1}}, "optim.lr = -1: Input should be greater than 0"),
+        ({"optim": {"lr": 1.7e308}}, "optim.lr = 1.7e+308: Input should be less than or equal to 1000000"),
         ({"optim": {"betas": [0.9, 1.0]}}, "betas [0.9, 1.0] must each lie in [0, 1)"),
         ({"schedule": {"warmup_steps": 7}}, "warmup_steps 7 exceeds steps 6"),
         ({"model": {"n_head": 5}}, "n_embd 32 is not divisible by n_head 5; nearest n_embd: 30 or 35"),

@@ -27,7 +27,7 @@ from data.nanogpt import adopt
 from data.prepare import Options, main, prepare
 from data.sources import Source, open_hub, open_source
 from data.tokenizer import GPT2, SentencePiece, load_tokenizer
-from tests.test_prepare import HARD, folder_bytes, tiny_files
+from tests.test_prepare import HARD, copy_texts, folder_bytes, tiny_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,8 +96,7 @@ def test_unigram_and_given_models(tmp_path: Path, tiny_data: tuple[Path, Manifes
     unigram = prepare(source, tmp_path / "unigram", Options(600, 0.3, 0, tokenizer="unigram"))
     tokenizer = load_tokenizer(tmp_path / "unigram", unigram.tokenizer)
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in HARD)
-    for index, path in enumerate(tiny_files()[:12]):
-        (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
+    copy_texts(tmp_path, tiny_files()[:12])
     model = tiny_data[0] / "tokenizer.model"
     arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--val-fraction", "0.3"]
     assert main([*arguments, "--out", str(tmp_path / "given"), "--tokenizer", str(model)]) == 0
@@ -212,9 +211,7 @@ p.prepare(Source.local("text", files), Path(sys.argv[2]), p.Options(600, 0.1, 0,
 
 def test_killed_and_continued(tmp_path: Path) -> None:
     """Breaks if a kill loses finished shards, leaves a manifest over unfinished data, or changes the result."""
-    (tmp_path / "texts").mkdir()
-    for index, path in enumerate(tiny_files()):
-        (tmp_path / "texts" / f"{index:03}.txt").write_bytes(path.read_bytes())
+    copy_texts(tmp_path / "texts", tiny_files())
 
     def run(out: str, pause: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", SLOW, str(tmp_path / "texts"), str(tmp_path / out), pause]
@@ -251,9 +248,7 @@ def test_other_options_do_not_continue(tmp_path: Path) -> None:
 
 def test_two_preparations_into_one_folder(tmp_path: Path) -> None:
     """Breaks if two processes write one folder."""
-    (tmp_path / "texts").mkdir()
-    for index, path in enumerate(tiny_files()):
-        (tmp_path / "texts" / f"{index:03}.txt").write_bytes(path.read_bytes())
+    copy_texts(tmp_path / "texts", tiny_files())
     command = [sys.executable, "-c", SLOW, str(tmp_path / "texts"), str(tmp_path / "out"), "0.3"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     _wait_for(lambda: (tmp_path / "out.preparing" / "spooled.json").exists(), process)

@@ -72,6 +72,13 @@ def tiny_files() -> list[Path]:
     return [path for letter in "act" for path in sorted(root.glob(f"{letter}*.py"))]
 
 
+def copy_texts(folder: Path, files: list[Path]) -> None:
+    """The files as 000.txt, 001.txt, …, whatever their names were."""
+    folder.mkdir(exist_ok=True)
+    for index, path in enumerate(files):
+        (folder / f"{index:03}.txt").write_bytes(path.read_bytes())
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -104,8 +111,7 @@ def test_sources_agree(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if the documented command fails, or a second call does the work again or harms the first's."""
-    for index, path in enumerate(tiny_files()[:12]):
-        (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
+    copy_texts(tmp_path, tiny_files()[:12])
     arguments = [
         "--source",
         "text",
@@ -178,8 +184,7 @@ def test_bad_input_leaves_nothing(
 
 def test_empty_validation_split_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if 0.05 % of a few documents silently gives no validation at all; the default fraction is large enough."""
-    for index, path in enumerate(tiny_files()[:12]):
-        (tmp_path / f"{index}.txt").write_bytes(path.read_bytes())
+    copy_texts(tmp_path, tiny_files()[:12])
     arguments = [
         "--source",
         "text",
