@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from configs.identity import differences, render_differences
@@ -28,12 +27,14 @@ from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from record.checkpoints import find_reference
 from record.checkpoints import read_manifest as read_checkpoint
+from record.lock import hold
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
 from record.recorder import Recorder
 from record.run import EXIT_CODES, RunFolder, State
 
 if TYPE_CHECKING:
+    from engine.launch import World
     from engine.session import Session
     from engine.stopping import StopRequest
 
@@ -59,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         if manifest is None:
             raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
+        if args.replay is not None:
+            check_folder(folder, plan.experiment or {}, "must")
+            return replay_step(config, manifest, plan, folder, args.replay)
         check_folder(folder, plan.experiment or {}, args.resume)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step)]
     except ValueError as error:
@@ -80,6 +84,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--step", type=int, help="with --resume must: continue from this checkpoint, not from the newest"
+    )
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP", help="take one step of the run again, print its tensors, write nothing"
     )
     parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
@@ -134,16 +141,17 @@ def run(
     import torch.distributed as dist
 
     from engine.agree import on_every_rank, on_first_rank
-    from engine.launch import start_world
     from engine.session import Session
 
-    world = start_world(str(folder.path), config.parallel.timeout_s, config.parallel.threads_per_rank)
+    world = join_world(config, folder)
     stop = StopRequest(folder.path / "stop", ancestors)
     first = world.rank == 0
     session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
     logger.info("%s", render_plan(config, plan))
     with ExitStack() as stack:
-        on_first_rank(lambda: hold_folder(stack, folder, session.experiment, resume))
+        on_first_rank(
+            lambda: stack.enter_context(hold(folder.path)) or check_folder(folder, session.experiment, resume)
+        )
         recorder = make_recorder(config, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
         try:
             session.start(recorder)
@@ -173,26 +181,34 @@ def run(
     return state
 
 
-def hold_folder(stack: ExitStack, folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
-    """Lock the folder for the life of `stack`, and check that it holds this experiment or none.
+def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, step: int) -> int:
+    """Print what one step of a run was made of (engine/replay.py); returns the exit code."""
+    import torch.distributed as dist
 
-    ValueError if another process holds it: one run folder, one writer.
-    """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    try:
-        stack.enter_context(FileLock(folder.path / ".lock", timeout=0))
-    except Timeout:
-        reason = f"another process is writing {folder.path}; wait for it, stop it, or give another --run-dir"
-        raise ValueError(reason) from None
-    check_folder(folder, asked, resume)
+    from engine.agree import on_every_rank
+    from engine.replay import replay
+    from engine.session import Session
+
+    world = join_world(config, folder)
+    session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
+    replay(session, step, print if world.rank == 0 else lambda _: None)
+    dist.destroy_process_group()
+    return EXIT_CODES["done"]
+
+
+def join_world(config: RunConfig, folder: RunFolder) -> World:
+    from engine.launch import start_world
+
+    parallel = config.parallel
+    return start_world(str(folder.path), parallel.timeout_s, parallel.threads_per_rank, parallel.deterministic)
 
 
 def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> None:
     """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
     folder.create(session.config.model_dump(mode="json"), given, session.experiment, session.plan.as_dict())
     row, last = session.describe(), folder.last_start()
-    for key in ("device", "threads_per_rank", "machine"):
-        if last is not None and last.get(key) != row[key]:
+    for key in ("device", "threads_per_rank", "machine", "deterministic"):
+        if last is not None and last.get(key, row[key]) != row[key]:
             logger.warning(
                 "%s was %s at the last start and is %s now: results may differ by rounding",
                 key,
@@ -228,7 +244,7 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
             if reason:
                 return "preempted", reason
             if done:
-                return "done", ""
+                return session.outcome()
             result = session.train_step(batches, lambda: stop.pending)
             if not (result.applied or result.skipped or result.abandoned):
                 return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} in update {session.step + 1}"

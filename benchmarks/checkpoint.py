@@ -71,7 +71,7 @@ def main() -> int:
             acts: list[tuple[str, Callable[[], Any]]] = [
                 ("ours_save_s", lambda ours=ours: checkpoint.save(ours, 1, trainer.fragments, {}, {})),
                 ("deepspeed_save_s", lambda theirs=theirs: deepspeed_save(trainer, theirs)),
-                ("ours_load_s", lambda path=path: checkpoint.load(path, trainer.fragments)),
+                ("ours_load_s", lambda path=path: (checkpoint.check(path), checkpoint.load(path, trainer.fragments))),
                 ("deepspeed_load_s", lambda theirs=theirs: trainer.ds.load_checkpoint(str(theirs), tag="one")),
             ]
             for name, act in acts:

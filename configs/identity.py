@@ -24,6 +24,8 @@ def experiment(config: RunConfig, data_digest: str, origin_digest: str | None = 
         fields["batch"]["micro_batch"] = config.batch.micro_batch
     if config.branch is not None:
         fields.setdefault("branch", {})["digest"] = origin_digest
+    if config.schedule.kind == "constant":  # where it ends changes no update before: such a run can be trained on
+        del fields["schedule"]["steps"]
     return fields
 
 
@@ -63,5 +65,5 @@ def _experiment_fields(section: BaseModel) -> dict[str, Any]:
             if inner:
                 fields[name] = inner
         elif not (info.json_schema_extra or {}).get("operational") and value != info.default:  # type: ignore[union-attr]
-            fields[name] = list(value) if isinstance(value, tuple) else value
+            fields[name] = json.loads(json.dumps(value))  # tuples as the lists they are read back as
     return fields

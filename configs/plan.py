@@ -87,6 +87,14 @@ def eval_windows(config: RunConfig, tokens: int) -> int:
     return min(max(1, config.eval.tokens // config.model.seq_len), windows_in(tokens, config.model.seq_len))
 
 
+def order_batch(config: RunConfig, t: int) -> int:
+    """Which global batch of the data order update t reads (both from 0): t, and past the ranges of data.skip_steps."""
+    for first, last in config.data.skip_steps:
+        if t >= first - 1:
+            t += last - first + 1
+    return t
+
+
 def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: Origin | None = None) -> Plan:
     """Derive the plan; ValueError where the batch does not divide, the data does not suffice, or a branch does not fit."""
     first_window = _first_window(config, data, origin) if origin else 0
@@ -153,7 +161,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             if config.batch.micro_batch is None
             else []
         ),
-        ("steps", f"{plan.steps:,}"),
+        ("steps", f"{plan.steps:,}{_left_out(config)}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
         *(
             [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
@@ -175,6 +183,11 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ("Σηλ", f"{plan.decay_sum:.6g}"),
     ]
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
+
+
+def _left_out(config: RunConfig) -> str:
+    spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
+    return f", without the windows of steps {spans}" if spans else ""
 
 
 def prepare_command(config: RunConfig) -> str:
@@ -226,7 +239,7 @@ def _first_window(config: RunConfig, data: DataSummary | None, origin: Origin) -
     order += differences(
         {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
     )
-    order = [row for row in order if row[0] != "data.cross_document_attention"]
+    order = [row for row in order if row[0] not in ("data.cross_document_attention", "data.skip_steps")]
     if order:
         table = render_differences(order)
         raise ValueError(
@@ -246,7 +259,7 @@ def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None
             f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
         )
     windows = train_windows(config, data.train_tokens) * config.data.epochs - first_window
-    needed = config.schedule.steps * config.sequences_per_step
+    needed = (order_batch(config, config.schedule.steps - 1) + 1) * config.sequences_per_step
     if needed > windows:
         left = max(0, windows)
         beyond = " beyond what the trunk read" if first_window else ""

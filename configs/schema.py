@@ -83,6 +83,20 @@ class Data(Section):
         False, "compare every shard's SHA-256 with the manifest before the first step", operational=True
     )
     epochs: int = setting(1, "passes over the data, each in its own order; 1 is one-pass training", ge=1)
+    skip_steps: tuple[tuple[int, int], ...] = setting(
+        (), "[first, last] steps, in order, whose windows are left out: later steps read on behind them"
+    )
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> Data:
+        ends = [0, *(step for span in self.skip_steps for step in span)]
+        rising = all(ends[i] < ends[i + 1] if i % 2 == 0 else ends[i] <= ends[i + 1] for i in range(len(ends) - 1))
+        if not rising:
+            raise ValueError(
+                f"skip_steps {[list(span) for span in self.skip_steps]}: expected [first, last] pairs that start at 1 or "
+                "later, rise and do not overlap, for example [[10, 12], [40, 40]]"
+            )
+        return self
 
 
 class Optim(Section):
@@ -95,6 +109,9 @@ class Optim(Section):
     grad_clip: float = setting(1.0, "bound on the global gradient norm; 0 switches clipping off", ge=0)
     decay_mask: Literal["matrices", "matmul", "all"] = setting(
         "matrices", "what decays: every matrix (P1), every matrix but the embeddings, or every tensor"
+    )
+    z_loss: float = setting(
+        0.0, "coefficient of the mean of log²Z, Z the softmax's normaliser (PaLM: 1e-4), added to the objective", ge=0
     )
 
     @model_validator(mode="after")
@@ -144,6 +161,11 @@ class Parallel(Section):
     threads_per_rank: int | None = setting(
         None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1
     )
+    deterministic: bool = setting(
+        False,
+        "only algorithms that give the same bits each time: slower on a GPU, nothing new on a CPU",
+        operational=True,
+    )
 
 
 class Eval(Section):
@@ -190,6 +212,19 @@ class Numerics(Section):
         "stop", "a non-finite loss or gradient: end the run as diverged, or leave out the update and go on"
     )
     max_skipped: int = setting(10, "with skip: updates left out before the run ends as diverged", ge=1)
+    divergence_margin: float | None = setting(
+        None,
+        "a run whose smoothed loss ends this many nats above its lowest ends as diverged; it is trained to its end "
+        "all the same (P1's bfloat16 study)",
+        operational=True,
+        gt=0,
+    )
+    spike_deviations: float = setting(
+        8.0,
+        "a loss or gradient norm this many robust deviations above the recent ones is recorded as a spike; 0: none",
+        operational=True,
+        ge=0,
+    )
 
 
 class Log(Section):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.plan import eval_windows, train_windows
+from configs.plan import eval_windows, order_batch, train_windows
 from configs.schema import RunConfig
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
@@ -27,7 +27,7 @@ PREFETCH_STEPS = 4
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of update `step` (0-based): tokens (M, b, T+1).
+    """One rank's share of update `step` (0-based): tokens (M, b, T+1). `ids` are the windows of all ranks, in order.
 
     `digest` chains the ids of all windows read by all ranks up to and including this update:
     sha256(previous digest ‖ epoch·windows + window of the global batch, int64).
@@ -35,6 +35,7 @@ class StepBatch:
 
     step: int
     tokens: Tokens
+    ids: Ids
     digest: str
 
 
@@ -60,7 +61,7 @@ class TrainData:
 
     def step_ids(self, t: int) -> Ids:
         """The global batch of update t as epoch·windows + window, in order."""
-        epochs, windows = self.order.step_windows(t, self.config.sequences_per_step)
+        epochs, windows = self.order.step_windows(order_batch(self.config, t), self.config.sequences_per_step)
         return epochs * self.order.windows + windows
 
     def read(self, ids: Ids, out: Tokens) -> None:
@@ -102,7 +103,7 @@ def step_batches(
         digest = hashlib.sha256(bytes.fromhex(digest) + ids.astype("<i8").tobytes()).hexdigest()
         tokens = np.empty((rows.size, config.model.seq_len + 1), np.int64)
         data.read(ids[rows.reshape(-1)], tokens)
-        yield StepBatch(t, tokens.reshape(*rows.shape, -1), digest)
+        yield StepBatch(t, tokens.reshape(*rows.shape, -1), ids, digest)
 
 
 class Prefetcher:

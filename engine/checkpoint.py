@@ -59,7 +59,7 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
             experiment=experiment,
             files=dict(sorted(files.items())),
         )
-        on_first_rank(lambda: _publish(work, final, manifest))
+        on_first_rank(lambda: _publish(work, final, manifest.sealed()))
     except ValueError:
         on_first_rank(lambda: shutil.rmtree(work, ignore_errors=True))
         raise
@@ -69,11 +69,9 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
 def load(path: Path, fragments: Fragments, moments: bool = True) -> dict[str, Any]:
     """Read a checkpoint into the live engine, with or without the optimiser's state; collective. Returns its counters.
 
-    Every file's hash is checked, and afterwards that the forward pass sees the loaded weights. ValueError if damaged.
+    The caller has checked its files; afterwards it is checked that the forward pass sees the loaded weights.
     """
     manifest = read_manifest(path)
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    on_every_rank(lambda: _check_files(path, dict(sorted(manifest.files.items())[rank::ranks])))
     for kind in KINDS if moments else ("weights",):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
@@ -85,14 +83,33 @@ def load(path: Path, fragments: Fragments, moments: bool = True) -> dict[str, An
     return manifest.counters
 
 
+def check(path: Path) -> None:
+    """Compare every file with its hash, the ranks sharing them; collective. ValueError on all ranks if one differs."""
+    files = sorted(on_first_rank(lambda: read_manifest(path)).files.items())
+    on_every_rank(lambda: _check_files(path, dict(files[dist.get_rank() :: dist.get_world_size()])))
+
+
 def verify(path: Path) -> None:
-    """Compare every file with its hash. ValueError names the first that differs."""
+    """The same in one process, for the command line."""
     _check_files(path, read_manifest(path).files)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint under `folder`, chosen by rank 0 for all; None if there is none."""
-    return on_first_rank(lambda: max(complete(folder), default=None))
+    """The newest complete and sound checkpoint under `folder`, the same for all ranks; None if there is none. Collective.
+
+    A damaged one loses its manifest (to manifest.damaged.json), so that its step can be saved again; that is logged.
+    """
+    while True:
+        path = on_first_rank(lambda: max(complete(folder), default=None))
+        if path is None:
+            return None
+        try:
+            check(path)
+        except ValueError as error:
+            logger.warning("%s; it is set aside for the one before it", error)
+            on_first_rank(lambda found=path: os.replace(found / MANIFEST, found / "manifest.damaged.json"))
+            continue
+        return path
 
 
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
@@ -151,9 +168,7 @@ def _publish(work: Path, final: Path, manifest: CheckpointManifest) -> None:
 def _check_files(path: Path, files: dict[str, File]) -> None:
     for name, file in files.items():
         if _describe(path / name) != file:
-            raise ValueError(
-                f"checkpoint {path} is damaged: {name} differs from its manifest; delete it to resume from an older one"
-            )
+            raise ValueError(f"checkpoint {path} is damaged: {name} differs from its manifest")
 
 
 def _describe(path: Path) -> File:

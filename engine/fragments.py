@@ -74,12 +74,32 @@ class Fragments:
 
     def square_norms(self, tensors: list[Tensor]) -> Tensor:
         """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
-        squares = torch.zeros(len(self.names), dtype=torch.float64, device=self.ds.device)
+        return self._combine(square_sums, tensors, dist.ReduceOp.SUM)
+
+    def maxima(self, tensors: list[Tensor]) -> Tensor:
+        """Largest finite magnitude per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
+        return self._combine(
+            lambda found: torch.stack([t.nan_to_num(0, 0, 0).abs().amax().double() for t in found]),
+            tensors,
+            dist.ReduceOp.MAX,
+        )
+
+    def nonfinite(self, tensors: list[Tensor]) -> Tensor:
+        """Elements per parameter that are not finite, float64 (len(names),)."""
+        return self._combine(
+            lambda found: torch.stack([t.isfinite().logical_not().sum().double() for t in found]),
+            tensors,
+            dist.ReduceOp.SUM,
+        )
+
+    def _combine(self, reduce: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], op: Any) -> Tensor:
+        """`reduce` over the local fragments' tensors, (len(names),), combined over the ranks that share parameters."""
+        found = torch.zeros(len(self.names), dtype=torch.float64, device=self.ds.device)
         if tensors:
-            squares[self._index] = square_sums(tensors)
+            found[self._index] = reduce(tensors)
         if self.sharded:
-            dist.all_reduce(squares)
-        return squares
+            dist.all_reduce(found, op)
+        return found
 
     def gradients(self) -> list[Tensor]:
         return [fragment.gradient() for fragment in self.local]

@@ -17,12 +17,17 @@ class World:
     device: torch.device
 
 
-def start_world(run: str, timeout_s: float, threads: int | None) -> World:
+def start_world(run: str, timeout_s: float, threads: int | None, deterministic: bool = False) -> World:
     """Join the process group and choose device and CPU threads.
 
     `run` names the run: the group's keys carry it, so that ranks of another run that collide on a port cannot join.
+    With `deterministic` torch uses only algorithms that give the same bits each time (parallel.deterministic).
     Raises ValueError if the rendezvous port is taken.
     """
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_ranks = int(

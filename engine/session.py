@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from configs.identity import differences, render_differences
-from configs.plan import Plan
+from configs.plan import Plan, order_batch
 from configs.schedule import lr_at
 from configs.schema import Branch, RunConfig
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
@@ -23,10 +23,11 @@ from engine.launch import World
 from engine.precision import autocast_dtype, set_matmul_precision
 from engine.trainer import StepResult, Trainer
 from model.gpt import GPT
-from record.checkpoints import find, find_reference, read_manifest
+from record.checkpoints import complete, find, find_reference, read_manifest
 from record.environment import environment
 from record.recorder import Recorder
-from record.run import RunFolder
+from record.run import RunFolder, State
+from record.watch import LossWatch
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Session:
     """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read.
 
     `evaluated`: the step of the latest validation. `skipped`: steps whose update was left out (numerics.nonfinite).
+    `watch` judges spikes and divergence.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World) -> None:
@@ -48,6 +50,7 @@ class Session:
         self._data = TrainData(config.data.path, manifest, config, plan.first_window)
         self.step, self.decay_sum, self.order_digest = 0, 0.0, self._data.start_digest
         self.evaluated, self.skipped = -1, 0
+        self.watch = self._make_watch()
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
         self.experiment = plan.experiment or {}
@@ -56,41 +59,60 @@ class Session:
         """Build model and engine at step 0."""
         self.recorder = recorder
         separate_at = None if self.config.data.cross_document_attention else self._eot
-        model = GPT(self.config.model, autocast_dtype(self.config.precision), separate_at)
+        model = GPT(self.config.model, autocast_dtype(self.config.precision), separate_at, self.config.optim.z_loss)
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
 
     def restore(self, resume: str, step: int | None = None) -> Path | None:
-        """Load the checkpoint of `step`, or the newest complete one; returns its path, None where there is none.
+        """Load the checkpoint of `step`, or the newest complete and sound one; returns its path, None where there is none.
 
-        ValueError if `resume` is must and there is none, or never and there is one, or it is damaged or of another
-        experiment.
+        ValueError if `resume` is must and there is none, or never and there is one, or it is of another experiment, or
+        the one of `step` is damaged.
         """
-        on_first_rank(lambda: checkpoint.delete_unfinished(self.folder.checkpoints))
         folder = self.folder.checkpoints
-        path = checkpoint.newest(folder) if step is None else on_first_rank(lambda: find(folder, step))
+        on_first_rank(lambda: checkpoint.delete_unfinished(folder))
+        if resume == "never" and (found := on_first_rank(lambda: complete(folder))):
+            raise ValueError(f"--resume never: {found[-1]} exists; remove it or give another --run-dir")
+        if step is None:
+            path = checkpoint.newest(folder)
+        else:
+            path = on_first_rank(lambda: find(folder, step))
+            checkpoint.check(path)
         if path is None and resume == "must":
-            raise ValueError(f"--resume must: no complete checkpoint in {self.folder.checkpoints}")
-        if path is None and self.config.branch is not None:
-            self._start_branch(self.config.branch)
-        if path is not None:
-            if resume == "never":
-                raise ValueError(f"--resume never: {path} exists; remove it or give another --run-dir")
-            rows = differences(self.experiment, read_manifest(path).experiment)
-            if rows:
-                raise ValueError(f"{path} is of another experiment:\n{render_differences(rows)}")
-            counters = checkpoint.load(path, self.trainer.fragments)
-            self.step, self.decay_sum = counters["step"], counters["decay_sum"]
-            self.order_digest, self.evaluated = counters["order_digest"], counters["evaluated"]
-            self.skipped = counters["skipped"]
+            raise ValueError(f"--resume must: no complete checkpoint in {folder}")
+        self.load(path)
         if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):
             self.recorder.add(self.step, {"event": "resume"})
         return path
 
+    def load(self, path: Path | None) -> None:
+        """Continue from a checkpoint of this run whose files are sound; without one, from where the run starts."""
+        if path is None:
+            if self.config.branch is not None:
+                self._start_branch(self.config.branch)
+            return
+        manifest = on_first_rank(lambda: read_manifest(path))
+        rows = differences(self.experiment, manifest.experiment)
+        if rows:
+            raise ValueError(f"{path} is of another experiment:\n{render_differences(rows)}")
+        if manifest.step > self.plan.steps:
+            raise ValueError(f"{path} is past schedule.steps {self.plan.steps}; set it to {manifest.step} or more")
+        counters = checkpoint.load(path, self.trainer.fragments)
+        self.step, self.decay_sum = counters["step"], counters["decay_sum"]
+        self.order_digest, self.evaluated = counters["order_digest"], counters["evaluated"]
+        self.skipped = counters["skipped"]
+        self.watch = self._make_watch(counters["watch"])
+
+    def _make_watch(self, state: dict[str, Any] | None = None) -> LossWatch:
+        numerics = self.config.numerics
+        return LossWatch(numerics.spike_deviations, numerics.divergence_margin, state)
+
     def _start_branch(self, branch: Branch) -> None:
         """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
         path = on_first_rank(lambda: find_reference(branch.origin))
+        checkpoint.check(path)
         counters = checkpoint.load(path, self.trainer.fragments, moments=branch.optimizer == "keep")
+        self.watch = self._make_watch({**counters["watch"], "above_since": None})
         if branch.data == "continue":
             self.order_digest = counters["order_digest"]
         logger.info("branch of %s, optimiser state %s", path, "kept" if branch.optimizer == "keep" else "dropped")
@@ -105,6 +127,7 @@ class Session:
             "threads_per_rank": torch.get_num_threads(),
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
+            "deterministic": self.config.parallel.deterministic,
             "precision": self.config.precision,
             "dtypes": self.trainer.dtypes,
         }
@@ -116,16 +139,26 @@ class Session:
             step_batches(self._data, self.step, self.order_digest, plan.micro_batch, world.rank, world.ranks)
         )
 
-    def train_step(self, batches: Prefetcher, wish: Callable[[], bool]) -> StepResult:
-        """One update and its row; `wish()` is this rank's wish to stop, the result's `stop` what any rank wishes."""
+    def train_step(
+        self,
+        batches: Prefetcher,
+        wish: Callable[[], bool],
+        look: Callable[[list[torch.Tensor]], None] | None = None,
+    ) -> StepResult:
+        """One update and its row; `wish()` is this rank's wish to stop, the result's `stop` what any rank wishes.
+
+        `look` is shown the gradients (engine/trainer.py).
+        """
         start = time.perf_counter()
         batch: StepBatch = next(batches)
         lr = lr_at(self.config, self.step)
-        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish)
+        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look)
         if result.abandoned:
             return result
+        spikes = self.watch.add(self.step + 1, result.loss, result.grad_norm)
         if not result.applied:
-            found = {"nonfinite/loss": result.loss, "nonfinite/grad_norm": result.grad_norm, "nonfinite/lr": lr}
+            found: dict[str, Any] = {"nonfinite/loss": result.loss, "nonfinite/grad_norm": result.grad_norm}
+            found |= {"nonfinite/lr": lr, "nonfinite/windows": batch.ids.tolist()}
             skipped = self.config.numerics.nonfinite == "skip" and self.skipped < self.config.numerics.max_skipped
             if skipped:  # the step counts, its windows are read, the weights stay
                 self.step, self.order_digest, self.skipped = batch.step + 1, batch.digest, self.skipped + 1
@@ -141,6 +174,7 @@ class Session:
             "optim/decay_sum": self.decay_sum,
             "optim/grad_norm": result.grad_norm,
             **self._norms(),
+            **spikes,
         }
         seconds = time.perf_counter() - start
         timing = {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
@@ -170,7 +204,8 @@ class Session:
             "order_digest": self.order_digest,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
-            "windows": self.plan.first_window + self.step * self.config.sequences_per_step,
+            "windows": self._windows_read(),
+            "watch": self.watch.state,
         }
         start = time.perf_counter()
         path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self.experiment)
@@ -179,6 +214,16 @@ class Session:
             checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
             self.folder.write_status("running", self.step, self.plan.steps, "", self.order_digest)
         return path
+
+    def outcome(self) -> tuple[State, str]:
+        """What a run that has taken its last step has come to, and why."""
+        divergence = self.watch.divergence
+        return ("diverged", divergence) if divergence else ("done", "")
+
+    def _windows_read(self) -> int:
+        """How far in its order the run has read."""
+        batches = order_batch(self.config, self.step - 1) + 1 if self.step else 0
+        return self.plan.first_window + batches * self.config.sequences_per_step
 
     def _norms(self) -> dict[str, float]:
         norm, decayed = self.trainer.weight_norms()

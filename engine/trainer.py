@@ -74,10 +74,17 @@ class Trainer:
             device=self.ds.device,
         )
 
-    def step(self, tokens: Tensor, lr: float, step: int, wish: Callable[[], bool] = lambda: False) -> StepResult:
+    def step(
+        self,
+        tokens: Tensor,
+        lr: float,
+        step: int,
+        wish: Callable[[], bool] = lambda: False,
+        look: Callable[[list[Tensor]], None] | None = None,
+    ) -> StepResult:
         """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0.
 
-        `wish()` says whether this rank wishes to stop.
+        `wish()` says whether this rank wishes to stop; `look` is shown the gradient fragments before they are clipped.
         """
         loss, stops, abandoned = self._backward(tokens, step, wish)
         if abandoned:
@@ -85,6 +92,8 @@ class Trainer:
         gradients = self.fragments.gradients()
         if self._gradient_hook is not None:
             self._check_first_gradients(gradients)
+        if look is not None:
+            look(gradients)
         grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._leave_out()

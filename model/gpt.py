@@ -67,14 +67,20 @@ class GPT(nn.Module):
     """The network. `autocast` is the dtype of matrix products under bf16-mixed, None otherwise.
 
     `separate_at` is the end-of-text token where attention stays within a document, None where it does not
-    (data.cross_document_attention).
+    (data.cross_document_attention). `z_loss` is optim.z_loss, for training only.
 
     Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
     """
 
-    def __init__(self, config: Model, autocast: torch.dtype | None = None, separate_at: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Model,
+        autocast: torch.dtype | None = None,
+        separate_at: int | None = None,
+        z_loss: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.config, self.autocast, self.separate_at = config, autocast, separate_at
+        self.config, self.autocast, self.separate_at, self.z_loss = config, autocast, separate_at, z_loss
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.seq_len, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -86,7 +92,7 @@ class GPT(nn.Module):
         """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T)."""
         with self._autocast(inputs.device):
             logits = self.logits(inputs)
-        return cross_entropy_sum(logits, targets)
+        return cross_entropy_sum(logits, targets, self.z_loss if self.training else 0.0)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, T) token ids → (B, T, V)."""

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy as a sum, in float32 whatever the precision of the logits."""
+"""The training loss: cross-entropy as a sum, in float32 whatever the precision of the logits; z-loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
     """Sum over tokens of −log p(target), float32 scalar (nats).
+
+    With `z_loss` the gradient is that of the cross-entropy plus z_loss·Σ log²Z, Z = Σ exp(logits) (PaLM, arXiv
+    2204.02311, section 5); the value stays the cross-entropy, so that runs with and without it can be compared.
 
     logits (B, T, V) of any float dtype, targets (B, T) int64. The caller divides by the global token count: a sum is
     exact under any split into micro-batches and ranks, a mean of means is not.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+    logits = logits.float().flatten(0, 1)  # (B·T, V)
+    loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+    if z_loss:
+        penalty = z_loss * logits.logsumexp(-1).square().sum()
+        loss = loss + (penalty - penalty.detach())
+    return loss

@@ -27,20 +27,41 @@ class CheckpointManifest(BaseModel):
     counters: dict[str, Any]
     experiment: dict[str, Any]
     files: dict[str, File]
+    checksum: str = ""  # of all the rest, so that a damaged manifest is no manifest
+
+    def sealed(self) -> CheckpointManifest:
+        return self.model_copy(update={"checksum": self._sum()})
+
+    def _sum(self) -> str:
+        text = json.dumps(self.model_dump(mode="json", exclude={"checksum"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def intact(self) -> bool:
+        return self.checksum == self._sum()
 
     @property
     def digest(self) -> str:
-        """SHA-256 over step, counters and the files' hashes: what a run that starts from this checkpoint starts from."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"experiment"}), sort_keys=True)
+        """SHA-256 over step, counters and the files' hashes: what a run that starts from this checkpoint starts from.
+
+        Without the counters of what was merely observed, whose cadence shall not decide who a branch is.
+        """
+        known = self.model_dump(
+            mode="json", exclude={"experiment": True, "checksum": True, "counters": {"evaluated", "watch"}}
+        )
+        text = json.dumps(known, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
     """The manifest of a checkpoint. ValueError if there is none or it cannot be read."""
     try:
-        return CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise ValueError(f"{path} is not a complete checkpoint: {error}") from None
+    if not manifest.intact:
+        raise ValueError(f"{path} is not a complete checkpoint: its manifest is damaged")
+    return manifest
 
 
 def complete(folder: Path) -> list[Path]:

@@ -16,7 +16,9 @@ and, where the run was evaluated after s updates, `val/loss` (mean over the fixe
 
 An update that was kept back because its loss or gradient was not finite adds `event: "nonfinite"` and
 `nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far; where it is left out and
-the run goes on (numerics.nonfinite: skip), to the row of its own step, with `nonfinite/skipped`, the count so far.
+the run goes on (numerics.nonfinite: skip), to the row of its own step, with `nonfinite/skipped`, the count so far;
+either way with `nonfinite/windows`, the windows of the global batch (epoch·windows + window). An update whose loss or
+gradient norm stands out has `spike/loss` or `spike/grad_norm`, in robust deviations (record/watch.py).
 
 A non-finite value is written as null and named in the row's `nonfinite` list. A row with `event: "resume"` and
 step s makes the earlier rows after s void; a later row of the same step adds to and overrides the earlier one.

@@ -341,7 +341,7 @@ def test_second_writer(ranks: int, config_file: ConfigFile, tmp_path: Path) -> N
     _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
     second = start(config_file(LONG), tmp_path / "run", ranks=ranks)
     output, _ = second.communicate(timeout=60)
-    assert "another process is writing" in output
+    assert f"process {run.pid} on {socket.gethostname()} (since" in output
     assert "Traceback" not in output
     run.send_signal(signal.SIGINT)
     finish(run, 75)

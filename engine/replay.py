@@ -1,0 +1,122 @@
+"""Take one step of a run again and look at it tensor by tensor: what a spike or a non-finite update was made of.
+
+Writes nothing: the run folder is only read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.schedule import lr_at
+from engine import checkpoint
+from engine.agree import on_first_rank
+from engine.session import Session
+from record.checkpoints import complete
+from record.metrics import read_metrics
+from record.recorder import Recorder
+
+COLUMNS = ("‖w‖", "max|w|", "‖g‖", "max|g|", "not finite", "‖m‖", "max √v", "‖Δw‖/‖w‖")
+
+
+def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
+    """Run update `step` (counted from 1) of the session's run from the nearest sound checkpoint before it; collective.
+
+    Shows, per tensor: norm and largest element of the weight before, of the gradient before clipping, the gradient's
+    elements that are not finite, Adam's moments after, and the relative update; per block of the model the largest
+    activation on any rank. ValueError if the step lies outside the run.
+    """
+    if not 1 <= step <= session.plan.steps:
+        raise ValueError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
+    folder = session.folder.checkpoints
+    names = on_first_rank(
+        lambda: [path for path in complete(folder) if int(path.name.removeprefix("step_")) < step][-1:]
+    )
+    for path in names:
+        checkpoint.check(path)
+    session.start(Recorder(None, None, 1))
+    session.load(names[0] if names else None)
+    show(f"replay of step {step} from {names[0] if names else 'the start'}")
+    fragments, batches = session.trainer.fragments, session.batches()
+    try:
+        while session.step < step - 1:
+            result = session.train_step(batches, lambda: False)
+            if not (result.applied or result.skipped):
+                raise ValueError(
+                    f"--replay {step}: the run ends at step {session.step + 1}, whose update is not finite"
+                )
+        before = [weight.clone() for weight in fragments.weights()]
+        columns = [fragments.square_norms(before).sqrt(), fragments.maxima(before)]
+
+        def look(gradients: list[Tensor]) -> None:
+            norms = fragments.square_norms(gradients).sqrt()
+            columns.extend([norms, fragments.maxima(gradients), fragments.nonfinite(gradients)])
+
+        activations = _Activations(session.trainer.ds.module)
+        result = session.train_step(batches, lambda: False, look)
+    finally:
+        batches.close()
+    moments = [[fragments.view(fragment, kind) for fragment in fragments.local] for kind in checkpoint.KINDS[1:]]
+    change = [weight - old for weight, old in zip(fragments.weights(), before, strict=True)]
+    columns += [
+        fragments.square_norms(moments[0]).sqrt(),
+        fragments.maxima(moments[1]).sqrt(),
+        fragments.square_norms(change).sqrt() / columns[0],
+    ]
+    table = {name: [column[i].item() for column in columns] for i, name in enumerate(fragments.names)}
+    show(_render(table) + "\n\n" + activations.render(session.world.device))
+    recorded = next((row for row in read_metrics(session.folder.metrics)[0] if row["step"] == step), {})
+    known = recorded.get("train/loss")
+    show(
+        f"\nloss {result.loss:.6f}, gradient norm {result.grad_norm:.6g}, learning rate {lr_at(session.config, step - 1):.6g}, "
+        f"{'applied' if result.applied else 'not applied'}; "
+        + ("no loss of this step is recorded" if known is None else f"recorded loss {known:.6f}")
+    )
+
+
+class _Activations:
+    """Largest finite magnitude and elements that are not finite, of the outputs of every block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, module in model.named_modules():
+            if name.count(".") == 1 or (
+                name and "." not in name and not list(module.children())
+            ):  # blocks, and what is none
+                module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            output = output.detach()
+            largest = output.nan_to_num(0, 0, 0).abs().amax().float()
+            bad = output.isfinite().logical_not().sum().float()
+            known = self.seen.get(name)
+            self.seen[name] = (largest, bad) if known is None else (torch.maximum(known[0], largest), known[1] + bad)
+
+        return note
+
+    def render(self, device: torch.device) -> str:
+        """Collective."""
+        found = torch.tensor([[float(a), float(b)] for a, b in self.seen.values()], device=device)
+        largest, bad = found[:, 0].contiguous(), found[:, 1].contiguous()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(bad)
+        rows = zip(self.seen, largest.tolist(), bad.tolist(), strict=True)
+        width = max(map(len, self.seen))
+        lines = [f"{'output of':<{width}} {'max|x|':>11} {'not finite':>11}"]
+        return "\n".join(lines + [f"{name:<{width}} {_number(a)} {_number(b)}" for name, a, b in rows])
+
+
+def _render(table: dict[str, list[float]]) -> str:
+    width = max(map(len, table))
+    lines = [" ".join([f"{'tensor':<{width}}", *(f"{column:>11}" for column in COLUMNS)])]
+    return "\n".join(lines + [" ".join([f"{name:<{width}}", *map(_number, row)]) for name, row in table.items()])
+
+
+def _number(value: float) -> str:
+    return f"{value:>11.4g}" if math.isfinite(value) else f"{value!s:>11}"

@@ -1,0 +1,96 @@
+"""One run folder, one writer: a kernel lock on one host, a heartbeat between hosts.
+
+A kernel lock (flock) ends with its process, but some shared file systems keep it to one host. So the writer also
+leaves its host and process in `.writer.json` and touches that file as it lives. Who finds another host's file
+watches it: if it is touched, the folder is held; if not, its writer has died, and the folder is taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from record.files import write_json
+
+BEAT_S = 5.0
+WATCH_S = 4 * BEAT_S
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Be the only writer of `folder`, which is created. ValueError names who is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / ".writer.json"
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise ValueError(_held(folder, note)) from None
+    with lock:
+        if _lives_elsewhere(note):
+            raise ValueError(_held(folder, note))
+        row = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        write_json(note, row | {"since": datetime.now(UTC).isoformat(timespec="seconds")})
+        ended = threading.Event()
+        threading.Thread(target=_beat, args=(note, ended), name="heartbeat", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            note.unlink(missing_ok=True)
+
+
+def _beat(note: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        try:
+            os.utime(note)
+        except OSError as error:
+            logger.warning("the heartbeat %s cannot be written: %s", note, error)
+
+
+def _lives_elsewhere(note: Path) -> bool:
+    """Whether a writer on another host is alive: its file's time moves while we watch."""
+    if not note.exists() or _writer(note).get("host") == socket.gethostname():
+        return False  # this host's kernel lock has already decided
+    logger.info(
+        "%s names a writer on another host (%s): watching for %g s whether it lives", note, _name(note), WATCH_S
+    )
+    first, deadline = note.stat().st_mtime_ns, time.monotonic() + WATCH_S
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_S / 10)
+        try:
+            if note.stat().st_mtime_ns != first:
+                return True
+        except FileNotFoundError:
+            return False
+    logger.info("it does not: the folder is taken over")
+    return False
+
+
+def _held(folder: Path, note: Path) -> str:
+    return f"{_name(note)} is writing {folder}; wait for it, stop it, or give another --run-dir"
+
+
+def _name(note: Path) -> str:
+    row = _writer(note)
+    job = f", SLURM job {row['job']}" if row.get("job") else ""
+    return (
+        f"process {row['pid']} on {row['host']} (since {row.get('since')}{job})" if "pid" in row else "another process"
+    )
+
+
+def _writer(note: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,77 @@
+"""Spikes and divergence, judged from the losses and gradient norms of a run alone: it watches, and interferes with nothing.
+
+A spike is a value far above the recent ones, in robust deviations: (value − median) / (1.4826·MAD) over the last
+WINDOW updates. The smoothed loss is the median of the last WINDOW losses; a run has diverged since the step from
+which it has stayed a margin above its lowest smoothed loss.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+WINDOW = 64
+KEYS = ("loss", "grad_norm")
+
+
+class LossWatch:
+    """`state` is JSON and part of a checkpoint, so that a resumed run judges as the uninterrupted one does."""
+
+    def __init__(self, deviations: float, margin: float | None, state: dict[str, Any] | None = None) -> None:
+        """`deviations`: from where a value is a spike, 0 for never; `margin` in nats, None for no divergence."""
+        self._deviations, self._margin = deviations, margin
+        self.state: dict[str, Any] = state or {
+            **{key: [] for key in KEYS},
+            "smoothed": None,
+            "lowest": None,
+            "above_since": None,
+        }
+
+    def add(self, step: int, loss: float, grad_norm: float) -> dict[str, float]:
+        """Take in the values of update `step`; returns `spike/…`: the deviations of what is a spike."""
+        found = {}
+        for key, value in zip(KEYS, (loss, grad_norm), strict=True):
+            recent = [math.inf if known is None else known for known in self.state[key]]
+            deviation = _deviation(value, recent)
+            if self._deviations and deviation > self._deviations:
+                found[f"spike/{key}"] = deviation
+            self.state[key] = [*self.state[key], value if math.isfinite(value) else None][-WINDOW:]
+        self._smooth(step)
+        return found
+
+    @property
+    def divergence(self) -> str:
+        """How the run has diverged; empty if it has not."""
+        since = self.state["above_since"]
+        if self._margin is None or since is None:
+            return ""
+        return (
+            f"smoothed loss {_text(self.state['smoothed'])}, its lowest {_text(self.state['lowest'])}: more than "
+            f"{self._margin:g} above it since step {since}"
+        )
+
+    def _smooth(self, step: int) -> None:
+        if len(self.state["loss"]) < WINDOW:
+            return
+        smoothed = median(math.inf if value is None else value for value in self.state["loss"])
+        lowest = smoothed if self.state["lowest"] is None else min(self.state["lowest"], smoothed)
+        above = self._margin is not None and smoothed > lowest + self._margin
+        since = self.state["above_since"] if self.state["above_since"] is not None else step
+        finite = smoothed if math.isfinite(smoothed) else None
+        self.state.update(smoothed=finite, lowest=lowest, above_since=since if above else None)
+
+
+def _deviation(value: float, recent: list[float]) -> float:
+    """How many robust deviations `value` lies above `recent`; 0 where these are too few, or it is not finite itself."""
+    if len(recent) < WINDOW // 2 or not math.isfinite(value):
+        return 0.0
+    middle = median(recent)
+    if not math.isfinite(middle):
+        return 0.0
+    spread = 1.4826 * median(abs(known - middle) for known in recent)
+    return (value - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
+
+
+def _text(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

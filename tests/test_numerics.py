@@ -1,0 +1,201 @@
+"""What a run does about numbers that go wrong: spikes, divergence, steps left out, steps taken again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.plan import make_plan, order_batch
+from configs.schema import RunConfig
+from data.loader import TrainData, step_batches
+from data.manifest import Manifest
+from model.loss import cross_entropy_sum
+from record.metrics import read_metrics
+from record.watch import WINDOW, LossWatch
+from tests.test_train import ConfigFile, finish, losses, start, status
+
+engine = pytest.mark.engine
+
+
+def test_spikes_are_found_and_only_they() -> None:
+    """Breaks if a falling, noisy loss counts as spikes, a real one is missed, or one spike hides the next."""
+    random.seed(1)
+    values = [10 * math.exp(-step / 500) + random.gauss(0, 0.05) for step in range(1000)]
+    watch, found = LossWatch(8.0, None), {}
+    for step, value in enumerate(values):
+        spiking = step in (400, 402, 700)
+        row = watch.add(step, value + 3.0 * spiking, 1.0)
+        found |= {step: row} if row else {}
+    assert sorted(found) == [400, 402, 700]
+    assert all(row.keys() == {"spike/loss"} and row["spike/loss"] > 8 for row in found.values())
+    assert not any(LossWatch(0.0, None).add(step, 1e9 if step == 80 else 1.0, 1.0) for step in range(100))
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_divergence_is_judged_at_the_end(interrupt: bool) -> None:
+    """Breaks if a loss that came back counts as diverged, one that did not does not, or a resume forgets."""
+
+    def judge(values: list[float]) -> str:
+        watch = LossWatch(8.0, 0.5)
+        for step, value in enumerate(values, 1):
+            watch.add(step, value, 1.0)
+            if interrupt:
+                watch = LossWatch(8.0, 0.5, json.loads(json.dumps(watch.state)))
+        return watch.divergence
+
+    calm = [3.0] * 200
+    assert judge(calm) == ""
+    assert judge(calm + [9.0] * 100 + [3.0] * 100) == "", "it came back"
+    assert "since step 232" in judge(calm + [9.0] * 100), "half of the window of 64 after it rose"
+    assert "not finite, its lowest 3.0000" in judge(calm + [math.nan] * WINDOW)
+    assert judge([9.0] * 10) == ""
+
+
+def test_left_out_steps(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a range left out is read, anything else is not, or more is read than there is."""
+    config = tiny_config({"data": {"skip_steps": [[2, 3], [5, 5]]}})
+    assert [order_batch(config, t) + 1 for t in range(6)] == [1, 4, 6, 7, 8, 9]
+    plain = tiny_config({"schedule": {"steps": 9}})
+    ids, whole = (
+        [batch.ids for batch in step_batches(TrainData(c.data.path, tiny_data[1], c), 0, None, 2, 0, 1)]
+        for c in (config, plain)
+    )
+    for ours, theirs in zip(ids, [whole[k] for k in (0, 3, 5, 6, 7, 8)], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    summary = tiny_data[1].summary()
+    assert make_plan(config, 1, summary).run_id != make_plan(tiny_config(), 1, summary).run_id
+    limited = {"train_tokens": 9 * 128 + 1}
+    make_plan(tiny_config({"data": {**limited, "skip_steps": [[2, 3], [5, 5]]}}), 1, summary)
+    with pytest.raises(ValueError, match=r"need 80 windows of 16 tokens, the data in .* has 72"):
+        make_plan(tiny_config({"data": {**limited, "skip_steps": [[2, 3], [5, 6]]}}), 1, summary)
+    for wrong in ([[3, 2]], [[0, 1]], [[4, 5], [5, 6]], [[4, 5], [1, 2]]):
+        with pytest.raises(ValueError, match="that start at 1 or later, rise and do not overlap"):
+            tiny_config({"data": {"skip_steps": wrong}})
+
+
+def test_z_loss_is_a_gradient_only() -> None:
+    """Breaks if the z-loss is not the formula's, or changes the loss that is reported."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 7, dtype=torch.float64).float().requires_grad_()
+    targets = torch.randint(7, (2, 3))
+    found = cross_entropy_sum(logits, targets, 0.1)
+    assert found.item() == cross_entropy_sum(logits, targets).item()
+    (gradient,) = torch.autograd.grad(found, logits)
+    exact = logits.detach().double().requires_grad_()
+    log_z = exact.logsumexp(-1)
+    picked = exact.gather(-1, targets[..., None]).squeeze(-1)
+    (expected,) = torch.autograd.grad((log_z - picked + 0.1 * log_z.square()).sum(), exact)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@engine
+def test_divergence_as_an_outcome(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a diverging run is not trained to its end and called diverged, a spike is not in its row, or observing
+    either changes the run."""
+    wild = {"schedule": {"steps": 200, "kind": "constant"}, "optim": {"lr": 0.003, "grad_clip": 0}, "log": {"every": 1}}
+    wild |= {"checkpoint": {"at": [100]}}
+    finish(start(config_file(wild), tmp_path / "trunk"))
+    hot = {"optim": {"lr": 3.0}, "schedule": {"steps": 100}}
+    margin = {"numerics": {"divergence_margin": 1.0, "spike_deviations": 4.0}}
+    branch = ["--branch", f"{tmp_path / 'trunk'}@100"]
+    finish(start(config_file(wild, hot, {"numerics": {"spike_deviations": 0}}), tmp_path / "plain", *branch))
+    assert status(tmp_path / "plain")["state"] == "done"
+    finish(start(config_file(wild, hot, margin), tmp_path / "watched", *branch), 3)
+    found = status(tmp_path / "watched")
+    assert (found["state"], found["step"]) == ("diverged", 100)
+    assert "more than 1 above it since step" in found["reason"]
+    rows = read_metrics(tmp_path / "watched" / "metrics.jsonl")[0]
+    assert any("spike/loss" in row or "spike/grad_norm" in row for row in rows)
+    assert losses(tmp_path / "watched") == losses(tmp_path / "plain")
+
+
+@engine
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_replay(ranks: int, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a replay takes another step than the run did, misses what was not finite, or writes anything."""
+    options = {"checkpoint": {"every": 2}, "parallel": {"zero_stage": ranks}}
+    config, run = config_file(options), tmp_path / "run"
+    finish(start(config, run, ranks=ranks))
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
+    output = finish(start(config, run, "--replay", "4", ranks=ranks))
+    loss = dict(losses(run))[4]
+    assert "replay of step 4 from" in output
+    assert "step_00000002" in output
+    assert f"loss {loss:.6f}, gradient norm" in output
+    assert f"applied; recorded loss {loss:.6f}" in output
+    assert len([line for line in output.splitlines() if line.startswith("blocks.0.attn.qkv.weight")]) == 1
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
+    if ranks == 1:
+        assert "the run has steps 1 to 6" in finish(start(config, run, "--replay", "7"), 2)
+        assert "holds no run" in finish(start(config, tmp_path / "none", "--replay", "1"), 2)
+        bad = config_file({"model": {"init_std": 1e30}})
+        finish(start(bad, tmp_path / "bad"), 3)
+        (row,) = read_metrics(tmp_path / "bad" / "metrics.jsonl")[0]
+        assert len(row["nonfinite/windows"]) == 8
+        output = finish(start(bad, tmp_path / "bad", "--replay", "1"))
+        assert "not applied; no loss of this step is recorded" in output
+        (line,) = [line for line in output.splitlines() if line.startswith("wte.weight")]
+        assert float(line.split()[5]) > 0, "elements of the gradient that are not finite"
+
+
+@engine
+def test_train_longer(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a finished run of constant learning rate cannot be trained on, or one with a horizon can."""
+    constant = {"schedule": {"kind": "constant"}}
+    finish(start(config_file(constant), tmp_path / "run"))
+    finish(start(config_file(constant, {"schedule": {"steps": 9}}), tmp_path / "run"))
+    finish(start(config_file(constant, {"schedule": {"steps": 9}}), tmp_path / "straight"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert status(tmp_path / "run")["step"] == 9
+    assert "is past schedule.steps 6" in finish(start(config_file(constant), tmp_path / "run"), 2)
+    finish(start(config_file(), tmp_path / "cosine"))
+    output = finish(start(config_file({"schedule": {"steps": 9}}), tmp_path / "cosine"), 2)
+    assert "schedule.steps: asked 9, found 6" in output
+
+
+def test_writer_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a live writer on another host is not seen, a dead one blocks the folder, or the message names nobody."""
+    import os
+    import threading
+
+    from record import lock
+
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "WATCH_S", 0.6)
+    note = tmp_path / ".writer.json"
+    elsewhere = json.dumps({"host": "elsewhere", "pid": 4711, "job": "99", "since": "2026-01-01T00:00:00+00:00"})
+    note.write_text(elsewhere)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            os.utime(note)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(
+            ValueError, match=r"process 4711 on elsewhere \(since 2026-01-01T00:00:00\+00:00, SLURM job 99\) is"
+        ):
+            lock.hold(tmp_path).__enter__()
+    finally:
+        ended.set()
+        thread.join()
+    assert note.read_text() == elsewhere
+    with lock.hold(tmp_path):
+        mine = json.loads(note.read_text())
+        assert mine["pid"] == os.getpid()
+        first = note.stat().st_mtime_ns
+        ended.clear()
+        ended.wait(0.4)
+        assert note.stat().st_mtime_ns > first, "no heartbeat"
+        with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing"):
+            lock.hold(tmp_path).__enter__()
+    assert not note.exists()
