@@ -1,0 +1,443 @@
+"""The fault bench: a small two-rank run, disturbed at random moments again and again, must end as the undisturbed one.
+
+    python -m tests.soak --faults 200 --seed 0 --out benchmarks/results/soak.json
+
+Every launch is hit by one fault and the next one resumes by itself, until the run ends; then its final weights, moments
+and order digest are compared, bit for bit, with those of a run nothing happened to. A fault is survived if no process
+is left after it, the status never says done before the end, the run ends, and ends the same; a damaged token shard must
+be refused. The full disk is a small tmpfs, which needs root: without it that fault is left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.load import merge
+from data.prepare import Options, prepare
+from data.sources import Source
+from record.checkpoints import complete
+from record.environment import environment
+from record.files import write_json
+from record.metrics import read_metrics
+from record.run import RunFolder
+from tests.conftest import TINY
+from tests.test_train import start
+
+STEPS, LEFT_S = 240, 60.0
+CASES = [("fp32", 0), ("bf16-mixed", 2), ("bf16-master", 1), ("fp32", 3)]
+SETTINGS: dict[str, Any] = {
+    "schedule": {"steps": STEPS},
+    "checkpoint": {"every": 8, "keep_last": 3},
+    "eval": {"every": 50},
+    "log": {"every": 1},
+    "data": {"verify": True},
+}
+
+
+@dataclass
+class Run:
+    """One run under attack."""
+
+    case: tuple[str, int]
+    path: Path
+    config: Path
+    data: Path
+    dice: random.Random
+    process: subprocess.Popen[str] | None = None
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def reached(self) -> int:
+        return max((row["step"] for row in read_metrics(self.folder.metrics)[0]), default=0)
+
+    def launch(self) -> None:
+        self.process = start(self.config, self.path, ranks=2)
+
+    def running(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is None
+
+    def wait_for_moment(self) -> bool:
+        """Sleep to a random moment: one in six in the start, the others within the steps. False if the run ended before."""
+        if self.dice.random() < 1 / 6:
+            deadline = time.monotonic() + self.dice.uniform(0.2, 5)
+            while self.running() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        else:
+            step = self.reached + 1 + self.dice.randrange(60)
+            while self.running() and self.reached < min(step, STEPS - 2):
+                time.sleep(0.01)
+            time.sleep(self.dice.uniform(0, 0.05))
+        return self.running()
+
+    def wait_for_save(self) -> bool:
+        step = self.reached + self.dice.randrange(60)
+        while self.running():
+            if self.reached >= step and list(self.folder.checkpoints.glob(".step_*.tmp")):
+                return True
+        return False
+
+    def processes(self) -> dict[int, str]:
+        """Pid → command line of every process of this run."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = path.read_bytes().decode(errors="replace").replace("\0", " ")
+            except OSError:
+                continue
+            if str(self.path) in command:
+                found[int(path.parent.name)] = command
+        return found
+
+    def kill(self, wanted: Callable[[str], bool]) -> None:
+        for pid, command in self.processes().items():
+            if wanted(command):
+                _signal(pid, signal.SIGKILL)
+
+    def settle(self) -> str:
+        """Wait for the end of every process; returns what was printed, once."""
+        assert self.process is not None
+        output = (
+            ""
+            if self.process.stdout is None or self.process.stdout.closed
+            else self.process.communicate(timeout=120)[0]
+        )
+        deadline = time.monotonic() + LEFT_S
+        while left := self.processes():
+            assert time.monotonic() < deadline, f"left after {LEFT_S} s: {left}"
+            time.sleep(0.05)
+        return output
+
+    def state(self) -> str:
+        status = self.folder.read_status()
+        return str(status["state"]) if status else "none"
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+# Each fault disturbs a launched run and returns whether it could; afterwards nothing of the launch may be left.
+
+
+def rank_killed(run: Run) -> bool:
+    victim = f"--local_rank={run.dice.randrange(2)}"
+    happened = run.wait_for_moment()
+    run.kill(lambda command: victim in command and "launch" not in command)
+    run.settle()
+    return happened
+
+
+def rank_killed_in_a_save(run: Run) -> bool:
+    victim = f"--local_rank={run.dice.randrange(2)}"
+    happened = run.wait_for_save()
+    run.kill(lambda command: victim in command and "launch" not in command)
+    run.settle()
+    return happened
+
+
+def launcher_killed(run: Run) -> bool:
+    happened = run.wait_for_moment()
+    run.kill(lambda command: "deepspeed.launcher.launch" in command)
+    run.settle()
+    return happened
+
+
+def all_killed(run: Run) -> bool:
+    happened = run.wait_for_moment()
+    run.kill(lambda _: True)
+    run.settle()
+    return happened
+
+
+def all_killed_in_a_save(run: Run) -> bool:
+    happened = run.wait_for_save()
+    run.kill(lambda _: True)
+    run.settle()
+    return happened
+
+
+def terminated(run: Run) -> bool:
+    happened = run.wait_for_moment()
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+    run.settle()
+    return happened
+
+
+def disk_full(run: Run) -> bool:
+    """To its last few pages, so that a save, a status or a row of metrics tears."""
+    happened = run.wait_for_moment()
+    ballast = run.path.parent / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            pass
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    keep = run.dice.randrange(60) * 4096
+    os.truncate(ballast, max(0, ballast.stat().st_size - keep))
+    run.settle()
+    ballast.unlink()
+    return happened
+
+
+def _damage(run: Run, how: Callable[[Path], None]) -> bool:
+    happened = run.wait_for_moment()
+    run.kill(lambda _: True)
+    run.settle()
+    if not (found := complete(run.folder.checkpoints)):
+        return False
+    how(run.dice.choice(sorted(found[-1].iterdir())))
+    return happened
+
+
+def checkpoint_file_truncated(run: Run) -> bool:
+    return _damage(run, lambda file: os.truncate(file, run.dice.randrange(file.stat().st_size)))
+
+
+def checkpoint_file_flipped(run: Run) -> bool:
+    return _damage(run, lambda file: _flip(run, file))
+
+
+def checkpoint_file_deleted(run: Run) -> bool:
+    return _damage(run, lambda file: file.unlink())
+
+
+def token_shard_flipped(run: Run) -> bool:
+    """Must be refused, by its file's name; then the shard is mended."""
+    happened = run.wait_for_moment()
+    run.kill(lambda _: True)
+    run.settle()
+    shard = run.dice.choice(sorted(run.data.glob("train_0*.bin")))
+    place = _flip(run, shard)
+    before = run.state()
+    run.launch()
+    output = run.settle()
+    assert f"{shard.name} differs from its hash in the manifest" in output, output
+    assert run.state() == before, "a refusal changed the status"
+    _flip(run, shard, place)
+    return happened
+
+
+def second_process(run: Run) -> bool:
+    """Is told who holds the folder; the first goes on to its end."""
+    happened = run.wait_for_moment()
+    while run.running() and not (run.path / ".writer.json").exists():
+        time.sleep(0.01)
+    other = start(run.config, run.path)
+    output, _ = other.communicate(timeout=120)
+    assert not happened or run.state() == "done" or "is writing" in output, output
+    run.settle()
+    return happened and "is writing" in output
+
+
+def _flip(run: Run, path: Path, place: tuple[int, int] | None = None) -> tuple[int, int]:
+    byte, bit = place or (run.dice.randrange(path.stat().st_size), run.dice.randrange(8))
+    with open(path, "r+b") as file:
+        file.seek(byte)
+        value = file.read(1)[0]
+        file.seek(byte)
+        file.write(bytes([value ^ 1 << bit]))
+    return byte, bit
+
+
+FAULTS: dict[str, Callable[[Run], bool]] = {
+    "rank killed": rank_killed,
+    "rank killed in a save": rank_killed_in_a_save,
+    "launcher killed": launcher_killed,
+    "all killed": all_killed,
+    "all killed in a save": all_killed_in_a_save,
+    "SIGTERM": terminated,
+    "disk full": disk_full,
+    "checkpoint file truncated": checkpoint_file_truncated,
+    "checkpoint file bit-flipped": checkpoint_file_flipped,
+    "checkpoint file deleted": checkpoint_file_deleted,
+    "token shard bit-flipped": token_shard_flipped,
+    "second process": second_process,
+}
+
+
+@dataclass
+class Row:
+    count: int = 0
+    survived: int = 0
+    lost_steps: int = 0
+
+
+def soak(
+    faults: int, seed: int, work: Path, cases: list[tuple[str, int]], say: Callable[[str], None]
+) -> dict[str, Row]:
+    """Apply `faults` faults; returns what became of them, by kind."""
+    dice, table = random.Random(seed), {name: Row() for name in FAULTS}
+    root = Path(sysconfig.get_paths()["stdlib"])
+    prepare(
+        Source.local("text", sorted(root.glob("[act]*.py"))),
+        work / "data",
+        Options(vocab_size=512, val_fraction=0.2, seed=0),
+    )
+    with small_disk(work / "disk") as limited:
+        if not limited:
+            del table["disk full"]
+            say("no root: the full disk is left out")
+        reference = {case: final(_finish(new_run(case, work, "reference", dice))) for case in cases}
+        waiting: list[str] = []
+        number = 0
+        while sum(row.count for row in table.values()) < faults:
+            number += 1
+            run = new_run(cases[number % len(cases)], work, f"run{number}", dice)
+            while run.state() != "done":
+                if not waiting:
+                    waiting = dice.sample(list(table), len(table))
+                enough = sum(row.count for row in table.values()) + len(run.faults) >= faults
+                problem = attack(run, None if enough else waiting, table)
+                if problem:
+                    break
+            if not problem:
+                problem = "" if final(run) == reference[run.case] else "it ended with other weights or another order"
+            for name in run.faults:
+                table[name].count += 1
+                table[name].survived += not problem
+            say(f"{run.path.name} {run.case}: {len(run.faults)} faults, {problem or 'the same to the last bit'}")
+            if problem:
+                shutil.copytree(run.path, work / f"kept-{run.path.name}")
+            shutil.rmtree(run.path)
+    return table
+
+
+def attack(run: Run, waiting: list[str] | None, table: dict[str, Row]) -> str:
+    """One launch and the next fault in `waiting`, if any; returns what went wrong, and counts the steps taken twice."""
+    before, resumes = run.reached, len(_resumes(run))
+    name = waiting[-1] if waiting else ""
+    run.launch()
+    try:
+        happened = bool(name) and FAULTS[name](run)
+        output = run.settle()
+        assert name or run.state() == "done", f"it did not go on: {output[-2000:]}"
+        assert run.state() != "done" or run.reached == STEPS, f"done at step {run.reached}"
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        run.faults += [name] if name else []
+        run.kill(lambda _: True)
+        return f"{name}: {error}"
+    if run.faults and len(_resumes(run)) > resumes:
+        table[run.faults[-1]].lost_steps += max(0, before - _resumes(run)[resumes])
+    if happened and (run.state() != "done" or name == "second process"):
+        run.faults.append(name)
+        waiting.pop()  # type: ignore[union-attr]
+    return ""
+
+
+def _resumes(run: Run) -> list[int]:
+    found = []
+    for line in run.folder.metrics.read_text().splitlines() if run.folder.metrics.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("event") == "resume":
+            found.append(row["step"])
+    return found
+
+
+def new_run(case: tuple[str, int], work: Path, name: str, dice: random.Random) -> Run:
+    precision, stage = case
+    overrides = {"precision": precision, "parallel": {"zero_stage": stage}, "data": {"path": str(work / "data")}}
+    config = work / f"{precision}-{stage}.json"
+    config.write_text(json.dumps(merge(merge(TINY, SETTINGS), overrides)))
+    return Run(case, work / "disk" / name, config, work / "data", dice)
+
+
+def _finish(run: Run) -> Run:
+    run.launch()
+    output = run.settle()
+    assert run.state() == "done", output
+    return run
+
+
+def final(run: Run) -> dict[str, Any]:
+    """What a run has come to: hashes of its last checkpoint's files, its counters, its losses."""
+    manifest = json.loads((complete(run.folder.checkpoints)[-1] / "manifest.json").read_text())
+    losses = [row.get("train/loss") for row in read_metrics(run.folder.metrics)[0]]
+    return {"files": manifest["files"], "counters": manifest["counters"], "losses": losses}
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[bool]:
+    """A folder on a disk of its own of a few megabytes; False where that needs root."""
+    path.mkdir()
+    limited = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(path)], capture_output=True
+        ).returncode
+    )
+    try:
+        yield limited
+    finally:
+        if limited:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def render(table: dict[str, Row]) -> str:
+    lines = [f"{'fault':<28} {'count':>6} {'survived':>9} {'lost steps':>11}"]
+    rows = [*table.items(), ("all", Row(*(sum(getattr(r, k) for r in table.values()) for k in Row.__annotations__)))]
+    return "\n".join(lines + [f"{n:<28} {r.count:>6} {r.survived:>9} {r.lost_steps:>11}" for n, r in rows])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Disturb a run again and again.")
+    parser.add_argument("--faults", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=len(CASES), help="of the precisions and ZeRO stages, the first n")
+    parser.add_argument("--out", type=Path, help="also write the table as JSON")
+    args = parser.parse_args(argv)
+    begun = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="soak-"))
+    table = soak(args.faults, args.seed, work, CASES[: args.cases], lambda text: print(text, flush=True))
+    print(render(table))
+    survived = all(row.survived == row.count for row in table.values())
+    if survived:
+        shutil.rmtree(work)
+    else:
+        print(f"kept: {work}")
+    if args.out:
+        command = f"python -m tests.soak --faults {args.faults} --seed {args.seed}"
+        cases = [f"{precision}, ZeRO {stage}" for precision, stage in CASES[: args.cases]]
+        row = {"command": command, "cases": cases, "minutes": round((time.monotonic() - begun) / 60, 1)}
+        machine = {"cpu": platform.processor() or platform.machine(), **environment()}
+        rows = {name: vars(r) for name, r in table.items()}
+        write_json(
+            args.out,
+            row | {"checkpoint_every": SETTINGS["checkpoint"]["every"], "faults": rows, "environment": machine},
+        )
+    return 0 if survived else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
