@@ -306,7 +306,9 @@ def soak(
         if not limited:
             del table["disk full"]
             say("no root: the full disk is left out")
-        reference = {case: final(_finish(new_run(case, work, "reference", dice))) for case in cases}
+        reference = {
+            case: final(_finish(new_run(case, work, f"reference-{case[0]}-{case[1]}", dice))) for case in cases
+        }
         waiting: list[str] = []
         number = 0
         while sum(row.count for row in table.values()) < faults:
