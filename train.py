@@ -259,7 +259,10 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
 
 
 def stop_reason(stop: StopRequest) -> str:
-    return stop.reason or "another rank was asked to stop"
+    """Why the ranks stop, the same on all: the first reason that a rank knows. Collective."""
+    from engine.agree import from_every_rank
+
+    return next(filter(None, from_every_rank(stop.reason)), "asked to stop")
 
 
 def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:

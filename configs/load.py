@@ -39,7 +39,7 @@ def validate(given: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [describe_problem(problem) for problem in error.errors()]
         raise ValueError(f"{source}: " + "; ".join(problems)) from None
 
 
@@ -69,11 +69,16 @@ def parse_override(text: str) -> dict[str, Any]:
         value = json.loads(raw, parse_constant=_refuse_constant)
     except ValueError:
         value = raw
+    return nest(key, value)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`optim.lr`, 0.1 → {"optim": {"lr": 0.1}}."""
     *sections, field = key.split(".")
-    override: dict[str, Any] = {field: value}
+    nested: dict[str, Any] = {field: value}
     for section in reversed(sections):
-        override = {section: override}
-    return override
+        nested = {section: nested}
+    return nested
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -98,11 +103,12 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number a configuration may hold")
 
 
-def _describe(problem: Any) -> str:
+def describe_problem(problem: Any, root: type[BaseModel] = RunConfig) -> str:
+    """One of pydantic's errors about `root`, as a line: the key, what was found, what would work."""
     location = [str(part) for part in problem["loc"]]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], root)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {where!r}; {hint}"
@@ -114,10 +120,10 @@ def _describe(problem: Any) -> str:
     return f"{where} = {json.dumps(problem['input'], default=str)[:80]}: {message}"
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _known_keys(location: list[str], root: type[BaseModel]) -> list[str]:
+    model = root
     for part in location:
-        inner = model.model_fields[part].annotation
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from configs import cost
@@ -25,6 +26,18 @@ class DataSummary:
     vocab_size: int
     train_tokens: int
     val_tokens: int
+
+
+def read_summary(folder: str | PurePath) -> DataSummary | None:
+    """What the manifest of prepared data says, taken at its word (data/manifest.py checks it); None where there is none."""
+    path = Path(folder) / "manifest.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return DataSummary(known["digest"], known["vocab_size"], known["train"]["tokens"], known["val"]["tokens"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,14 @@ def on_first_rank(act: Callable[[], T]) -> T:
 def on_every_rank(act: Callable[[], T]) -> T:
     """Run `act` on every rank; if any fails with ValueError or OSError, all raise a ValueError with what happened where."""
     result, problem = _attempt(act)
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return _result(result, problems)
+    return _result(result, from_every_rank(problem))
+
+
+def from_every_rank(value: T) -> list[T]:
+    """Every rank's value, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _attempt(act: Callable[[], Any]) -> list[Any]:

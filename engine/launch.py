@@ -35,8 +35,9 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     )  # DeepSpeed's, torchrun's
     os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed insists on it
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        device = torch.device("cuda", local_rank)
+        index = 0 if torch.cuda.device_count() == 1 else local_rank  # a cluster may show each rank its own device only
+        torch.cuda.set_device(index)
+        device = torch.device("cuda", index)
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none

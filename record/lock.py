@@ -24,6 +24,7 @@ from record.files import write_json
 
 BEAT_S = 5.0
 WATCH_S = 4 * BEAT_S
+NOTE = ".writer.json"
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 def hold(folder: Path) -> Iterator[None]:
     """Be the only writer of `folder`, which is created. ValueError names who is."""
     folder.mkdir(parents=True, exist_ok=True)
-    note = folder / ".writer.json"
+    note = folder / NOTE
     try:
         lock = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:

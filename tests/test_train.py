@@ -206,7 +206,7 @@ def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, 
         os.kill(int(children[0]), signal.SIGKILL)
     else:
         run.send_signal(signal.SIGKILL if victim == "runner killed" else signal.SIGTERM)
-    _wait(lambda: not _processes_with(str(tmp_path / "run")), 60)
+    _wait(lambda: not processes_with(str(tmp_path / "run")), 60)
     run.communicate(timeout=60)
     assert status(tmp_path / "run")["state"] == "preempted"
 
@@ -354,7 +354,7 @@ def _wait(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-def _processes_with(text: str) -> list[str]:
+def processes_with(text: str) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,0 +1,225 @@
+"""From a sweep file to its cells: one base configuration, axes over its fields, and stages that depend on earlier ones.
+
+    {"name": "wd", "base": "../quickstart.json",
+     "axes": {"optim.weight_decay": [0, 0.15], "seeds.*": [0, 1]},
+     "stages": [{"name": "tiny", "branch_every": 1000, "set": {"optim.lr": 1e-4, "schedule.steps": 500}}]}
+
+A cell is known by its configuration, never by its number: adding a value to an axis renames and renumbers nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from configs.identity import experiment, run_id
+from configs.load import describe_problem, load_config, merge, nest, parse_override, read_json, validate
+from configs.plan import DataSummary
+from configs.retention import is_kept, is_saved
+from configs.schema import RunConfig, Section, setting
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
+UNKNOWN = "(id follows from the data)"
+
+
+class Stage(Section):
+    """Runs made from the runs of an earlier stage: branches of their checkpoints, or runs that refer to their folders."""
+
+    name: str = setting(..., "names the stage and its runs", pattern=NAME)
+    of: str | None = setting(None, "the stage whose runs these start from; null: the one before")
+    where: dict[str, list[Any]] = setting({}, "only from runs whose fields have these values")
+    branch_every: int | None = setting(None, "a branch from every checkpoint whose step is a multiple of n", ge=1)
+    branch_at: tuple[int, ...] = setting((), "a branch from the checkpoint of each of these steps")
+    set: dict[str, Any] = setting({}, "fields of these runs; in strings {run} stands for the earlier run's folder")
+    axes: dict[str, list[Any]] = setting({}, "as of the sweep")
+    cells: list[dict[str, Any]] = setting([], "as of the sweep")
+
+
+class Sweep(Section):
+    name: str = setting(..., "names the sweep's folder", pattern=NAME)
+    base: str = setting(..., "configuration, relative to this file")
+    set: dict[str, Any] = setting({}, "fields of every run")
+    axes: dict[str, list[Any]] = setting(
+        {}, "field → values, all combinations; 'a,b' → rows of values that go together; 'section.*' → all its fields"
+    )
+    cells: list[dict[str, Any]] = setting([], "further runs: field → value")
+    stages: list[Stage] = setting([], "runs that depend on earlier runs")
+    limit: int | None = setting(None, "tasks of the job array that run at once", ge=1)
+
+    @model_validator(mode="after")
+    def _stages_are_distinct(self) -> Sweep:
+        names = ["main", *(stage.name for stage in self.stages)]
+        if len(names) != len(set(names)):
+            raise ValueError(f"stages must have distinct names, and not 'main': {names[1:]}")
+        for index, stage in enumerate(self.stages):
+            if (stage.of or "main") not in names[: index + 1]:
+                raise ValueError(
+                    f"stage {stage.name!r} is of {stage.of!r}; earlier stages: {', '.join(names[: index + 1])}"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. `parent` and `step`: the run it starts from, and that run's checkpoint."""
+
+    stage: str
+    label: str
+    given: dict[str, Any]
+    config: RunConfig
+    id: str | None  # None: the data is not prepared yet
+    folder: Path
+    parent: Cell | None = None
+    step: int | None = None
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """ValueError that names the file and every problem."""
+    given = read_json(Path(path))
+    given.pop("$schema", None)
+    try:
+        return Sweep.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise ValueError(f"{path}: " + "; ".join(describe_problem(p, Sweep) for p in error.errors())) from None
+
+
+def expand(
+    path: str | Path, runs: Path, summary: Any, overrides: list[str] | None = None
+) -> tuple[Sweep, dict[str, list[Cell]]]:
+    """The cells of a sweep file by stage, in order; their folders lie in `runs`/<sweep>/.
+
+    `summary(data.path)` gives the DataSummary of prepared data, or None. `overrides` are `section.key=value` for every run.
+    Raises ValueError that names the cell.
+    """
+    sweep = load_sweep(path)
+    _, given = load_config(Path(path).parent / sweep.base)
+    for field, value in sweep.set.items():
+        given = merge(given, nest(field, value))
+    for override in overrides or []:
+        given = merge(given, parse_override(override))
+    root = runs / sweep.name
+    stages = {"main": [_cell("main", given, row, None, None, root, summary, path) for row in _rows(sweep)]}
+    previous = "main"
+    for stage in sweep.stages:
+        parents = [cell for cell in stages[stage.of or previous] if _matches(cell, stage)]
+        if not parents:
+            raise ValueError(
+                f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {stage.where}"
+            )
+        stages[stage.name] = [
+            _cell(stage.name, parent.given, {**stage.set, **row}, parent, step, root, summary, path, set(stage.set))
+            for parent in parents
+            for step in _branch_steps(stage, parent, path)
+            for row in _rows(stage)
+        ]
+        previous = stage.name
+    _refuse_twins(path, [cell for cells in stages.values() for cell in cells])
+    return sweep, stages
+
+
+def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
+    """Field → value of each cell: all combinations of the axes, then the further cells."""
+    axes = []
+    for key, values in part.axes.items():
+        fields = [field.strip() for field in key.split(",")]
+        rows = [[value] if len(fields) == 1 else value for value in values]
+        if any(not isinstance(row, list) or len(row) != len(fields) for row in rows):
+            raise ValueError(f"axis {key!r}: expected rows of {len(fields)} values, found {json.dumps(values)}")
+        axes.append([dict(zip(fields, row, strict=True)) for row in rows])
+    grid = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*axes)]
+    return (grid if part.axes or not part.cells else []) + part.cells
+
+
+def _cell(
+    stage: str,
+    given: dict[str, Any],
+    row: dict[str, Any],
+    parent: Cell | None,
+    step: int | None,
+    root: Path,
+    summary: Any,
+    path: str | Path,
+    unnamed: set[str] | frozenset[str] = frozenset(),
+) -> Cell:
+    label = "-".join(_short(field, value) for field, value in row.items() if field not in unnamed)
+    if parent is not None:
+        label = "-".join(filter(None, [parent.label, stage + (f"{step:05d}" if step is not None else ""), label]))
+    label = label[:90].strip("-.") or "run"
+    for field, value in row.items():
+        if parent is not None and isinstance(value, str):
+            value = value.replace("{run}", str(parent.folder))
+        for name in _fields(field):
+            given = merge(given, nest(name, value))
+    given = merge(given, {"name": label})
+    if step is not None and parent is not None:
+        given = merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}})
+    config = validate(given, f"{path}, cell {label}")
+    data: DataSummary | None = summary(config.data.path)
+    identity = None
+    if data is not None and (parent is None or parent.id is not None):
+        identity = run_id(experiment(config, data.digest, f"{parent.id}@{step}" if parent else None))
+    return Cell(stage, label, given, config, identity, root / f"{label}-{identity or UNKNOWN}", parent, step)
+
+
+def _fields(field: str) -> list[str]:
+    """`seeds.*` → every field of the section."""
+    section, star, rest = field.rpartition(".*")
+    info = RunConfig.model_fields.get(section)
+    if not star or rest:
+        return [field]
+    if info is None or not hasattr(info.annotation, "model_fields"):
+        raise ValueError(f"axis {field!r}: {section!r} is no section of a configuration")
+    return [f"{section}.{name}" for name in info.annotation.model_fields]  # type: ignore[union-attr]
+
+
+def _short(field: str, value: Any) -> str:
+    """`optim.weight_decay`, 0.1 → weight_decay0.1; strings stand for themselves; for folders' names."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    name = "" if isinstance(value, str) else field.removesuffix(".*").rpartition(".")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name + text).strip("_")
+
+
+def _matches(cell: Cell, stage: Stage) -> bool:
+    for field, values in stage.where.items():
+        value: Any = cell.config
+        for name in field.split("."):
+            if not hasattr(value, name):
+                raise ValueError(f"stage {stage.name!r}, where: {field!r} is no field of a configuration")
+            value = getattr(value, name)
+        if value not in values:
+            return False
+    return True
+
+
+def _branch_steps(stage: Stage, parent: Cell, path: str | Path) -> list[int | None]:
+    """The steps to branch from; [None] for a stage of runs that are no branches. ValueError if a checkpoint is not kept."""
+    steps, policy = parent.config.schedule.steps, parent.config.checkpoint
+    wanted = {
+        *stage.branch_at,
+        *(range(stage.branch_every, steps + 1, stage.branch_every) if stage.branch_every else ()),
+    }
+    there = [
+        step
+        for step in range(1, steps + 1)
+        if (is_saved(policy, step, steps) and is_kept(policy, step)) or step == steps
+    ]
+    if missing := sorted(wanted - set(there)):
+        raise ValueError(
+            f"{path}: stage {stage.name!r} branches from steps {missing} of {parent.label}, whose checkpoints are saved and "
+            f"kept at {there if len(there) < 12 else [*there[:5], '…', *there[-5:]]}; set checkpoint.every or checkpoint.at"
+        )
+    return sorted(wanted) if stage.branch_every or stage.branch_at else [None]
+
+
+def _refuse_twins(path: str | Path, cells: list[Cell]) -> None:
+    seen: dict[Any, Cell] = {}
+    for cell in cells:
+        key = cell.config.model_dump_json(exclude={"name"})
+        if (twin := seen.setdefault(key, cell)) is not cell:
+            raise ValueError(f"{path}: {cell.label} and {twin.label} are the same run; take one out")

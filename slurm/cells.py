@@ -1,0 +1,207 @@
+"""The cells of a sweep on disk: their folders, their submissions, and what became of each. No torch: for a login node."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from configs.sweep import Cell
+from record.checkpoints import find, read_manifest
+from record.files import write_json
+from record.lock import BEAT_S, NOTE
+from record.metrics import read_metrics
+from record.run import RunFolder
+
+ALIVE_S = 12 * BEAT_S  # a writer whose last heartbeat is older has died
+FINISHED = ("done", "diverged")
+REFUSAL = "refused.json"  # in a run folder: why its latest attempt did not start
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What became of a cell. `state`: done running preempted pending failed diverged blocked missing."""
+
+    state: str
+    step: int = 0
+    steps: int = 0
+    why: str = ""
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    train_loss: float | None = None  # mean of the last 20 updates
+    val_loss: float | None = None
+
+
+def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, Standing]) -> Standing:
+    """A cell's state from its run folder and SLURM's queue (folder → (job, its state)); `others` knows its parent's."""
+    folder, steps = RunFolder(cell.folder), cell.config.schedule.steps
+    status = folder.read_status() if cell.id else None
+    job, job_state = queued.get(str(cell.folder.resolve()), ("", ""))
+    waiting = job_state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+    refusal = _refusal(folder.path, status)
+    if refusal and not job_state:
+        return Standing("failed", status["step"] if status else 0, steps, refusal)
+    if status is None:
+        if waiting or job_state:
+            return Standing("pending" if waiting else "running", 0, steps, f"job {job} {job_state.lower()}")
+        parent = others.get(cell.parent.folder) if cell.parent else None
+        if parent is not None and parent.state in (*FINISHED, "failed", "blocked") and (why := blocked(cell)):
+            return Standing("blocked", 0, steps, why)
+        return Standing("missing", 0, steps)
+    rows, _ = read_metrics(folder.metrics)
+    step = max([status["step"], *(row["step"] for row in rows)])
+    recent = [row for row in rows if "train/loss" in row][-20:]
+    rates = [row["perf/tokens_per_s"] for row in recent if row.get("perf/tokens_per_s")]
+    losses = [row["train/loss"] for row in recent if row["train/loss"] is not None]
+    validations = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
+    state, why, rate = status["state"], status["reason"], statistics.median(rates) if rates else None
+    if state == "running" and not is_alive(folder):
+        state, why = (
+            ("pending", f"job {job} requeued")
+            if waiting
+            else ("failed", "its process is gone: killed, or its node lost")
+        )
+    elif state in ("failed", "preempted") and job_state:
+        state, why = ("pending" if waiting else "running"), f"job {job} {job_state.lower()}, was {state}"
+    return Standing(
+        state,
+        step,
+        steps,
+        why,
+        rate if state == "running" else None,
+        (steps - step) * cell.config.batch.tokens_per_step / rate if rate and state == "running" else None,
+        statistics.fmean(losses) if losses else None,
+        validations[-1] if validations else None,
+    )
+
+
+def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None = None) -> dict[Path, Standing]:
+    """The standing of every cell; parents come before their children."""
+    found: dict[Path, Standing] = {}
+    for cell in cells:
+        found[cell.folder] = standing(cell, queued or {}, found)
+    return found
+
+
+def is_alive(folder: RunFolder) -> bool:
+    """Whether the folder's writer has shown itself lately."""
+    try:
+        return time.time() - (folder.path / NOTE).stat().st_mtime < ALIVE_S
+    except OSError:
+        return False
+
+
+def note_refusal(folder: Path, started: float, log: Path) -> str:
+    """Where an attempt that began at `started` left no status, it was refused: keep why, from the end of its log.
+
+    Returns why; empty where the run did start.
+    """
+    status = RunFolder(folder).read_status()
+    if status is not None and datetime.fromisoformat(status["updated"]).timestamp() >= int(started):
+        return ""
+    lines = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
+    why = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "it left no log")
+    write_json(folder / REFUSAL, {"why": why, "updated": datetime.now(UTC).isoformat(timespec="seconds")})
+    return why
+
+
+def _refusal(folder: Path, status: dict[str, Any] | None) -> str:
+    """Why the latest attempt was refused; empty if it was not."""
+    try:
+        known = json.loads((folder / REFUSAL).read_text(encoding="utf-8"))
+        return "" if status is not None and status["updated"] > known["updated"] else str(known["why"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def blocked(cell: Cell) -> str:
+    """Why a cell cannot start; empty if it can."""
+    return unready(str(cell.parent.folder), cell.step) if cell.parent else ""
+
+
+def unready(parent: str, step: int | None) -> str:
+    """Why no run can start from `parent`: its checkpoint of `step` is not there, or, without a step, it is not done."""
+    if step is not None:
+        try:
+            read_manifest(find(RunFolder(parent).checkpoints, step))
+        except ValueError as error:
+            return str(error)
+        return ""
+    status = RunFolder(parent).read_status()
+    return "" if status and status["state"] in FINISHED else f"{parent} is not finished"
+
+
+def write_cells(root: Path, cells: list[Cell]) -> None:
+    """Each cell's whole configuration, for train.py: `cells/<folder's name>.json`."""
+    (root / "cells").mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        write_json(config_path(root, cell), cell.given)
+
+
+def config_path(root: Path, cell: Cell) -> Path:
+    return root / "cells" / f"{cell.folder.name}.json"
+
+
+def read_submissions(root: Path) -> list[dict[str, Any]]:
+    """What was submitted, oldest first; a record that cannot be read is left out."""
+    found = []
+    for path in sorted((root / "submissions").glob("*.json")):
+        try:
+            found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def queue(root: Path) -> dict[str, tuple[str, str]]:
+    """Folder → (job, SLURM's state) of the sweep's tasks that SLURM still has; empty without SLURM."""
+    found: dict[str, tuple[str, str]] = {}
+    tasks = {
+        f"{submission['job']}_{index}": cell["folder"]
+        for submission in read_submissions(root)
+        if submission.get("job")
+        for index, cell in enumerate(submission["cells"])
+    }
+    for line in (
+        _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%F_%K %T"]).splitlines() if tasks else []
+    ):
+        task, state = line.split()
+        if task in tasks and state in ACTIVE:
+            found[tasks[task]] = (task, state)
+    return found
+
+
+ACTIVE = (
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SIGNALING",
+    "STAGE_OUT",
+)  # fmt: skip
+
+
+def accounted(root: Path) -> dict[str, str]:
+    """Folder → how SLURM says its latest attempt ended (OUT_OF_MEMORY, TIMEOUT, …); empty without accounting."""
+    found: dict[str, str] = {}
+    for submission in read_submissions(root):
+        if not submission.get("job"):
+            continue
+        report = _ask(
+            ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", submission["job"], "--format=JobID,State"]
+        )
+        for line in report.splitlines():
+            task, _, state = line.partition("|")
+            index = task.rpartition("_")[2]
+            if index.isdecimal() and int(index) < len(submission["cells"]):
+                found[submission["cells"][int(index)]["folder"]] = state.split()[0]
+    return found
+
+
+def _ask(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

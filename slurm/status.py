@@ -1,0 +1,93 @@
+"""How a sweep is doing: a table of its cells, from their run folders and, where there is one, SLURM's queue.
+
+    python -m slurm.status configs/sweeps/quickstart_wd.json [--json]
+
+Needs no torch and no data: it runs on a login node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from configs.plan import read_summary
+from configs.sweep import Cell, expand
+from slurm.cells import Standing, accounted, queue, standings
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m slurm.status", description="How the runs of a sweep are doing.")
+    parser.add_argument("sweep", type=Path, help="sweep file")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="as at submission")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="as at submission; default runs")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    args = parser.parse_args(argv)
+    try:
+        sweep, stages = expand(args.sweep, args.runs, read_summary, args.set)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    root = args.runs / sweep.name
+    cells = [cell for found in stages.values() for cell in found]
+    found = _explained(standings(cells, queue(root)), root)
+    if args.json:
+        print(
+            json.dumps([{"stage": c.stage, "run": str(c.folder), **asdict(found[c.folder])} for c in cells], indent=2)
+        )
+    else:
+        print(render(cells, found))
+    return 0
+
+
+def _explained(found: dict[Path, Standing], root: Path) -> dict[Path, Standing]:
+    """With SLURM's word on why a task ended, where the run could not say it itself."""
+    silent = {folder for folder, known in found.items() if known.state in ("failed", "missing")}
+    words = accounted(root) if silent else {}
+    for folder in silent:
+        word = words.get(str(folder.resolve()))
+        if word and word not in ("COMPLETED", "RUNNING", "PENDING"):
+            known = found[folder]
+            found[folder] = replace(known, state="failed", why=", ".join(filter(None, [known.why, f"SLURM: {word}"])))
+    return found
+
+
+def render(cells: list[Cell], found: dict[Path, Standing]) -> str:
+    """The table, and the counts under it."""
+    rows = [("run", "state", "step", "tokens/s", "ETA", "train loss", "val loss", "")]
+    for cell in cells:
+        known = found[cell.folder]
+        rows.append(
+            (
+                cell.folder.name,
+                known.state,
+                f"{known.step}/{known.steps}",
+                f"{known.tokens_per_s:,.0f}" if known.tokens_per_s else "",
+                _duration(known.eta_s) if known.eta_s is not None else "",
+                f"{known.train_loss:.4f}" if known.train_loss is not None else "",
+                f"{known.val_loss:.4f}" if known.val_loss is not None else "",
+                known.why,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(7)]
+    lines = [
+        "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[7]]).rstrip() for row in rows
+    ]
+    return "\n".join([*lines, "", render_counts(found)])
+
+
+def render_counts(found: dict[Path, Standing]) -> str:
+    counts = Counter(known.state for known in found.values())
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a task of a job array does, on its node: `python -m slurm.task ACT …`, called by slurm/train.sbatch.
+
+    ready SUBMISSION              may the cell start? prints why not
+    container SUBMISSION          the words before the training command, NUL-terminated
+    port                          a free port for the rendezvous, on this host
+    rank SUBMISSION               become one rank of train.py, its output in the run folder's logs/
+    outcome SUBMISSION STARTED    exit code of the job, 75 to requeue it; STARTED in seconds since the epoch
+
+The submission is the file slurm/submit.py wrote; SLURM_ARRAY_TASK_ID says which of its cells this is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from record.run import EXIT_CODES, RunFolder
+from slurm.cells import note_refusal, unready
+
+FIRST_PORT, PORTS = 10_000, 20_000  # below the range from which the kernel gives out ports by itself
+
+
+def main(argv: list[str] | None = None) -> int:
+    act, *rest = sys.argv[1:] if argv is None else argv
+    if act == "port":
+        print(free_port(os.environ.get("SLURM_JOB_ID", "0")))
+        return 0
+    submission = json.loads(Path(rest[0]).read_text(encoding="utf-8"))
+    cell = submission["cells"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
+    if act == "ready":
+        why = unready(cell["parent"], cell["step"]) if cell["parent"] else ""
+        print(f"{cell['folder']}: {'blocked: ' + why if why else 'ready'}")
+        return 1 if why else 0
+    if act == "container":
+        sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
+        return 0
+    if act == "rank":
+        become_rank(cell, os.environ)
+    code, line = outcome(RunFolder(cell["folder"]), float(rest[1]))
+    print(f"{cell['folder']}: {line}")
+    return code
+
+
+def become_rank(cell: dict[str, Any], env: Any) -> None:
+    """Replace this process by train.py, as the rank that SLURM's variables say. Does not return."""
+    settings = []
+    if env.get("SLURM_CPUS_PER_TASK"):
+        settings = ["--set", f"parallel.threads_per_rank={int(env['SLURM_CPUS_PER_TASK'])}"]
+    logs = Path(cell["folder"]) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = os.open(logs / f"rank_{int(env['SLURM_PROCID']):04d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    job, restarts = env.get("SLURM_JOB_ID"), env.get("SLURM_RESTART_COUNT", "0")
+    os.write(log, f"--- {now} job {job}, restart {restarts}, host {socket.gethostname()}\n".encode())
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    command = [sys.executable, "train.py", "--config", cell["config"], "--run-dir", cell["folder"], *settings]
+    os.execve(sys.executable, command, {**env, **rank_variables(env), "PYTHONUNBUFFERED": "1"})
+
+
+def rank_variables(env: Any) -> dict[str, str]:
+    """What train.py wants to know of its place, from SLURM's variables of the step."""
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": env["SLURM_NTASKS"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks_here(env["SLURM_STEP_TASKS_PER_NODE"], int(env["SLURM_NODEID"]))),
+    }
+
+
+def tasks_here(text: str, node: int) -> int:
+    """`2(x3),1` → [2, 2, 2, 1][node]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts[node]
+
+
+def free_port(job: str) -> int:
+    """A port that is free on this host; which one is tried first follows from the job, so that neighbours do not collide."""
+    first = int.from_bytes(hashlib.sha256(job.encode()).digest()[:4], "big")
+    for offset in range(PORTS):
+        port = FIRST_PORT + (first + offset) % PORTS
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise ValueError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS} on {socket.gethostname()}")
+
+
+def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
+    """The job's exit code and why: 0 the run has ended or was asked to stop, 75 requeue it, 1 it failed."""
+    if why := note_refusal(folder.path, started, folder.path / "logs" / "rank_0000.log"):
+        return 1, f"failed: the run did not start; {why}"
+    status, start = folder.read_status() or {}, folder.last_start()
+    state, reason, step = status["state"], status["reason"], status["step"]
+    if state == "preempted" and reason == "SIGUSR1":
+        if step > (start or {}).get("step", 0):
+            return EXIT_CODES["preempted"], f"saved at step {step} before the time limit; requeued"
+        return 1, f"failed: no step between the start and the time limit, at step {step}; set a longer time"
+    if state in ("done", "diverged", "preempted"):
+        return 0, f"{state} at step {step}{': ' + reason if reason else ''}"
+    return 1, f"failed at step {step}: {reason or 'its process was killed'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Sweeps on a real two-node SLURM: arrays, requeues, lost nodes, stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.plan import read_summary
+from configs.schema import RunConfig
+from configs.sweep import Cell, expand
+from record.run import RunFolder
+from slurm import status as status_command
+from slurm import submit as submit_command
+from slurm.cells import queue, read_submissions, standings
+from tests.cluster import Cluster, cluster, wait, why_not
+from tests.test_train import losses, processes_with, start
+
+pytestmark = [pytest.mark.engine, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+SHORT: dict[str, Any] = {"schedule": {"steps": 12}, "log": {"every": 1}, "checkpoint": {"every": 4}}
+MIDDLE: dict[str, Any] = {
+    "schedule": {"steps": 1500},
+    "data": {"epochs": 100},
+    "log": {"every": 1},
+    "checkpoint": {"every": 100, "keep_last": 2},
+}
+SITE: dict[str, Any] = {"cpus_per_rank": 1, "signal_s": 60, "time": "30"}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        before = os.environ.get("SLURM_CONF")
+        os.environ["SLURM_CONF"] = found.env["SLURM_CONF"]
+        yield found
+        os.environ.pop("SLURM_CONF")
+        if before:
+            os.environ["SLURM_CONF"] = before
+
+
+class Room:
+    """A sweep in a folder whose name is everything a shell could trip over."""
+
+    def __init__(self, path: Path, config: RunConfig, **sweep: Any) -> None:
+        self.path = path / 'it\'s a "room" $(touch oops) `touch oops`; #1'
+        self.path.mkdir()
+        self.runs = self.path / "runs"
+        (self.path / "base.json").write_text(config.model_dump_json())
+        self.sweep = self.path / "sweep.json"
+        self.sweep.write_text(json.dumps({"name": "wd", "base": "base.json", **sweep}))
+        self.site = self.path / "site.json"
+        self.set_site()
+
+    def set_site(self, **fields: Any) -> None:
+        self.site.write_text(json.dumps(SITE | fields))
+
+    def submit(self, *options: str) -> list[str]:
+        """Returns the jobs submitted."""
+        before = len(read_submissions(self.root))
+        assert submit_command.main([str(self.sweep), "--runs", str(self.runs), "--site", str(self.site), *options]) == 0
+        return [row["job"] for row in read_submissions(self.root)[before:] if "job" in row]
+
+    @property
+    def root(self) -> Path:
+        return self.runs / "wd"
+
+    def cells(self, runs: Path | None = None) -> list[Cell]:
+        return [cell for cells in expand(self.sweep, runs or self.runs, read_summary)[1].values() for cell in cells]
+
+    def states(self) -> list[str]:
+        return [known.state for known in standings(self.cells(), queue(self.root)).values()]
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"{path}:\n{path.read_text()}" for path in [*self.root.glob("slurm/*.log"), *self.root.glob("*/logs/*")]
+        )
+
+    def wait(self, slurm: Cluster, jobs: list[str], timeout_s: float = 200) -> None:
+        deadline = time.monotonic() + timeout_s
+        while any(slurm.active(job) for job in jobs):
+            assert time.monotonic() < deadline, f"{self.states()}\n{slurm.ask('squeue')}\n{self.logs()}"
+            time.sleep(0.3)
+
+
+def finals(cell: Cell) -> tuple[list[tuple[int, float]], dict[str, Any]]:
+    """Losses and the hashes of the last checkpoint's files."""
+    last = max((cell.folder / "checkpoints").glob("step_*/manifest.json"))
+    return losses(cell.folder), json.loads(last.read_text())["files"]
+
+
+def test_array_equals_local(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path, capsys: Any) -> None:
+    """Breaks if an array of λ × precision does not end done, a run of it differs from the same run without SLURM, what is
+    finished is run again, or an odd path reaches a shell."""
+    axes = {"optim.weight_decay": [0.0, 0.1, 0.3], "precision": ["fp32", "bf16-mixed"]}
+    room = Room(tmp_path, tiny_config(SHORT), axes=axes, limit=4)
+    jobs = room.submit()
+    assert len(jobs) == 1
+    room.wait(slurm, jobs)
+    assert room.states() == ["done"] * 6, room.logs()
+    hosts = slurm.ask("squeue", "--noheader", "--array", "--states=all", "--format=%N", f"--jobs={jobs[0]}").split()
+    assert set(hosts) == {"n1", "n2"}
+    local = tmp_path / "local"
+    assert submit_command.main([str(room.sweep), "--runs", str(local), "--local", "--jobs", "2"]) == 0
+    for ours, theirs in zip(room.cells(), room.cells(local), strict=True):
+        assert ours.folder.name == theirs.folder.name
+        assert finals(ours) == finals(theirs), ours.label
+    assert room.submit() == []
+    room.sweep.write_text(room.sweep.read_text().replace("0.3]", "0.3, 1.0]"))
+    assert room.states() == ["done"] * 6 + ["missing"] * 2, "a further λ has renamed a run"
+    capsys.readouterr()
+    assert status_command.main([str(room.sweep), "--runs", str(room.runs)]) == 0
+    assert "6 done, 2 missing" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("oops")) + list(Path.cwd().glob("oops"))
+
+
+def test_two_nodes_four_tasks(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if ranks on two nodes do not find each other, four runs that start at once on one host collide, or either
+    trains something else than two ranks under the deepspeed launcher do."""
+    room = Room(tmp_path, tiny_config(SHORT, {"parallel": {"zero_stage": 2}}), axes={"seeds.*": [0, 1, 2, 3]})
+    room.set_site(nodes=2)
+    jobs = room.submit()
+    room.wait(slurm, jobs)
+    assert room.states() == ["done"] * 4, room.logs()
+    (first, *_) = room.cells()
+    run = start(room.root / "cells" / f"{first.folder.name}.json", tmp_path / "launched", ranks=2)
+    output, _ = run.communicate(timeout=120)
+    assert losses(tmp_path / "launched") == losses(first.folder), output
+    begun = RunFolder(first.folder).last_start()
+    assert begun is not None
+    assert (begun["ranks"], begun["threads_per_rank"]) == (2, 1)
+    assert sorted(path.name for path in (first.folder / "logs").iterdir()) == ["rank_0000.log", "rank_0001.log"]
+
+
+def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
+    or runs a cell twice."""
+    long = {"seeds.*": 3, "batch.tokens_per_step": 1024, "schedule.steps": 1000}
+    room = Room(tmp_path, tiny_config(MIDDLE), axes={"seeds.*": [0, 1]}, cells=[long])
+    room.set_site(time="1", signal_s=10)
+    (job,) = room.submit()
+    requeued, orphaned, limited = cells = room.cells()
+    wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), 120)
+    slurm.ask("scontrol", "requeue", f"{job}_0")
+    node = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}_1")
+    writer = (orphaned.folder / ".writer.json").read_text()
+    slurm.daemons[node].kill()
+    slurm.daemons[node].wait()
+    time.sleep(2)
+    slurm.start(node)
+    wait(
+        lambda: "idle" in slurm.ask("sinfo", "--noheader", "--format=%T") or "mix" in slurm.ask("sinfo", "--noheader"),
+        30,
+    )
+    assert (orphaned.folder / ".writer.json").read_text() == writer, (
+        "the task outlives its slurmd, which finds it again"
+    )
+    room.wait(slurm, [job], 300)
+    straight = tmp_path / "straight"
+    assert submit_command.main([str(room.sweep), "--runs", str(straight), "--local", "--jobs", "2"]) == 0
+    assert room.states() == ["done"] * 3, room.logs()
+    for ours, theirs in zip(cells, room.cells(straight), strict=True):
+        assert finals(ours) == finals(theirs), ours.label
+    assert len(starts(requeued)) >= 2
+    assert len(starts(limited)) >= 2
+    assert "before the time limit; requeued" in room.logs()
+
+
+def starts(cell: Cell) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (cell.folder / "starts.jsonl").read_text().splitlines()]
+
+
+def test_stages_failure_and_resubmission(
+    slurm: Cluster, tiny_config: Callable[..., RunConfig], tiny_data: tuple[Path, Any], tmp_path: Path, capsys: Any
+) -> None:
+    """Breaks if branches do not wait for their trunks, a failed trunk's branches count as failed, or a second submission
+    repeats what is done or leaves out what is not."""
+    import shutil
+
+    shutil.copytree(tiny_data[0], tmp_path / "data")
+    options = {"data": {"path": str(tmp_path / "data"), "verify": True}}
+    tiny = {"optim.lr": 1e-4, "optim.weight_decay": 0.0, "schedule.kind": "constant", "schedule.warmup_steps": 0}
+    stages = [{"name": "tiny", "branch_every": 8, "set": {**tiny, "schedule.steps": 5}}]
+    room = Room(tmp_path, tiny_config(SHORT, options, {"schedule": {"steps": 16}}), stages=stages)
+    room.sweep.write_text(
+        json.dumps({**json.loads(room.sweep.read_text()), "axes": {"optim.weight_decay": [0.1, 0.2]}})
+    )
+    trunks = room.cells()[:2]
+    trunks[1].folder.mkdir(parents=True)
+    (trunks[1].folder / "experiment.json").write_text("{torn")
+    jobs = room.submit()
+    assert len(jobs) == 2
+    room.wait(slurm, jobs)
+    assert room.states() == ["done", "failed", "done", "done", "blocked", "blocked"], room.logs()
+    assert "has no complete checkpoint of step 8" in room.logs()
+    assert "cannot be read" in (trunks[1].folder / "logs" / "rank_0000.log").read_text()
+    (trunks[1].folder / "experiment.json").unlink()
+    capsys.readouterr()
+    assert status_command.main([str(room.sweep), "--runs", str(room.runs), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[1]["why"].startswith("error: ")
+    assert "cannot be read" in rows[1]["why"]
+    again = room.submit()
+    assert len(again) == 2
+    assert [len(row["cells"]) for row in read_submissions(room.root)[-2:]] == [1, 2]
+    room.wait(slurm, again)
+    assert room.states() == ["done"] * 6, room.logs()
+    branch = room.cells()[2]
+    assert losses(branch.folder)[0][0] == 1
+    trunk_loss = dict(losses(trunks[0].folder))[9]
+    assert losses(branch.folder)[0][1] == trunk_loss, "the branch does not begin where its trunk was"
+    assert all(len(starts(cell)) == 1 for cell in room.cells())
+
+
+def test_scancel(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if a cancelled run leaves a process, loses what it had done, comes back, or counts as done."""
+    room = Room(tmp_path, tiny_config(MIDDLE, {"schedule": {"steps": 20000}}))
+    room.set_site(ranks_per_node=2)
+    (job,) = room.submit()
+    (cell,) = room.cells()
+    wait(lambda: len(losses(cell.folder)) > 20, 90)
+    assert room.states() == ["running"]
+    slurm.ask("scancel", job)
+    wait(lambda: not processes_with(str(room.path)), 60)
+    room.wait(slurm, [job], 60)
+    assert room.states() == ["preempted"]
+    assert RunFolder(cell.folder).read_status()["reason"] == "SIGTERM"  # type: ignore[index]
+    time.sleep(2)
+    assert not slurm.active(job)
