@@ -1,0 +1,246 @@
+"""Sweeps without a cluster: what a file expands to, what would be submitted, the same cells on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.plan import read_summary
+from configs.schema import RunConfig
+from configs.sweep import Cell, expand
+from record.run import RunFolder
+from slurm import status as status_command
+from slurm import submit as submit_command
+from slurm import task
+from slurm.cells import standings
+from slurm.site import Site, load_site
+from tests.test_train import ROOT, losses
+
+SweepFile = Callable[..., Path]
+TINY_LR = {"optim.lr": 1e-4, "schedule.kind": "constant", "schedule.warmup_steps": 0, "schedule.steps": 3}
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> SweepFile:
+    def write(*overrides: dict[str, Any], **sweep: Any) -> Path:
+        (tmp_path / "base.json").write_text(tiny_config({"log": {"every": 1}}, *overrides).model_dump_json())
+        path = tmp_path / "sweep.json"
+        path.write_text(json.dumps({"name": "wd", "base": "base.json", **sweep}))
+        return path
+
+    return write
+
+
+def cells(path: Path, runs: Path = Path("runs"), *options: str) -> list[Cell]:
+    return [cell for found in expand(path, runs, read_summary, list(options))[1].values() for cell in found]
+
+
+def test_expansion(sweep_file: SweepFile) -> None:
+    """Breaks if axes, paired values, whole sections, further cells or overrides give other runs than they say."""
+    path = sweep_file(
+        axes={
+            "optim.weight_decay": [0.0, 0.1],
+            "optim.lr,schedule.warmup_steps": [[0.01, 2], [0.02, 4]],
+            "seeds.*": [7],
+        },
+        cells=[{"optim.weight_decay": 0.9}],
+        set={"eval.tokens": 256},
+    )
+    found = cells(path, Path("runs"), "schedule.steps=9")
+    values = [(c.config.optim.weight_decay, c.config.optim.lr, c.config.schedule.warmup_steps) for c in found]
+    assert values == [(0.0, 0.01, 2), (0.0, 0.02, 4), (0.1, 0.01, 2), (0.1, 0.02, 4), (0.9, 0.01, 2)]
+    assert {c.config.eval.tokens for c in found} == {256}
+    assert {c.config.schedule.steps for c in found} == {9}
+    assert all((c.config.seeds.init, c.config.seeds.data, c.config.seeds.dropout) == (7, 7, 7) for c in found[:4])
+    assert found[1].label == "weight_decay0.0-lr0.02-warmup_steps4-seeds7"
+    assert found[1].folder == Path("runs/wd") / f"{found[1].label}-{found[1].id}"
+
+
+def test_a_further_value_renames_nothing(sweep_file: SweepFile) -> None:
+    """Breaks if a run's folder depends on anything but the run."""
+    before = {c.folder for c in cells(sweep_file(axes={"optim.weight_decay": [0.1, 0.3], "precision": ["fp32"]}))}
+    after = {
+        c.folder for c in cells(sweep_file(axes={"optim.weight_decay": [0.0, 0.1, 0.2, 0.3], "precision": ["fp32"]}))
+    }
+    assert before < after
+    assert len(after) == 4
+
+
+def test_stages(sweep_file: SweepFile) -> None:
+    """Breaks if a stage makes other branches than it says, or of other runs."""
+    stage = {"name": "tiny", "branch_every": 2, "where": {"optim.weight_decay": [0.3]}, "set": TINY_LR}
+    again = {"name": "late", "of": "main", "branch_at": [6], "set": TINY_LR, "axes": {"optim.weight_decay": [0.0, 0.5]}}
+    axes = {"optim.weight_decay": [0.1, 0.3]}
+    found = cells(sweep_file({"checkpoint": {"every": 2}}, axes=axes, stages=[stage, again]))
+    trunk = found[1]
+    assert [(c.parent, c.step) for c in found[2:5]] == [(trunk, 2), (trunk, 4), (trunk, 6)]
+    assert found[2].config.branch is not None
+    assert found[2].config.branch.origin == f"{trunk.folder}@2"
+    assert (found[2].config.optim.weight_decay, found[2].config.optim.lr) == (0.3, 1e-4)
+    assert found[2].label == "weight_decay0.3-tiny00002"
+    assert [(c.parent, c.step, c.config.optim.weight_decay) for c in found[5:]] == [
+        (found[0], 6, 0.0), (found[0], 6, 0.5), (trunk, 6, 0.0), (trunk, 6, 0.5),
+    ]  # fmt: skip
+    assert len({c.folder for c in found}) == 9
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"axes": {"optim.weight_decy": [1]}}, "did you mean 'weight_decay'"),
+        ({"axes": {"optim.weight_decay": ["much"]}}, "cell much: optim.weight_decay"),
+        ({"axes": {"optim.lr,seeds.init": [[1]]}}, "expected rows of 2 values"),
+        ({"axes": {"seed.*": [1]}}, "'seed' is no section"),
+        ({"axis": {}}, "unknown key 'axis'; did you mean 'axes'"),
+        ({"axes": {"optim.weight_decay": [0.1, 0.1]}}, "are the same run"),
+        ({"name": "../up"}, "name"),
+        ({"stages": [{"name": "a", "branch_at": [5]}]}, "whose checkpoints are saved and kept at [6]"),
+        ({"stages": [{"name": "a", "of": "b"}]}, "earlier stages: main"),
+        ({"stages": [{"name": "main"}]}, "distinct names"),
+        ({"stages": [{"name": "a", "where": {"optim.weight_decay": [7]}}]}, "finds no run of 'main'"),
+        ({"axes": {"schedule.steps": [10**7]}}, "at most"),
+    ],
+)
+def test_bad_sweeps(
+    sweep_file: SweepFile, sweep: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a mistake in a sweep is found only on the cluster, or its message names neither cell nor remedy."""
+    assert submit_command.main([str(sweep_file(**sweep)), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_sweeps_need_no_data(path: Path, tmp_path: Path) -> None:
+    """Breaks if a shipped sweep does not expand, or its dry run needs data, a cluster or torch, or writes anything."""
+    code = f"import sys; from slurm import submit; code = submit.main([{str(path)!r}, '--dry-run']); "
+    code += (
+        f"from slurm import status; code += status.main([{str(path)!r}]); sys.exit(code + 5 * ('torch' in sys.modules))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sbatch --parsable" in done.stdout
+    assert "(id follows from the data)" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_sbatch_command(sweep_file: SweepFile, tmp_path: Path) -> None:
+    """Breaks if a site's wish does not reach sbatch, or a stage does not wait for the one before."""
+    path = sweep_file(axes={"optim.weight_decay": [0.0, 0.1]}, limit=3)
+    sweep, stages = expand(path, tmp_path / "runs", read_summary)
+    site = Site.model_validate(
+        {"account": "a b", "partition": "gpu", "time": "1-00:00:00", "nodes": 2, "ranks_per_node": 4, "gpus_per_node": 4,
+         "cpus_per_rank": 8, "memory": "10G", "signal_s": 99, "modules": ("cuda/13",), "options": ("--exclusive",)}
+    )  # fmt: skip
+    root = tmp_path / "runs" / "wd"
+    command = submit_command.sbatch_command(sweep, site, root, "tiny", stages["main"], root / "s.json", "17")
+    assert command[0] == "sbatch"
+    assert {
+        "--account=a b", "--partition=gpu", "--time=1-00:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4",
+        "--cpus-per-task=8", "--mem=10G", "--signal=USR1@99", "--array=0-1%3", "--dependency=afterany:17", "--requeue",
+        "--exclusive", f"--chdir={ROOT}",
+    } <= set(command)  # fmt: skip
+    assert command[-3:] == [sys.executable, str(root / "s.json"), "cuda/13"]
+    assert not any(
+        "dependency" in word for word in submit_command.sbatch_command(sweep, site, root, "main", [], root, None)
+    )
+
+
+def test_batch_script() -> None:
+    """Breaks if the script stops being valid bash, reaches for ssh, or lets the shell expand a name."""
+    script = (ROOT / "slurm" / "train.sbatch").read_text()
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    code = "\n".join(line for line in script.splitlines() if not line.startswith("#"))
+    assert not re.search(r"\b(ssh|pdsh|eval|mpirun|CUDA_VISIBLE_DEVICES)\b", code)
+    assert re.search(r"^srun .*slurm.task rank", code, re.MULTILINE)
+    assert "scontrol requeue" in code
+    unquoted = re.findall(r'(?<!["\[{=\d])\$(?!\(|@|\!|\?)\w+', code)
+    assert unquoted == [], "every expansion is quoted"
+
+
+def test_site(tmp_path: Path) -> None:
+    """Breaks if the example is not a site, or a mistake in one is not named."""
+    assert load_site(ROOT / "slurm" / "site.example.json")[0].ranks == 4
+    (tmp_path / "site.json").write_text('{"gpus_per_node": 8}')
+    with pytest.raises(ValueError, match="one rank per GPU, so set them equal"):
+        load_site(tmp_path / "site.json")
+    (tmp_path / "site.json").write_text('{"acount": "x"}')
+    with pytest.raises(ValueError, match="did you mean 'account'"):
+        load_site(tmp_path / "site.json")
+
+
+def test_rank_variables() -> None:
+    """Breaks if a rank is told another place than SLURM's."""
+    assert [task.tasks_here("2(x2),1", node) for node in range(3)] == [2, 2, 1]
+    env = {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_NODEID": "1",
+    }
+    assert task.rank_variables(env) == {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert task.free_port("12") != task.free_port("13")
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    """Breaks if a job is requeued that was cancelled, stopped by its user or is getting nowhere, or is not when it should be."""
+    folder = RunFolder(tmp_path)
+    now = time.time() - 1
+    assert task.outcome(folder, now) == (1, "failed: the run did not start; it left no log")
+    folder.record_start({"step": 5})
+    cases = {
+        ("preempted", 9, "SIGUSR1"): 75,
+        ("preempted", 5, "SIGUSR1"): 1,
+        ("preempted", 9, "SIGTERM"): 0,
+        ("preempted", 9, "stop file x"): 0,
+        ("done", 10, ""): 0,
+        ("diverged", 7, "loss nan"): 0,
+        ("running", 7, ""): 1,
+        ("failed", 7, "OSError"): 1,
+    }
+    for (state, step, reason), code in cases.items():
+        folder.write_status(state, step, 10, reason)  # type: ignore[arg-type]
+        assert task.outcome(folder, now)[0] == code, state
+    assert task.outcome(folder, time.time() + 60)[0] == 1, "an older attempt's status"
+
+
+@pytest.mark.engine
+def test_local_stages(sweep_file: SweepFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the local runner ignores the stages' order, runs what is done again, or hides a failure."""
+    stages = [{"name": "tiny", "branch_every": 3, "set": TINY_LR}]
+    path = sweep_file({"checkpoint": {"every": 3}}, axes={"optim.weight_decay": [0.1, 0.2]}, stages=stages)
+    found = cells(path, tmp_path / "runs")
+    bad = found[1].folder
+    bad.mkdir(parents=True)
+    (bad / "experiment.json").write_text("[]")
+    command = [str(path), "--runs", str(tmp_path / "runs"), "--local", "--jobs", "2"]
+    assert submit_command.main(command) == 1
+    assert [known.state for known in standings(found).values()] == [
+        "done",
+        "failed",
+        "done",
+        "done",
+        "blocked",
+        "blocked",
+    ]
+    assert "has no complete checkpoint of step 3" in capsys.readouterr().out
+    (bad / "experiment.json").unlink()
+    before = (found[0].folder / "metrics.jsonl").stat().st_mtime_ns
+    assert submit_command.main(command) == 0
+    assert [known.state for known in standings(found).values()] == ["done"] * 6
+    assert (found[0].folder / "metrics.jsonl").stat().st_mtime_ns == before
+    assert losses(found[2].folder)[0][1] == dict(losses(found[0].folder))[4]
+    assert status_command.main([str(path), "--runs", str(tmp_path / "runs")]) == 0
+    assert "6 done" in capsys.readouterr().out
