@@ -98,6 +98,29 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     return round(n_parameters(config.model) * per_parameter)
 
 
+def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:
+    """Bytes a rank sends in one update, by ring algorithms: (N−1)/N of what is gathered or scattered, twice for all-reduce.
+
+    As DeepSpeed does it: stages 0 and 1 all-reduce the gradients once an update, stage 2 in every micro-step; stages 1 and
+    2 gather the updated weights; stage 3 scatters the gradients of every micro-step, and gathers the weights for its
+    forward and again for its backward pass.
+    """
+    dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
+    gradients, weights = BYTES[dtypes.reduction], BYTES[dtypes.weights]
+    per_parameter = {
+        0: 2 * gradients,
+        1: 2 * gradients + weights,
+        2: 2 * gradients * micro_steps + weights,
+        3: (gradients + 2 * weights) * micro_steps,
+    }[stage]
+    return round(n_parameters(config.model) * per_parameter * (ranks - 1) / ranks)
+
+
+def device_hours(config: RunConfig, flops_per_s: float) -> float:
+    """Hours of one device that sustains `flops_per_s` for all updates of the run."""
+    return flops_per_token(config.model) * config.schedule.steps * config.batch.tokens_per_step / flops_per_s / 3600
+
+
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     """Activations kept for the backward pass of one micro-batch, logits and their gradient included."""
     model, wide = config.model, BYTES[TABLE[config.precision].weights]

@@ -74,6 +74,7 @@ class Plan:
     flops_per_token: int
     state_bytes: int
     activation_bytes: int
+    communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
     lr_sum: float
@@ -126,13 +127,14 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: O
         for name, names in cost.decay_groups(shapes, config.optim.decay_mask).items()
     }
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
+    micro_steps = config.sequences_per_step // ranks // micro_batch
     return Plan(
         experiment=asked,
         run_id=run_id(asked) if asked is not None else None,
         ranks=ranks,
         sequences_per_step=config.sequences_per_step,
         micro_batch=micro_batch,
-        micro_steps=config.sequences_per_step // ranks // micro_batch,
+        micro_steps=micro_steps,
         steps=config.schedule.steps,
         tokens=config.schedule.steps * config.batch.tokens_per_step,
         tokens_available=available,
@@ -142,6 +144,7 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: O
         flops_per_token=cost.flops_per_token(config.model),
         state_bytes=cost.state_bytes(config, ranks),
         activation_bytes=cost.activation_bytes(config, micro_batch),
+        communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
         lr_sum=lr_sum(config),
@@ -191,6 +194,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             "memory per device",
             f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
         ),
+        ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
+        ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
         ("Ση", f"{plan.lr_sum:.6g}"),
         ("Σηλ", f"{plan.decay_sum:.6g}"),

@@ -20,6 +20,7 @@ from data.manifest import Manifest
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.launch import World
+from engine.memory import forget_peak, peak_bytes
 from engine.precision import autocast_dtype, set_matmul_precision
 from engine.trainer import StepResult, Trainer
 from model.gpt import GPT
@@ -58,10 +59,14 @@ class Session:
     def start(self, recorder: Recorder) -> None:
         """Build model and engine at step 0."""
         self.recorder = recorder
+        forget_peak(self.world.device)
+        self.memory_before = peak_bytes(self.world.device)
         separate_at = None if self.config.data.cross_document_attention else self._eot
         model = GPT(self.config.model, autocast_dtype(self.config.precision), separate_at, self.config.optim.z_loss)
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
+        del model
+        forget_peak(self.world.device)
 
     def restore(self, resume: str, step: int | None = None) -> Path | None:
         """Load the checkpoint of `step`, or the newest complete and sound one; returns its path, None where there is none.
@@ -128,6 +133,7 @@ class Session:
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
             "deterministic": self.config.parallel.deterministic,
+            "memory_before_bytes": self.memory_before,
             "precision": self.config.precision,
             "dtypes": self.trainer.dtypes,
         }
@@ -177,8 +183,10 @@ class Session:
             **spikes,
         }
         seconds = time.perf_counter() - start
-        timing = {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
-        self.recorder.add(self.step, row | timing)
+        row |= {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
+        if self.step % self.config.log.every == 0:
+            row["perf/peak_memory_bytes"] = peak_bytes(self.world.device)
+        self.recorder.add(self.step, row)
         if self.step % self.config.log.every == 0:
             self.recorder.flush()
         return result

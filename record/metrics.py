@@ -10,6 +10,7 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     weights/norm_decayed  the same over the tensors that decay
     time/step_s           seconds of the update: data, forward, backward, optimiser, norms
     perf/tokens_per_s     tokens_per_step over it
+    perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
 
 and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens) and
 `time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights' norms and validation loss.

@@ -1,0 +1,90 @@
+"""The plan's memory against the memory that train.py takes, per rank, on this machine.
+
+    python -m benchmarks.memory --config configs/gpt124m_wd0.1.json
+
+Each case is a real run of three updates under the deepspeed launcher; measured is the peak of rank 0 during the updates
+less what the process held before the model was built, estimated is the plan's state and activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from configs.load import load_config, merge, validate
+from record.environment import environment
+from record.metrics import read_metrics
+from record.run import RunFolder
+from tests.ranks import free_port
+from tests.synthetic import write_synthetic
+
+RESULTS = Path(__file__).parent / "results"
+CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16-mixed", 0, 1),
+         ("bf16-mixed", 1, 2), ("bf16-master", 1, 2), ("bf16-true", 1, 1)]  # fmt: skip
+
+
+def measure(given: dict[str, Any], ranks: int, work: Path) -> dict[str, float]:
+    """Estimated and measured bytes of one case."""
+    run, config = work / "run", work / "config.json"
+    config.write_text(json.dumps(given))
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    launcher += ["--master_port", str(free_port())]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu"} if not Path("/dev/nvidia0").exists() else dict(os.environ)
+    command = [sys.executable, *launcher, "train.py", "--config", str(config), "--run-dir", str(run)]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    plan, start = json.loads((run / "plan.json").read_text()), RunFolder(run).last_start() or {}
+    peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(run / "metrics.jsonl")[0])
+    estimate = plan["state_bytes"] + plan["activation_bytes"]
+    measured = peak - start["memory_before_bytes"]
+    return {
+        "state_bytes": plan["state_bytes"],
+        "activation_bytes": plan["activation_bytes"],
+        "measured_bytes": measured,
+        "estimate_over_measured": round(estimate / measured, 3),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first n precisions and stages")
+    parser.add_argument("--out", type=Path, help="results file")
+    args = parser.parse_args()
+    config, given = load_config(args.config, args.set)
+    found = {}
+    for precision, stage, ranks in CASES[: args.cases]:
+        with tempfile.TemporaryDirectory() as work:
+            data = Path(work) / "data"
+            batch = 4 * config.model.seq_len * ranks
+            write_synthetic(data, 8 * batch + 1, config.model.vocab_size)
+            case = {
+                "data": {"path": str(data), "train_tokens": None},
+                "precision": precision,
+                "parallel": {"zero_stage": stage},
+                "batch": {"tokens_per_step": batch, "micro_batch": 4},
+                "schedule": {"steps": 3, "warmup_steps": 0},
+                "eval": {"tokens": config.model.seq_len, "every": None},
+                "log": {"every": 1},
+            }
+            given_case = merge(given, case)
+            validate(given_case, args.config)
+            name = f"{precision}, ZeRO {stage}, {ranks} rank(s)"
+            found[name] = measure(given_case, ranks, Path(work))
+            print(name, found[name], flush=True)
+    out = args.out or RESULTS / f"memory-{Path(args.config).stem}-cpu.json"
+    command = "python -m benchmarks.memory " + " ".join(sys.argv[1:])
+    out.write_text(
+        json.dumps({"command": command, "cases": found, **environment()}, indent=1, ensure_ascii=False) + "\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
