@@ -1,12 +1,13 @@
 # make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their loss curves
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds
+# make system-deps  what the system tests need besides Python: SLURM (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
 TRAIN := $(BIN)/deepspeed --log_level error train.py --config configs/quickstart.json
 
-.PHONY: quickstart test check
+.PHONY: quickstart test check system-deps
 
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
@@ -26,6 +27,10 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not engine and not gpu"
+
+system-deps:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

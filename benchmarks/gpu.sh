@@ -13,6 +13,7 @@ failed=0
 bench() { "$python" -m benchmarks.train_step --out "$work/$1.json" "${@:2}" 2>"$work/$1.log" || { failed=1; tail "$work/$1.log"; }; }
 bench micro --config configs/gpt_micro.json --steps 50
 bench gpt124m-bf16-mixed --config configs/gpt124m_ctx1024.json --set batch.memory_gib=48
+bench gpt124m-bf16-mixed-deterministic --config configs/gpt124m_ctx1024.json --set batch.memory_gib=48 --set parallel.deterministic=true
 bench gpt124m-fp32 --config configs/gpt124m_ctx1024.json --set precision=fp32 --set batch.memory_gib=48 --steps 6 --rounds 2
 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --out "$work/checkpoint.json" || failed=1
 

@@ -142,7 +142,8 @@ def main() -> int:
         plan = make_plan(config, 1, manifest.summary())
         if config.precision in ("bf16-master", "bf16-true"):
             raise SystemExit(f"the bare loop has no equivalent of {config.precision}: use fp32, tf32 or bf16-mixed")
-        world = start_world("benchmark", 600, config.parallel.threads_per_rank)
+        parallel = config.parallel
+        world = start_world("benchmark", 600, parallel.threads_per_rank, parallel.deterministic)
         set_matmul_precision(config.precision, world.device)
         ours, bare = [], []
         for index in range(args.rounds):

@@ -10,7 +10,9 @@ import torch
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
+from engine.launch import start_world
 from engine.precision import set_matmul_precision
+from tests.live import make_trainer, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 from tests.test_checkpoint import resumed_runs, same_files
@@ -49,6 +51,19 @@ def test_resume_is_bit_identical(
     ):
         assert [s.loss for s in run["straight"]] == [s.loss for s in run["resumed"]], case
         same_files(*run["files"])
+
+
+def deterministic_run(config: RunConfig, manifest: Manifest) -> list[float]:
+    world = start_world("deterministic", 120, None, deterministic=True)
+    return [step.loss for step in train_steps(make_trainer(config, manifest, world), manifest, range(6))]
+
+
+def test_deterministic_mode(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if parallel.deterministic refuses an operation of the model, or two runs under it differ in a bit."""
+    for precision in ("fp32", "bf16-mixed"):
+        config = tiny_config({"precision": precision, "data": {"cross_document_attention": False}})
+        first, second = (run_ranks(1, deterministic_run, config, tiny_data[1], gpu=True)[0] for _ in range(2))
+        assert first == second, precision
 
 
 def test_tf32_is_its_own_label() -> None:

@@ -44,7 +44,7 @@ def test_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
             assert option in usage.stdout, option
 
 
-@pytest.mark.parametrize("target", ["quickstart", "test", "check"])
+@pytest.mark.parametrize("target", ["quickstart", "test", "check", "system-deps"])
 def test_make_targets(target: str) -> None:
     """Breaks if the README and the Makefile lose one of the promised targets."""
     assert f"make {target}" in README

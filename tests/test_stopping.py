@@ -244,6 +244,27 @@ def _processes(text: str) -> list[str]:
 
 
 @engine
+def test_signal_during_a_save(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a signal tears a checkpoint, or is lost while one is written."""
+    big = {
+        "model": {"n_embd": 256, "n_layer": 4},
+        "checkpoint": {"every": 1, "keep_last": 2},
+        "schedule": {"steps": 500},
+    }
+    run = start(config_file(big), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    _wait_for(lambda: list(folder.glob("step_*")), run)
+    while not list(folder.glob(".step_*.tmp")):
+        assert run.poll() is None
+    run.send_signal(signal.SIGUSR1)
+    finish(run, 75)
+    assert status(tmp_path / "run")["reason"] == "SIGUSR1"
+    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
+    assert not list(folder.glob(".step_*.tmp"))
+    assert max(path.name for path in folder.iterdir()) == f"step_{status(tmp_path / 'run')['step']:08d}"
+
+
+@engine
 def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a branch reads what its trunk read, applies the trunk's λ or η, loses the optimiser's state or keeps what
     should be dropped, or is not recorded; a branch that changes nothing is its trunk going on, bit for bit."""

@@ -154,6 +154,39 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
     assert begun["threads_per_rank"] == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+def test_two_launchers_as_two_nodes(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a cluster without SLURM cannot be trained on, one `deepspeed --no_ssh` started on each node."""
+    (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hosts")]
+    launcher += ["--no_ssh", "--master_addr", "127.0.0.1", "--master_port", port]
+    options = [
+        "train.py",
+        "--config",
+        str(config_file({"parallel": {"zero_stage": 2}})),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--node_rank", str(rank), *options],
+            cwd=ROOT,
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    for node in nodes:
+        finish(node)
+    assert status(tmp_path / "run")["state"] == "done"
+    for (_, ours), (_, theirs) in zip(losses(tmp_path / "run"), losses(straight), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
 def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if SIGTERM loses work, or the resumed run is not the uninterrupted one, bit for bit."""
     long = config_file(MIDDLE)

@@ -1,0 +1,119 @@
+"""Writes docs/scaling.md: memory, communication and device-hours from configs/cost.py and the committed results.
+
+    python -m benchmarks.scaling
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from configs import cost
+from configs.load import load_config
+from configs.plan import GIB, make_plan
+from configs.schema import RunConfig
+from configs.sweep import expand
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOC = ROOT / "docs" / "scaling.md"
+RANKS = (8, 16, 32, 64)
+RATES = (100, 300, 450)  # TFLOP/s
+MODELS = {
+    "124M": ("gpt124m_wd0.1.json", []),
+    "774M": ("gpt774m.json", []),
+    "1.5B": ("gpt774m.json", ["model.n_layer=48", "model.n_head=25", "model.n_embd=1600"]),
+}
+HEAD = """\
+# Scale on paper
+
+Written by `python -m benchmarks.scaling` from the formulas of `configs/cost.py` and the result files it names; a test
+compares. For any configuration, `python train.py --config CONFIG --dry-run --ranks N` prints the same numbers.
+"""
+
+
+def config_of(model: str, stage: int) -> RunConfig:
+    file, settings = MODELS[model]
+    fixed = [f"parallel.zero_stage={stage}", "batch.micro_batch=4", "precision=bf16-mixed"]
+    return load_config(ROOT / "configs" / file, settings + fixed)[0]
+
+
+def scale() -> str:
+    """Per model and stage: memory of a device and what it sends in an update."""
+    lines = [
+        "## Memory and communication of one device",
+        "",
+        "`bf16-mixed`, context 256, 65,536 tokens per update, micro-batch 4. Memory: weights, gradients, moments and the",
+        "activations of one micro-batch, in GiB. Sent: GiB per rank and update, ring algorithms, float32 gradients; a stage",
+        "that communicates in every micro-step sends less on more ranks, which take fewer of them.",
+        "",
+        "| model | ZeRO | " + " | ".join(f"memory, {n}" for n in RANKS) + " | " + " | ".join(f"sent, {n}" for n in RANKS) + " |",
+        "|---" * (2 + 2 * len(RANKS)) + "|",
+    ]
+    for model in MODELS:
+        for stage in range(4):
+            plans = [make_plan(config_of(model, stage), ranks, None) for ranks in RANKS]
+            memory = [f"{(plan.state_bytes + plan.activation_bytes) / GIB:.2f}" for plan in plans]
+            sent = [f"{plan.communication_bytes / GIB:.2f}" for plan in plans]
+            lines.append("| " + " | ".join([model, str(stage), *memory, *sent]) + " |")
+    return "\n".join(lines)
+
+
+def study() -> str:
+    """The λ × precision study in device-hours."""
+    path = "wd_precision_124m.json"
+    cells = [c for found in expand(ROOT / "configs" / "sweeps" / path, Path("runs"), lambda _: None)[1].values() for c in found]
+    runs = [*((f"the study, {len(cells)} runs ({path})", [c.config for c in cells]),), ("one run at 124M", [config_of("124M", 1)])]
+    runs += [(f"one run at {model}", [config_of(model, 1)]) for model in ("774M", "1.5B")]
+    lines = [
+        "## What the study costs",
+        "",
+        "Training FLOPs over a sustained rate: 6 per matmul weight and token, and attention's. The rate of your device is the",
+        "matmul rate it reaches in training, a fraction of its peak; `benchmarks/gpu.sh` measures it.",
+        "",
+        "| | FLOPs | " + " | ".join(f"device-hours at {rate} TFLOP/s" for rate in RATES) + " |",
+        "|---" * (2 + len(RATES)) + "|",
+    ]
+    for name, configs in runs:
+        hours = [sum(cost.device_hours(config, rate * 1e12) for config in configs) for rate in RATES]
+        flops = sum(cost.device_hours(config, 1.0) for config in configs) * 3600
+        lines.append("| " + " | ".join([name, f"{flops:.2g}", *(f"{h:,.0f}" for h in hours)]) + " |")
+    measured = json.loads((RESULTS / "train_step-gpt124m_wd0.1-bf16-mixed-cpu.json").read_text())
+    config = config_of("124M", 1)
+    rate = measured["tokens_per_s"]["train.py"]
+    days = config.schedule.steps * config.batch.tokens_per_step / rate / 86400
+    lines += [
+        "",
+        f"The one device measured so far is a CPU of {measured['threads']} cores: {rate:,.0f} tokens/s in `bf16-mixed` "
+        f"({rate * cost.flops_per_token(config.model) / 1e12:.2f} TFLOP/s), {days:,.0f} days for one run at 124M. "
+        "(`benchmarks/results/train_step-gpt124m_wd0.1-bf16-mixed-cpu.json`)",
+    ]
+    return "\n".join(lines)
+
+
+def check() -> str:
+    """The plan's estimate of memory beside what a real run took."""
+    measured = json.loads((RESULTS / "memory-gpt124m_wd0.1-cpu.json").read_text())
+    lines = [
+        "## The estimate against measured memory",
+        "",
+        f"`{measured['command']}`: real runs at 124M, context 256, micro-batch 4, on CPU; rank 0's peak during the updates less",
+        "what the process held before the model was built. (`benchmarks/results/memory-gpt124m_wd0.1-cpu.json`)",
+        "",
+        "| case | state, GiB | activations, GiB | measured, GiB | estimate / measured |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in measured["cases"].items():
+        sizes = [f"{row[key] / GIB:.2f}" for key in ("state_bytes", "activation_bytes", "measured_bytes")]
+        lines.append("| " + " | ".join([name, *sizes, f"{row['estimate_over_measured']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def render() -> str:
+    return "\n\n".join([HEAD.rstrip(), scale(), study(), check()]) + "\n"
+
+
+if __name__ == "__main__":
+    DOC.write_text(render())
+    sys.exit(0)
