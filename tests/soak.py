@@ -383,10 +383,14 @@ def _finish(run: Run) -> Run:
 
 
 def final(run: Run) -> dict[str, Any]:
-    """What a run has come to: hashes of its last checkpoint's files, its counters, its losses."""
+    """What a run has come to: hashes of its last checkpoint's files, its counters, its losses, in training and validation.
+
+    Not when it was last evaluated before that checkpoint: a stop at the last step saves first and evaluates on resuming.
+    """
     manifest = json.loads((complete(run.folder.checkpoints)[-1] / "manifest.json").read_text())
-    losses = [row.get("train/loss") for row in read_metrics(run.folder.metrics)[0]]
-    return {"files": manifest["files"], "counters": manifest["counters"], "losses": losses}
+    losses = [(row.get("train/loss"), row.get("val/loss")) for row in read_metrics(run.folder.metrics)[0]]
+    counters = {name: value for name, value in manifest["counters"].items() if name != "evaluated"}
+    return {"files": manifest["files"], "counters": counters, "losses": losses}
 
 
 @contextmanager
