@@ -1,6 +1,6 @@
 """Writes docs/scaling.md: memory, communication and device-hours from configs/cost.py and the committed results.
 
-    python -m benchmarks.scaling
+python -m benchmarks.scaling
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ def scale() -> str:
         "activations of one micro-batch, in GiB. Sent: GiB per rank and update, ring algorithms, float32 gradients; a stage",
         "that communicates in every micro-step sends less on more ranks, which take fewer of them.",
         "",
-        "| model | ZeRO | " + " | ".join(f"memory, {n}" for n in RANKS) + " | " + " | ".join(f"sent, {n}" for n in RANKS) + " |",
+        "| model | ZeRO | "
+        + " | ".join(f"memory, {n}" for n in RANKS)
+        + " | "
+        + " | ".join(f"sent, {n}" for n in RANKS)
+        + " |",
         "|---" * (2 + 2 * len(RANKS)) + "|",
     ]
     for model in MODELS:
@@ -63,8 +67,15 @@ def scale() -> str:
 def study() -> str:
     """The λ × precision study in device-hours."""
     path = "wd_precision_124m.json"
-    cells = [c for found in expand(ROOT / "configs" / "sweeps" / path, Path("runs"), lambda _: None)[1].values() for c in found]
-    runs = [*((f"the study, {len(cells)} runs ({path})", [c.config for c in cells]),), ("one run at 124M", [config_of("124M", 1)])]
+    cells = [
+        c
+        for found in expand(ROOT / "configs" / "sweeps" / path, Path("runs"), lambda _: None)[1].values()
+        for c in found
+    ]
+    runs = [
+        *((f"the study, {len(cells)} runs ({path})", [c.config for c in cells]),),
+        ("one run at 124M", [config_of("124M", 1)]),
+    ]
     runs += [(f"one run at {model}", [config_of(model, 1)]) for model in ("774M", "1.5B")]
     lines = [
         "## What the study costs",

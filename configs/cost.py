@@ -6,9 +6,10 @@ Shapes: V vocabulary, T seq_len, d n_embd, L n_layer. A test compares the parame
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 
 from configs.precision import BYTES, TABLE
-from configs.schema import Model, RunConfig
+from configs.schema import Model, Optim, RunConfig
 
 
 def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -59,14 +60,28 @@ def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
     raise ValueError(f"unknown decay mask {mask!r}")
 
 
-def decay_groups(shapes: dict[str, tuple[int, ...]], mask: str) -> dict[str, list[str]]:
-    """Partition of the tensors into optimiser groups: the same for every λ, λ = 0 included; empty groups left out."""
-    groups: dict[str, list[str]] = {"decayed": [], "undecayed": []}
+def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, tuple[list[str], float]]:
+    """Partition of the tensors into optimiser groups: name → (tensors, λ). The same partition for every λ, λ = 0 included.
+
+    The first override whose pattern matches takes a tensor; the others go by the mask. Empty mask groups are left out.
+    ValueError for an override or a mask that takes nothing.
+    """
+    patterns = [override.pattern for override in optim.decay_overrides]
+    groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
     for name, shape in shapes.items():
-        groups["decayed" if is_decayed(name, shape, mask) else "undecayed"].append(name)
-    if not groups["decayed"]:
-        raise ValueError(f"optim.decay_mask {mask!r} matches none of the model's {len(shapes)} tensors")
-    return {name: names for name, names in groups.items() if names}
+        found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+        groups[found or ("decayed" if is_decayed(name, shape, optim.decay_mask) else "undecayed")].append(name)
+    for pattern in patterns:
+        if not groups[pattern]:
+            near = ", ".join(list(shapes)[:4])
+            raise ValueError(
+                f"optim.decay_overrides: {pattern!r} takes none of the model's {len(shapes)} tensors ({near}, …)"
+            )
+    if not groups["decayed"] and not patterns:
+        raise ValueError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(shapes)} tensors")
+    decay = {"decayed": optim.weight_decay, "undecayed": 0.0}
+    decay |= {override.pattern: override.weight_decay for override in optim.decay_overrides}
+    return {name: (names, decay[name]) for name, names in groups.items() if names}
 
 
 def flops_per_token(model: Model) -> int:
@@ -82,6 +97,11 @@ def flops_per_token(model: Model) -> int:
     return 6 * (matmul + head) + 12 * model.n_layer * model.n_embd * model.seq_len
 
 
+def n_moments(optim: Optim) -> int:
+    """Values the optimiser keeps per parameter."""
+    return 2 if optim.algorithm == "adam" else int(optim.momentum > 0)
+
+
 def state_bytes(config: RunConfig, ranks: int) -> int:
     """Weights, gradients, masters and Adam's moments on one device at the configuration's ZeRO stage."""
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
@@ -89,7 +109,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     if dtypes.accumulation != dtypes.gradients:
         gradients += BYTES[dtypes.accumulation]
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
-    state = masters + 2 * BYTES[dtypes.moments]
+    state = masters + n_moments(config.optim) * BYTES[dtypes.moments]
     per_parameter = (
         weights / (ranks if stage >= 3 else 1)
         + gradients / (ranks if stage >= 2 else 1)
@@ -132,6 +152,6 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Disk of one checkpoint: masters and two moments."""
+    """Disk of one checkpoint: masters and moments."""
     dtypes = TABLE[config.precision]
-    return n_parameters(config.model) * (BYTES[dtypes.masters] + 2 * BYTES[dtypes.moments])
+    return n_parameters(config.model) * (BYTES[dtypes.masters] + n_moments(config.optim) * BYTES[dtypes.moments])

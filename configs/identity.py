@@ -65,5 +65,6 @@ def _experiment_fields(section: BaseModel) -> dict[str, Any]:
             if inner:
                 fields[name] = inner
         elif not (info.json_schema_extra or {}).get("operational") and value != info.default:  # type: ignore[union-attr]
-            fields[name] = json.loads(json.dumps(value))  # tuples as the lists they are read back as
+            # Tuples as the lists they are read back as, sections inside them at non-default values.
+            fields[name] = json.loads(json.dumps(value, default=_experiment_fields))
     return fields

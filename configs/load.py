@@ -31,6 +31,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
         given = merge(base, given)
     for override in overrides or []:
         given = merge(given, parse_override(override))
+    schedule = given.get("schedule")
+    if isinstance(schedule, dict) and isinstance(schedule.get("points"), str):  # a file: its content is what is meant
+        given = merge(given, {"schedule": read_points(path.parent / schedule["points"])})
     return validate(given, str(path)), given
 
 
@@ -57,6 +60,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a valid configuration: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_points(path: Path) -> dict[str, Any]:
+    """The file that schedule.points names: {"points": [[step, fraction], …]}."""
+    value = read_json(path)
+    if set(value) != {"points"}:
+        raise ValueError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {sorted(value)}')
     return value
 
 

@@ -122,9 +122,9 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: O
         name: Group(
             len(names),
             sum(math.prod(shapes[n]) for n in names),
-            config.optim.weight_decay if name == "decayed" else 0.0,
+            weight_decay,
         )
-        for name, names in cost.decay_groups(shapes, config.optim.decay_mask).items()
+        for name, (names, weight_decay) in cost.decay_groups(shapes, config.optim).items()
     }
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     micro_steps = config.sequences_per_step // ranks // micro_batch

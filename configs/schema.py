@@ -99,10 +99,46 @@ class Data(Section):
         return self
 
 
+class DecaySchedule(Section):
+    """A factor on λ: from `start` to `end` over the steps first_step … last_step, and 0 outside them."""
+
+    kind: Literal["constant", "linear", "cosine"] = setting("constant", "shape; constant stays at `start`")
+    start: float = setting(1.0, "factor at first_step", ge=0, le=1e6)
+    end: float = setting(0.0, "factor reached after last_step; not for constant", ge=0, le=1e6)
+    first_step: int = setting(1, "first step that decays", ge=1)
+    last_step: int | None = setting(None, "last step that decays; null: the run's last", ge=1)
+
+    @model_validator(mode="after")
+    def _interval(self) -> DecaySchedule:
+        if self.last_step is not None and self.last_step < self.first_step:
+            raise ValueError(f"last_step {self.last_step} lies before first_step {self.first_step}")
+        if self.kind == "constant" and self.end != 0.0:
+            raise ValueError("a constant factor has no end; leave it out")
+        return self
+
+
+class DecayOverride(Section):
+    """λ for the tensors whose name matches, ahead of optim.decay_mask."""
+
+    pattern: str = setting(..., "tensor names, as in a shell: blocks.*.attn.*", min_length=1)
+    weight_decay: float = setting(..., "their λ", ge=0, le=1e6)
+
+
 class Optim(Section):
     lr: float = setting(..., "peak learning rate η", gt=0, le=1e6)
     weight_decay: float = setting(
-        ..., "decoupled weight decay λ: each update multiplies decayed weights by 1 − η_t·λ", ge=0, le=1e6
+        ..., "weight decay λ; decoupled: each update multiplies decayed weights by 1 − η_t·λ", ge=0, le=1e6
+    )
+    algorithm: Literal["adam", "sgd"] = setting("adam", "with decoupled decay, adam is AdamW")
+    momentum: float = setting(0.9, "of sgd; 0 for none", ge=0, lt=1)
+    decay_rule: Literal["decoupled", "l2_coupled", "l2_loss", "none"] = setting(
+        "decoupled",
+        "decoupled: w ← (1 − η_t·λ)w beside the step; l2_coupled: λw added to the clipped gradient, before the moments; "
+        "l2_loss: λ‖w‖² added to the loss, so 2λw to the gradient, before clipping (P1)",
+    )
+    decay_schedule: DecaySchedule | None = setting(None, "λ over the run; null: constant")
+    decay_overrides: tuple[DecayOverride, ...] = setting(
+        (), "λ by tensor name; the first match wins, the rest follow decay_mask"
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
     eps: float = setting(1e-8, "Adam's ε", gt=0)
@@ -118,24 +154,69 @@ class Optim(Section):
     def _betas_are_rates(self) -> Optim:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must each lie in [0, 1)")
+        idle = {"adam": ("momentum",), "sgd": ("betas", "eps")}[self.algorithm]
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")
+        if self.decay_rule == "none" and (self.weight_decay or self.decay_overrides or self.decay_schedule):
+            raise ValueError(
+                "decay_rule none with a weight_decay, overrides or schedule: set weight_decay 0 and leave the others out, "
+                "or choose decoupled, l2_coupled or l2_loss"
+            )
         return self
 
 
 class Schedule(Section):
-    kind: Literal["cosine", "linear", "constant"] = setting("cosine", "shape after the warm-up")
+    kind: Literal["cosine", "linear", "constant", "wsd", "piecewise"] = setting("cosine", "shape after the warm-up")
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
     steps: int = setting(..., "updates of the run, exactly", ge=1)
     final_lr_fraction: float = setting(
-        0.1, "what the decay reaches at `steps`, as a fraction of the peak; not for constant", ge=0, le=1
+        0.1, "what the decay reaches at its end, as a fraction of the peak; cosine, linear, wsd", ge=0, le=1
+    )
+    horizon: int | None = setting(
+        None, "cosine and linear: the step at which the decay would end; null: steps (P1's slower decay has more)", ge=1
+    )
+    cooldown_fraction: float | None = setting(
+        None, "wsd: the share of the steps over which it decays; null: 0.2", gt=0, le=1
+    )
+    cooldown_shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = setting(None, "wsd; null: linear")
+    points: tuple[tuple[int, float], ...] | None = setting(
+        None, "piecewise: [step, fraction of the peak], straight lines between; or the name of a JSON file of them"
     )
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Schedule:
+    def _fields_of_the_kind(self) -> Schedule:
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
-        if self.kind == "constant" and self.final_lr_fraction != 0.1:
-            raise ValueError("a constant schedule has no final_lr_fraction; leave it out")
+        if self.horizon is not None and self.horizon < self.steps:
+            raise ValueError(f"horizon {self.horizon} lies before the run's end; set it to steps {self.steps} or more")
+        used = {
+            "cosine": {"final_lr_fraction", "horizon"},
+            "linear": {"final_lr_fraction", "horizon"},
+            "constant": set(),
+            "wsd": {"final_lr_fraction", "cooldown_fraction", "cooldown_shape"},
+            "piecewise": {"points"},
+        }
+        for name in sorted(set.union(*used.values()) - used[self.kind]):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"a {self.kind} schedule has no {name}; leave it out")
+        if self.kind == "piecewise":
+            _check_points(self.points or (), self.steps, self.warmup_steps)
         return self
+
+
+def _check_points(points: tuple[tuple[int, float], ...], steps: int, warmup: int) -> None:
+    places = [step for step, _ in points]
+    if warmup:
+        raise ValueError("a piecewise schedule has its warm-up in its points; leave warmup_steps out")
+    if places != sorted(set(places)) or not places or places[0] != 1 or places[-1] < steps:
+        raise ValueError(f"points must rise from step 1 to step {steps} or beyond; their steps are {places[:8]}")
+    if any(not 0 < fraction <= 1 for _, fraction in points[:-1]) or not 0 <= points[-1][1] <= 1:
+        raise ValueError("points: fractions of the peak lie in (0, 1]; the last may be 0 if it lies past the end")
+    if points[-1][1] == 0 and places[-1] <= steps:
+        raise ValueError(
+            f"points: step {places[-1]} would have no learning rate; put 0 past the end, at step {steps + 1}"
+        )
 
 
 class Batch(Section):

@@ -2,7 +2,7 @@
 
     checkpoints/step_00001000/
         weights.safetensors      the masters (float32; bfloat16 under bf16-true)
-        exp_avg.safetensors      Adam's first moment
+        exp_avg.safetensors      Adam's first moment; SGD has momentum_buffer or none
         exp_avg_sq.safetensors   Adam's second moment
         manifest.json            step, counters, experiment, SHA-256 and size of each file
 
@@ -31,12 +31,10 @@ from configs.retention import is_kept
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
-from optim.adamw import MOMENTS
 from record.checkpoints import MANIFEST, CheckpointManifest, File, complete, read_manifest
 from record.files import sync_folder, write_text
 from record.run import RunFolder
 
-KINDS = ("weights", *MOMENTS)
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +49,7 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
     on_first_rank(lambda: _make_room(final, work))
     try:
         files: dict[str, File] = {}
-        for index, kind in enumerate(KINDS):
+        for index, kind in enumerate(fragments.kinds):
             files |= _write(work / f"{kind}.safetensors", kind, fragments, writer=index % dist.get_world_size())
         manifest = CheckpointManifest(
             step=step,
@@ -72,7 +70,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True) -> dict[str, An
     The caller has checked its files; afterwards it is checked that the forward pass sees the loaded weights.
     """
     manifest = read_manifest(path)
-    for kind in KINDS if moments else ("weights",):
+    for kind in fragments.kinds if moments else ("weights",):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
     if moments:

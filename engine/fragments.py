@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.schema import Optim
 from engine.precision import dtype_name
-from optim.adamw import MOMENTS, zero_state
+from optim.optimizers import moments, zero_state
 
 NORM_CHUNK = 1 << 16
 
@@ -42,9 +43,10 @@ class Fragment:
 class Fragments:
     """All fragments of this rank, and the collective operations over them."""
 
-    def __init__(self, ds: Any, stage: int, optimizer: torch.optim.Optimizer) -> None:
-        """`ds` is a DeepSpeed engine at ZeRO `stage` that drives the torch `optimizer`."""
-        self.ds, self.stage, self.optimizer = ds, stage, optimizer
+    def __init__(self, ds: Any, stage: int, optimizer: torch.optim.Optimizer, config: Optim) -> None:
+        """`ds` is a DeepSpeed engine at ZeRO `stage` that drives the torch `optimizer` built from `config`."""
+        self.ds, self.stage, self.optimizer, self.config = ds, stage, optimizer, config
+        self.moments = moments(config)
         self.sharded = stage > 0
         self.names = [name for name, _ in ds.module.named_parameters()]
         self.shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in ds.module.named_parameters()}
@@ -63,7 +65,7 @@ class Fragments:
     def init_state(self) -> None:
         """Create the optimiser's state at zero now, rather than at its first step: memory and dtypes are known early."""
         for flat in self._flats():
-            self.optimizer.state[flat] = zero_state(flat)
+            self.optimizer.state[flat] = zero_state(flat, self.config)
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The fragment's part of `weights` or of a moment, (n,)."""
@@ -114,8 +116,20 @@ class Fragments:
         return [fragment.weight for fragment in self.local]
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is of every parameter, each as a `view`: what a checkpoint holds."""
+        return ("weights", *self.moments)
+
+    def groups(self) -> list[int]:
+        """The optimiser's group of each local fragment."""
+        places = {name: i for i, group in enumerate(self.optimizer.param_groups) for name in group["parameter_names"]}
+        return [places[fragment.name] for fragment in self.local]
+
+    @property
     def optimizer_step(self) -> int:
-        """Adam's step count; every piece of state must agree on it."""
+        """Adam's step count, on which every piece of state must agree; 0 for an optimiser that counts none."""
+        if self.config.algorithm != "adam":
+            return 0
         steps = {int(state["step"].item()) for state in self.optimizer.state.values()}
         if len(steps) != 1:
             raise RuntimeError(f"the optimiser's state disagrees about its step: {sorted(steps)}")
@@ -124,7 +138,8 @@ class Fragments:
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:
         for state in self.optimizer.state.values():
-            state["step"].fill_(step)
+            if "step" in state:
+                state["step"].fill_(step)
 
     def gather(self, kind: str, to: int) -> dict[str, Tensor] | None:
         """Whole tensors of one kind, by name, on the CPU of rank `to`; None on the other ranks. Moves bytes, no sums."""
@@ -186,7 +201,7 @@ class Fragments:
             "gradients": dtype_name(model_dtype),
             "accumulation": dtype_name(accumulation),
             "reduction": dtype_name(self.ds.communication_data_type),
-            "moments": dtype_name(self._dtype(MOMENTS[0])),
+            **({"moments": dtype_name(self._dtype(self.moments[0]))} if self.moments else {}),
         }
 
     def _dtype(self, kind: str) -> torch.dtype:

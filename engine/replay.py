@@ -21,7 +21,8 @@ from record.checkpoints import complete
 from record.metrics import read_metrics
 from record.recorder import Recorder
 
-COLUMNS = ("‖w‖", "max|w|", "‖g‖", "max|g|", "not finite", "‖m‖", "max √v", "‖Δw‖/‖w‖")
+COLUMNS = ("‖w‖", "max|w|", "‖g‖", "max|g|", "not finite")
+MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "momentum_buffer": "m"}
 
 
 def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
@@ -61,15 +62,13 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
         result = session.train_step(batches, lambda: False, look)
     finally:
         batches.close()
-    moments = [[fragments.view(fragment, kind) for fragment in fragments.local] for kind in checkpoint.KINDS[1:]]
+    moments = [[fragments.view(fragment, kind) for fragment in fragments.local] for kind in fragments.moments]
     change = [weight - old for weight, old in zip(fragments.weights(), before, strict=True)]
-    columns += [
-        fragments.square_norms(moments[0]).sqrt(),
-        fragments.maxima(moments[1]).sqrt(),
-        fragments.square_norms(change).sqrt() / columns[0],
-    ]
+    columns += [fragments.square_norms(moment).sqrt() for moment in moments]
+    columns.append(fragments.square_norms(change).sqrt() / columns[0])
     table = {name: [column[i].item() for column in columns] for i, name in enumerate(fragments.names)}
-    show(_render(table) + "\n\n" + activations.render(session.world.device))
+    titles = [*COLUMNS, *(f"‖{MOMENTS[name]}‖" for name in fragments.moments), "‖Δw‖/‖w‖"]
+    show(_render(table, titles) + "\n\n" + activations.render(session.world.device))
     recorded = next((row for row in read_metrics(session.folder.metrics)[0] if row["step"] == step), {})
     known = recorded.get("train/loss")
     show(
@@ -112,9 +111,9 @@ class _Activations:
         return "\n".join(lines + [f"{name:<{width}} {_number(a)} {_number(b)}" for name, a, b in rows])
 
 
-def _render(table: dict[str, list[float]]) -> str:
+def _render(table: dict[str, list[float]], titles: list[str]) -> str:
     width = max(map(len, table))
-    lines = [" ".join([f"{'tensor':<{width}}", *(f"{column:>11}" for column in COLUMNS)])]
+    lines = [" ".join([f"{'tensor':<{width}}", *(f"{column:>11}" for column in titles)])]
     return "\n".join(lines + [" ".join([f"{name:<{width}}", *map(_number, row)]) for name, row in table.items()])
 
 

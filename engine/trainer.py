@@ -20,14 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.cost import is_decayed
 from configs.plan import Plan
 from configs.schema import RunConfig
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
 from engine.precision import check_dtypes, dtype_name
-from optim.adamw import build_optimizer
+from optim.optimizers import build_optimizer, set_step
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Trainer:
         self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
         if any(self.optimizer.state.values()):
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
-        self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer)
+        self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
@@ -66,13 +65,8 @@ class Trainer:
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
-        self._decayed = torch.tensor(
-            [
-                is_decayed(name, tuple(self.fragments.shapes[name]), config.optim.decay_mask)
-                for name in self.fragments.names
-            ],
-            device=self.ds.device,
-        )
+        undecayed = {n for g in self.optimizer.param_groups if g["name"] == "undecayed" for n in g["parameter_names"]}
+        self._decayed = torch.tensor([name not in undecayed for name in self.fragments.names], device=self.ds.device)
 
     def step(
         self,
@@ -89,7 +83,10 @@ class Trainer:
         loss, stops, abandoned = self._backward(tokens, step, wish)
         if abandoned:
             return StepResult(math.nan, math.nan, applied=False, stop=True, abandoned=True)
+        set_step(self.optimizer, self.config, step, lr)
         gradients = self.fragments.gradients()
+        if self.config.optim.decay_rule == "l2_loss":
+            self._add_penalty(gradients)
         if self._gradient_hook is not None:
             self._check_first_gradients(gradients)
         if look is not None:
@@ -101,9 +98,23 @@ class Trainer:
         clip = self.config.optim.grad_clip
         if clip and grad_norm > clip:
             torch._foreach_mul_(gradients, clip / (grad_norm + 1e-6))
-        self.set_lr(lr)
+        if self.config.optim.decay_rule == "decoupled" and self.config.optim.algorithm == "sgd":
+            self._decay_weights()
         self.ds.step()
         return StepResult(loss, grad_norm, applied=True, stop=stops)
+
+    @torch.no_grad()
+    def _add_penalty(self, gradients: list[Tensor]) -> None:
+        """The gradient of λ_t‖w‖², for decay_rule l2_loss."""
+        for gradient, weight, group in zip(gradients, self.fragments.weights(), self.fragments.groups(), strict=True):
+            gradient.add_(weight, alpha=2 * self.optimizer.param_groups[group]["decay"])
+
+    @torch.no_grad()
+    def _decay_weights(self) -> None:
+        """w ← (1 − η_t·λ_t)w, where torch's optimiser has no decoupled decay of its own."""
+        for weight, number in zip(self.fragments.weights(), self.fragments.groups(), strict=True):
+            group = self.optimizer.param_groups[number]
+            weight.mul_(1 - group["lr"] * group["decay"])
 
     def _leave_out(self) -> None:
         """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""
@@ -146,10 +157,6 @@ class Trainer:
         loss_sum, stops = total.tolist()
         return loss_sum / self.config.batch.tokens_per_step, stops > 0, False
 
-    def set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     @property
     def lr(self) -> float:
         """The learning rate of the last step, read back from the optimiser."""
@@ -157,8 +164,9 @@ class Trainer:
 
     @property
     def weight_decay(self) -> float:
-        """λ of the decayed group, read back from the optimiser."""
-        return float(next(g["weight_decay"] for g in self.optimizer.param_groups if g["name"] == "decayed"))
+        """λ_t of the decayed group (of the first override, where overrides take everything), read back from the optimiser."""
+        groups = {group["name"]: group for group in self.optimizer.param_groups if group["name"] != "undecayed"}
+        return float(groups.get("decayed", next(iter(groups.values())))["decay"])
 
     def weight_norms(self) -> tuple[float, float]:
         """‖w‖₂ of all trainable tensors and of those that decay, tied weights once."""

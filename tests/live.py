@@ -17,6 +17,8 @@ from engine.precision import autocast_dtype, set_matmul_precision
 from engine.trainer import Trainer
 from model.gpt import GPT
 
+KINDS = ("weights", "exp_avg", "exp_avg_sq")  # what AdamW's checkpoints hold
+
 
 @dataclass(frozen=True)
 class Step:

@@ -17,7 +17,7 @@ from data.manifest import Manifest
 from engine import checkpoint
 from engine.launch import start_world
 from record.checkpoints import complete
-from tests.live import make_trainer, train_steps
+from tests.live import KINDS, make_trainer, train_steps
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
@@ -92,11 +92,7 @@ def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> 
 
 def same_files(one: Path, other: Path) -> None:
     names = {path.name for path in one.iterdir()}
-    assert (
-        names
-        == {path.name for path in other.iterdir()}
-        == {"manifest.json", *(f"{k}.safetensors" for k in checkpoint.KINDS)}
-    )
+    assert names == {path.name for path in other.iterdir()} == {"manifest.json", *(f"{k}.safetensors" for k in KINDS)}
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), f"{one / name} and {other / name} differ"
 

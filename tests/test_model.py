@@ -14,7 +14,7 @@ from configs.schema import Model, RunConfig
 from engine.fragments import square_sums
 from model.gpt import GPT
 from model.loss import cross_entropy_sum
-from optim.adamw import build_optimizer, parameter_groups
+from optim.optimizers import build_optimizer, parameter_groups, set_step
 
 BASE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "seq_len": 24, "vocab_size": 100}
 
@@ -181,11 +181,11 @@ def test_zero_gradient_decays_by_one_minus_eta_lambda(tiny_config: Callable[...,
     """Breaks if decay is coupled, scaled twice, or reaches the gains: p ← p(1 − ηλ) exactly, to float32 rounding."""
     named = dict(gpt().named_parameters())
     before = {name: p.detach().clone() for name, p in named.items()}
-    optimizer = build_optimizer(named, tiny_config({"optim": {"weight_decay": 0.25}}).optim)
+    config = tiny_config({"optim": {"weight_decay": 0.25}})
+    optimizer = build_optimizer(named, config.optim)
     for p in named.values():
         p.grad = torch.zeros_like(p)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1
+    set_step(optimizer, config, 0, 0.1)
     optimizer.step()
     for name, p in named.items():
         factor = 1 - 0.1 * 0.25 if p.dim() >= 2 else 1.0

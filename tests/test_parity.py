@@ -18,10 +18,9 @@ from configs.precision import TABLE
 from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
-from engine.checkpoint import KINDS
 from engine.launch import start_world
 from model.gpt import GPT
-from tests.live import make_trainer, train_steps
+from tests.live import KINDS, make_trainer, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from configs.identity import experiment
+from configs.load import load_config
 from configs.schedule import decay_sum, lr_at, lr_fraction, lr_sum
 from configs.schema import RunConfig, Schedule
 
@@ -51,3 +55,49 @@ def test_sums(tiny_config: Callable[..., RunConfig]) -> None:
     assert lr_sum(config) == pytest.approx(closed, rel=1e-12)
     assert decay_sum(config, 1000) == pytest.approx(0.5 * closed, rel=1e-12)
     assert decay_sum(config, 3) == pytest.approx(0.5 * sum(lr_at(config, t) for t in range(3)))
+
+
+def test_p1_and_later_shapes() -> None:
+    """Breaks if the slower cosine, WSD or points miss a value: P1's horizon beyond the run, a cool-down's first step."""
+    slow = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(5)]
+    assert values(kind="cosine", steps=5, horizon=8) == pytest.approx(slow)
+    wsd = {"kind": "wsd", "steps": 8, "warmup_steps": 2, "cooldown_fraction": 0.5, "final_lr_fraction": 0.0}
+    assert values(**wsd) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 0.75, 0.5, 0.25])
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert values(**wsd, cooldown_shape="cosine")[4:] == pytest.approx(cosine)
+    assert values(**wsd, cooldown_shape="one_minus_sqrt")[4:] == pytest.approx([1 - math.sqrt(k / 4) for k in range(4)])
+    points = [[1, 0.5], [3, 1.0], [7, 0.0]]
+    assert values(kind="piecewise", steps=6, points=points) == pytest.approx([0.5, 0.75, 1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "constant", "final_lr_fraction": 0.5}, "a constant schedule has no final_lr_fraction"),
+        ({"kind": "wsd", "horizon": 20}, "a wsd schedule has no horizon"),
+        ({"horizon": 9}, "lies before the run's end; set it to steps 10 or more"),
+        ({"cooldown_fraction": 0.5}, "a cosine schedule has no cooldown_fraction"),
+        ({"kind": "piecewise"}, "points must rise from step 1 to step 10"),
+        ({"kind": "piecewise", "points": [[1, 1.0], [9, 1.0]]}, "points must rise from step 1 to step 10"),
+        ({"kind": "piecewise", "points": [[1, 1.0], [10, 0.0]]}, "put 0 past the end, at step 11"),
+        ({"kind": "piecewise", "points": [[1, 0.0], [10, 1.0]]}, "lie in"),
+    ],
+)
+def test_bad_schedules(fields: dict[str, object], message: str) -> None:
+    """Breaks if a field that does nothing, or a schedule with a hole, is accepted."""
+    with pytest.raises(ValueError, match=message):
+        Schedule.model_validate({"steps": 10, **fields})
+
+
+def test_points_from_a_file(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the identity takes a file's name for its content."""
+    (tmp_path / "points.json").write_text('{"points": [[1, 1.0], [6, 0.5]]}')
+    given = tiny_config().model_dump(mode="json")
+    given["schedule"] = {"kind": "piecewise", "steps": 6, "points": "points.json"}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    config, _ = load_config(tmp_path / "config.json")
+    assert config.schedule.points == ((1, 1.0), (6, 0.5))
+    assert experiment(config, "d")["schedule"]["points"] == [[1, 1.0], [6, 0.5]]
+    (tmp_path / "points.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected"):
+        load_config(tmp_path / "config.json")

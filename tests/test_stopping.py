@@ -21,7 +21,7 @@ from engine import checkpoint, export
 from engine.launch import start_world
 from model.gpt import GPT
 from record.metrics import read_metrics
-from tests.live import make_trainer, train_steps
+from tests.live import KINDS, make_trainer, train_steps
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 from tests.test_train import LONG, ConfigFile, finish, losses, start, status
@@ -182,7 +182,7 @@ def leave_out(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, An
                 assert not trainer.step(torch.from_numpy(batch.tokens), 1e-2, 2).applied
                 hook.remove()
             train_steps(trainer, manifest, range(3, 4))
-            ends.append({kind: trainer.fragments.gather(kind, 0) for kind in checkpoint.KINDS})
+            ends.append({kind: trainer.fragments.gather(kind, 0) for kind in KINDS})
         steps = (poisoned.fragments.optimizer_step, clean.fragments.optimizer_step)
         same = world.rank > 0 or all(torch.equal(ends[0][k][n], ends[1][k][n]) for k in ends[0] for n in ends[0][k])
         found.append({"same": same, "steps": steps})
@@ -282,7 +282,7 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert [loss for _, loss in losses(tmp_path / "same")] == [loss for _, loss in losses(whole)[8:]]
     assert status(tmp_path / "same")["order_digest"] == status(whole)["order_digest"]
     assert status(tmp_path / "same")["step"] == 4
-    for kind in checkpoint.KINDS:
+    for kind in KINDS:
         ours, theirs = (
             path / f"{kind}.safetensors"
             for path in (tmp_path / "same/checkpoints/step_00000004", whole / "checkpoints/step_00000012")

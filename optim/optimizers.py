@@ -1,0 +1,74 @@
+"""The optimisers, over a checked partition of the parameters, and the rules by which their weights decay.
+
+A rule acts in one of three places: on the gradient before it is clipped (l2_loss), inside torch's optimiser (decoupled
+for Adam, l2_coupled), or on the weights beside the step (decoupled for SGD). λ_t is a number per group and step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.cost import decay_groups
+from configs.schedule import decay_factor
+from configs.schema import Optim, RunConfig
+
+
+def moments(config: Optim) -> tuple[str, ...]:
+    """Per-element state, in torch.optim's names."""
+    if config.algorithm == "adam":
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if config.momentum else ()
+
+
+def parameter_groups(named: dict[str, nn.Parameter], config: Optim) -> list[dict[str, Any]]:
+    """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
+
+    Tied weights appear once, as named_parameters gives them. Raises ValueError if a mask or pattern matches nothing.
+    """
+    groups = decay_groups({name: tuple(p.shape) for name, p in named.items()}, config)
+    grouped = sorted(name for names, _ in groups.values() for name in names)
+    assert grouped == sorted(named), "the groups must partition the parameters"
+    return [
+        {
+            "name": group,
+            "parameter_names": names,
+            "params": [named[name] for name in names],
+            "base_decay": weight_decay,
+            "weight_decay": weight_decay if _in_torch(config) else 0.0,
+        }
+        for group, (names, weight_decay) in groups.items()
+    ]
+
+
+def build_optimizer(named: dict[str, nn.Parameter], config: Optim) -> torch.optim.Optimizer:
+    """torch's fused Adam, AdamW (Loshchilov and Hutter, 1711.05101) or SGD; η is set before each step.
+
+    AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε). Under l2_coupled λp is added to the gradient first.
+    """
+    groups = parameter_groups(named, config)
+    if config.algorithm == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
+    return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
+    """The state before the first step, as the optimiser itself would create it: zero moments, and Adam's step 0."""
+    state = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config)}
+    step = {"step": torch.zeros((), dtype=torch.float32, device=flat.device)} if config.algorithm == "adam" else {}
+    return step | state
+
+
+def set_step(optimizer: torch.optim.Optimizer, config: RunConfig, t: int, lr: float) -> None:
+    """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["decay"] = group["base_decay"] * decay_factor(config, t)
+        group["weight_decay"] = group["decay"] if _in_torch(config.optim) else 0.0
+
+
+def _in_torch(config: Optim) -> bool:
+    return config.decay_rule == "l2_coupled" or (config.decay_rule == "decoupled" and config.algorithm == "adam")

@@ -1,0 +1,168 @@
+"""Optimisers and decay rules: against their formulas, through the engine, and by the laws they obey."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from configs import cost
+from configs.plan import make_plan
+from configs.schedule import decay_at, decay_factor, decay_sum
+from configs.schema import RunConfig
+from data.manifest import Manifest
+from engine.launch import start_world
+from optim.optimizers import build_optimizer, set_step
+from tests.live import make_trainer, train_steps
+from tests.plain import Formulas, plain_run
+from tests.ranks import run_ranks
+
+RULES = [(a, r) for a in ("adam", "sgd") for r in ("decoupled", "l2_coupled", "l2_loss", "none")]
+
+
+def settings(algorithm: str, rule: str, **more: Any) -> dict[str, Any]:
+    """η and λ of a size that is felt in a few updates."""
+    lr = {"adam": 2e-3, "sgd": 0.3}[algorithm]
+    weight_decay = {"decoupled": 1.0, "l2_coupled": 0.05, "l2_loss": 0.05, "none": 0.0}[rule]
+    return {
+        "optim": {
+            "algorithm": algorithm,
+            "decay_rule": rule,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "grad_clip": 0.1,
+            **more,
+        }
+    }
+
+
+@pytest.mark.parametrize(("algorithm", "rule"), [case for case in RULES if case[1] != "l2_loss"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_formulas(algorithm: str, rule: str, momentum: float, tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if torch's update is not the formula, in float64, on a few numbers and steps."""
+    if algorithm == "adam" and not momentum:
+        return
+    more = {"momentum": momentum} if algorithm == "sgd" else {}
+    schedule = {"kind": "linear", "start": 1.0, "end": 0.5} if rule != "none" else None
+    config = tiny_config(settings(algorithm, rule, decay_schedule=schedule, **more))
+    generator = torch.Generator().manual_seed(0)
+    w = nn.Parameter(torch.randn(3, 4, generator=generator, dtype=torch.float64))
+    formulas = Formulas(config.optim, w, config.optim.weight_decay)
+    optimizer = build_optimizer({"w": w}, config.optim)
+    for t in range(6):
+        w.grad = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+        set_step(optimizer, config, t, 0.1 / (t + 1))
+        if algorithm == "sgd" and rule == "decoupled":  # the engine's part (engine/trainer.py)
+            with torch.no_grad():
+                w.mul_(1 - optimizer.param_groups[0]["lr"] * optimizer.param_groups[0]["decay"])
+        optimizer.step()
+        expected = formulas.update(w.grad, 0.1 / (t + 1), decay_factor(config, t))
+        torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=1e-14)
+
+
+def engine_ends(configs: list[RunConfig], manifest: Manifest) -> list[Any]:
+    world = start_world("decay", 120, None)
+    found = []
+    for config in configs:
+        trainer = make_trainer(config, manifest, world)
+        steps = train_steps(trainer, manifest, range(config.schedule.steps))
+        found.append(([s.loss for s in steps], [s.grad_norm for s in steps], trainer.fragments.gather("weights", 0)))
+    return found
+
+
+@pytest.mark.engine
+def test_rules_through_the_engine(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a rule, its schedule, an override or a mask means something else at some ZeRO stage on two ranks."""
+    torch.set_num_threads(1)
+    override = {
+        "decay_overrides": [
+            {"pattern": "*.attn.*", "weight_decay": 0.2},
+            {"pattern": "wpe.weight", "weight_decay": 0.0},
+        ]
+    }
+    schedule = {"decay_schedule": {"kind": "cosine", "start": 0.2, "end": 1.0, "first_step": 2, "last_step": 5}}
+    cases = [(settings(a, r), stage) for stage, (a, r) in enumerate(RULES)]
+    cases = [(case, stage % 4) for case, stage in cases]
+    cases += [(settings("adam", "decoupled", **override), stage) for stage in (1, 3)]
+    cases += [(settings("adam", "l2_loss", **schedule), 2), (settings("sgd", "decoupled", decay_mask="all"), 3)]
+    cases += [(settings("sgd", "decoupled", momentum=0.0, **schedule), stage) for stage in (0, 2)]
+    configs = [tiny_config(case, {"parallel": {"zero_stage": stage}}) for case, stage in cases]
+    for config, (losses, norms, ends) in zip(configs, run_ranks(2, engine_ends, configs, tiny_data[1])[0], strict=True):
+        expected_losses, expected_norms, weights = plain_run(config, tiny_data[1])
+        case = f"{config.optim}, stage {config.parallel.zero_stage}"
+        assert losses == pytest.approx(expected_losses, rel=1e-6), case
+        assert norms == pytest.approx(expected_norms, rel=1e-5), case
+        for name, tensor in ends.items():
+            error = (tensor - weights[name]).norm() / weights[name].norm()
+            assert error <= 2e-6, f"{case}: {name} is {error:.1e} off"
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_schedule_of_lambda(algorithm: str, tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a value of a λ schedule moves by a step, or the plan's Σηλ is not its sum."""
+
+    def factors(**fields: Any) -> list[float]:
+        config = tiny_config({"optim": {"algorithm": algorithm, "decay_schedule": fields}})
+        assert decay_sum(config, 6) == pytest.approx(sum(decay_at(config, t) for t in range(6)))
+        return [decay_factor(config, t) for t in range(6)]
+
+    assert factors(kind="constant", first_step=3, last_step=4) == [0, 0, 1, 1, 0, 0]
+    assert factors(kind="linear") == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert factors(kind="linear", start=0.0, end=1.0, last_step=4) == pytest.approx([0, 0.25, 0.5, 0.75, 0, 0])
+    assert factors(kind="cosine", first_step=3) == pytest.approx(
+        [0, 0, *(0.5 + 0.5 * math.cos(math.pi * k / 4) for k in range(4))]
+    )
+
+
+def test_bad_decay(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a rule that cannot work, a pattern that matches nothing or a knob that does nothing is accepted."""
+    for optim, message in [
+        ({"decay_rule": "none"}, "decay_rule none with a weight_decay"),
+        ({"algorithm": "sgd", "betas": [0.5, 0.5]}, "betas does nothing under algorithm sgd"),
+        ({"momentum": 0.5}, "momentum does nothing under algorithm adam"),
+        ({"decay_schedule": {"first_step": 5, "last_step": 4}}, "lies before first_step"),
+        ({"decay_schedule": {"end": 0.5}}, "a constant factor has no end"),
+        (
+            {"decay_overrides": [{"pattern": "atn.*", "weight_decay": 1}]},
+            "'atn.*' takes none of the model's 15 tensors",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+            make_plan(tiny_config({"optim": optim}), 1, None)
+
+
+def test_overrides(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the first match does not win, a tensor is in two groups, or the plan does not show a group's λ."""
+    overrides = [{"pattern": "blocks.0.*", "weight_decay": 0.3}, {"pattern": "*.attn.*", "weight_decay": 0.0}]
+    config = tiny_config({"optim": {"decay_overrides": overrides}})
+    groups = cost.decay_groups(cost.parameter_shapes(config.model), config.optim)
+    assert {name: (len(names), decay) for name, (names, decay) in groups.items()} == {
+        "decayed": (4, 0.5), "undecayed": (3, 0.0), "blocks.0.*": (6, 0.3), "*.attn.*": (2, 0.0),
+    }  # fmt: skip
+    assert make_plan(config, 1, None).groups["blocks.0.*"].weight_decay == 0.3
+
+
+def test_equilibrium_under_noise(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if AdamW's weights do not settle where 2305.17212 says: RMS √(η/2λ), rotation √(2ηλ(1−β₁)/(1+β₁)) a step."""
+    config = tiny_config({"optim": {"lr": 0.01, "weight_decay": 0.5, "betas": [0.9, 0.99]}})
+    w = nn.Parameter(torch.randn(400, 400, generator=torch.Generator().manual_seed(0)) * 0.05)
+    optimizer, generator = build_optimizer({"w": w}, config.optim), torch.Generator().manual_seed(1)
+    sizes, angles = [], []
+    for t in range(1600):  # eight time constants 1/(ηλ) of 200 steps
+        before = w.detach().clone()
+        w.grad = torch.randn(400, 400, generator=generator)
+        set_step(optimizer, config, 0, 0.01)
+        optimizer.step()
+        if t >= 1000:
+            after = w.detach()
+            sizes.append(after.square().mean().sqrt().item())
+            cosine = (before * after).sum().double() / (before.double().norm() * after.double().norm())
+            angles.append(math.acos(min(1.0, cosine.item())))
+    beta1 = config.optim.betas[0]
+    assert sum(sizes) / len(sizes) == pytest.approx(math.sqrt(0.01 / (2 * 0.5)), rel=0.05)
+    assert sum(angles) / len(angles) == pytest.approx(math.sqrt(2 * 0.01 * 0.5 * (1 - beta1) / (1 + beta1)), rel=0.05)
