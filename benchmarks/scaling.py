@@ -6,6 +6,7 @@ python -m benchmarks.scaling
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def study() -> str:
     lines += [
         "",
         f"The one device measured so far is a CPU of {measured['threads']} cores: {rate:,.0f} tokens/s in `bf16-mixed` "
-        f"({rate * cost.flops_per_token(config.model) / 1e12:.2f} TFLOP/s), {days:,.0f} days for one run at 124M. "
-        "(`benchmarks/results/train_step-gpt124m_wd0.1-bf16-mixed-cpu.json`)",
+        f"({rate * cost.flops_per_token(config.model) / 1e12:.2f} TFLOP/s),",
+        f"{days:,.0f} days for one run at 124M. (`benchmarks/results/train_step-gpt124m_wd0.1-bf16-mixed-cpu.json`)",
     ]
     return "\n".join(lines)
 
@@ -109,15 +110,20 @@ def check() -> str:
     lines = [
         "## The estimate against measured memory",
         "",
-        f"`{measured['command']}`: real runs at 124M, context 256, micro-batch 4, on CPU; rank 0's peak during the updates less",
-        "what the process held before the model was built. (`benchmarks/results/memory-gpt124m_wd0.1-cpu.json`)",
+        f"`{measured['command']}`: real runs at 124M, context 256,",
+        "micro-batch 4, on CPU; rank 0's peak during the updates less what the process held before the model was built.",
+        "(`benchmarks/results/memory-gpt124m_wd0.1-cpu.json`)",
         "",
         "| case | state, GiB | activations, GiB | measured, GiB | estimate / measured |",
         "|---|---|---|---|---|",
     ]
     for name, row in measured["cases"].items():
-        sizes = [f"{row[key] / GIB:.2f}" for key in ("state_bytes", "activation_bytes", "measured_bytes")]
-        lines.append("| " + " | ".join([name, *sizes, f"{row['estimate_over_measured']:.2f}"]) + " |")
+        precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", name).groups()  # type: ignore[union-attr]
+        settings = [f"precision={precision}", f"parallel.zero_stage={stage}", "batch.micro_batch=4"]
+        config = load_config(ROOT / "configs" / "gpt124m_wd0.1.json", settings)[0]
+        state, activations = cost.state_bytes(config, int(ranks)), cost.activation_bytes(config, 4)
+        sizes = [f"{size / GIB:.2f}" for size in (state, activations, row["measured_bytes"])]
+        lines.append("| " + " | ".join([name, *sizes, f"{(state + activations) / row['measured_bytes']:.2f}"]) + " |")
     return "\n".join(lines)
 
 

@@ -103,7 +103,10 @@ def n_moments(optim: Optim) -> int:
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
-    """Weights, gradients, masters and Adam's moments on one device at the configuration's ZeRO stage."""
+    """Weights, gradients, masters and moments on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
+
+    Where ranks exchange gradients at stages 1 to 3 a bucket of whole ones is held; stage 3 holds two, and the gathered weights.
+    """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     weights, gradients = BYTES[dtypes.weights], BYTES[dtypes.gradients]
     if dtypes.accumulation != dtypes.gradients:
@@ -115,7 +118,14 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
         + gradients / (ranks if stage >= 2 else 1)
         + state / (ranks if stage >= 1 else 1)
     )
-    return round(n_parameters(config.model) * per_parameter)
+    parameters = n_parameters(config.model)
+    bucket = min(parameters, config.deepspeed.get("reduce_bucket_size", 500_000_000)) * BYTES[dtypes.gradients]
+    buffers = 0.0
+    if stage == 3:
+        buffers = 2 * bucket + min(parameters, config.deepspeed.get("stage3_max_live_parameters", 10**9)) * weights
+    elif stage and ranks > 1 and dtypes.accumulation == dtypes.gradients:  # else BF16_Optimizer, which has none
+        buffers = bucket
+    return round(parameters * per_parameter + buffers)
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

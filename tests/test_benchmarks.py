@@ -29,3 +29,10 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
     result = json.loads(out.read_text())
     assert keys <= set(result)
     assert result["command"].startswith(f"python -m benchmarks.{module}")
+
+
+def test_scaling_page_is_what_the_formulas_say() -> None:
+    """Breaks if docs/scaling.md and the code or the committed results drift apart."""
+    from benchmarks import scaling
+
+    assert scaling.DOC.read_text() == scaling.render(), "run python -m benchmarks.scaling"

@@ -16,7 +16,7 @@ from configs.schema import RunConfig, Schedule
 
 
 def values(**fields: object) -> list[float]:
-    schedule = Schedule.model_validate(fields)
+    schedule = Schedule.model_validate_json(json.dumps(fields))
     return [lr_fraction(schedule, t) for t in range(schedule.steps)]
 
 
@@ -86,7 +86,7 @@ def test_p1_and_later_shapes() -> None:
 def test_bad_schedules(fields: dict[str, object], message: str) -> None:
     """Breaks if a field that does nothing, or a schedule with a hole, is accepted."""
     with pytest.raises(ValueError, match=message):
-        Schedule.model_validate({"steps": 10, **fields})
+        Schedule.model_validate_json(json.dumps({"steps": 10, **fields}))
 
 
 def test_points_from_a_file(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
