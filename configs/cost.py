@@ -103,7 +103,7 @@ def n_moments(optim: Optim) -> int:
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
-    """Weights, gradients, masters and moments on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
+    """Weights, gradients, masters, moments and averages on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
 
     Where ranks exchange gradients at stages 1 to 3 a bucket of whole ones is held; stage 3 holds two, and the gathered weights.
     """
@@ -112,7 +112,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     if dtypes.accumulation != dtypes.gradients:
         gradients += BYTES[dtypes.accumulation]
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
-    state = masters + n_moments(config.optim) * BYTES[dtypes.moments]
+    state = masters + n_moments(config.optim) * BYTES[dtypes.moments] + 4 * len(config.averages.ema)
     per_parameter = (
         weights / (ranks if stage >= 3 else 1)
         + gradients / (ranks if stage >= 2 else 1)
@@ -162,6 +162,7 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Disk of one checkpoint: masters and moments."""
+    """Disk of one checkpoint: masters, moments and averages."""
     dtypes = TABLE[config.precision]
-    return n_parameters(config.model) * (BYTES[dtypes.masters] + n_moments(config.optim) * BYTES[dtypes.moments])
+    moments = n_moments(config.optim) * BYTES[dtypes.moments]
+    return n_parameters(config.model) * (BYTES[dtypes.masters] + moments + 4 * len(config.averages.ema))

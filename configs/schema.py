@@ -258,6 +258,21 @@ class Eval(Section):
     )
 
 
+class Averages(Section):
+    ema: tuple[float, ...] = setting(
+        (),
+        "coefficients c of averages of the weights, a ← c·a + (1 − c)·w after each update, begun at the run's first weights "
+        "(P1: 0.99); kept in float32, evaluated beside the model, part of the checkpoint",
+        operational=True,
+    )
+
+    @model_validator(mode="after")
+    def _coefficients(self) -> Averages:
+        if not all(0 < c < 1 for c in self.ema) or len(set(self.ema)) != len(self.ema):
+            raise ValueError(f"ema {list(self.ema)}: distinct coefficients between 0 and 1")
+        return self
+
+
 class Checkpoint(Section):
     every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
     at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True)
@@ -335,6 +350,7 @@ class RunConfig(Section):
     )
     parallel: Parallel = Parallel()
     eval: Eval = Eval()
+    averages: Averages = Averages()
     checkpoint: Checkpoint = Checkpoint()
     numerics: Numerics = Numerics()
     log: Log = Log()

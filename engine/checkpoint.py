@@ -4,6 +4,7 @@
         weights.safetensors      the masters (float32; bfloat16 under bf16-true)
         exp_avg.safetensors      Adam's first moment; SGD has momentum_buffer or none
         exp_avg_sq.safetensors   Adam's second moment
+        ema_0.99.safetensors     and so on, where averages.ema asks for them
         manifest.json            step, counters, experiment, SHA-256 and size of each file
 
 A checkpoint exists when its manifest does: it is written last, into a temporary folder that is then renamed, and
@@ -64,15 +65,29 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
     return final
 
 
-def load(path: Path, fragments: Fragments, moments: bool = True) -> dict[str, Any]:
+def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = False) -> dict[str, Any]:
     """Read a checkpoint into the live engine, with or without the optimiser's state; collective. Returns its counters.
 
+    For a `branch`, averages that the checkpoint does not have begin at its weights.
     The caller has checked its files; afterwards it is checked that the forward pass sees the loaded weights.
     """
     manifest = read_manifest(path)
-    for kind in fragments.kinds if moments else ("weights",):
+    there = {name.removesuffix(".safetensors") for name in manifest.files}
+    wanted = set(fragments.kinds) if moments else {"weights"}
+    missing = sorted(wanted - there)
+    if missing and (not branch or not set(missing) <= set(fragments.averages.kinds)):
+        raise ValueError(
+            f"checkpoint {path} has no {', '.join(missing)}, only {', '.join(sorted(there))}: an optimiser's state and its "
+            "averages begin with a run or a branch, not in its midst"
+        )
+    for kind in ("weights", *sorted(wanted & there - {"weights"})):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
+    for kind in set(fragments.averages.kinds) - (wanted & there):
+        fragments.begin(kind)
+        logger.info("%s begins at the weights of %s", kind, path)
+    if left := sorted(there - wanted):
+        logger.warning("%s: %s of the checkpoint are not used", path, ", ".join(left))
     if moments:
         fragments.optimizer_step = manifest.counters["optimizer_step"]
     fragments.refresh()

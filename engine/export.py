@@ -20,12 +20,16 @@ from record.files import write_json
 from record.run import RunFolder
 
 
-def export(run: Path, step: int | None, out: Path) -> Path:
+def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Path:
     """Export the checkpoint of `step` (None: the newest complete one) into the new folder `out`; returns the checkpoint.
 
-    Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists; nothing is left behind then.
+    `kind` is `weights` or an average, `ema_0.99`. Raises ValueError if there is no such checkpoint or average, it is
+    damaged, or `out` exists; nothing is left behind then.
     """
     path = find(RunFolder(run).checkpoints, step)
+    kinds = sorted(file.stem for file in path.glob("*.safetensors") if file.stem.startswith(("weights", "ema_")))
+    if kind not in kinds:
+        raise ValueError(f"{path} has no {kind}; there are {', '.join(kinds)}")
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     checkpoint.verify(path)
@@ -34,7 +38,7 @@ def export(run: Path, step: int | None, out: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
-        weights = {name: tensor.float() for name, tensor in load_file(path / "weights.safetensors").items()}
+        weights = {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
         save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
         write_json(work / "config.json", model)
         work.rename(out)
@@ -48,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder, or FOLDER@STEP")
     parser.add_argument("--to", choices=("safetensors",), default="safetensors", help="format")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
     args = parser.parse_args(argv)
     try:
         run, step = parse_reference(args.run)
-        path = export(run, step, args.out)
+        path = export(run, step, args.out, args.weights)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

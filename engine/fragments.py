@@ -8,7 +8,8 @@ DeepSpeed keeps what.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from configs.schema import Optim
 from engine.precision import dtype_name
+from optim.averages import Averages
 from optim.optimizers import moments, zero_state
 
 NORM_CHUNK = 1 << 16
@@ -47,6 +49,7 @@ class Fragments:
         """`ds` is a DeepSpeed engine at ZeRO `stage` that drives the torch `optimizer` built from `config`."""
         self.ds, self.stage, self.optimizer, self.config = ds, stage, optimizer, config
         self.moments = moments(config)
+        self.averages = Averages()
         self.sharded = stage > 0
         self.names = [name for name, _ in ds.module.named_parameters()]
         self.shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in ds.module.named_parameters()}
@@ -68,9 +71,11 @@ class Fragments:
             self.optimizer.state[flat] = zero_state(flat, self.config)
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
-        """The fragment's part of `weights` or of a moment, (n,)."""
+        """The fragment's part of `weights`, of a moment or of an average, (n,)."""
         if kind == "weights":
             return fragment.weight
+        if kind in self.averages.kinds:
+            return self.averages.tensors[kind][fragment.name]
         whole: Tensor = self.optimizer.state[fragment.flat][kind]
         return whole.view(-1)[fragment.offset : fragment.offset + fragment.weight.numel()]
 
@@ -115,10 +120,36 @@ class Fragments:
     def weights(self) -> list[Tensor]:
         return [fragment.weight for fragment in self.local]
 
+    def pieces(self) -> dict[str, Tensor]:
+        """The same by name."""
+        return {fragment.name: fragment.weight for fragment in self.local}
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """What there is of every parameter, each as a `view`: what a checkpoint holds."""
-        return ("weights", *self.moments)
+        return ("weights", *self.moments, *self.averages.kinds)
+
+    @contextmanager
+    def swapped(self, kind: str) -> Iterator[None]:
+        """Let the forward pass see another kind for a while; afterwards every bit is what it was. Collective."""
+        kept = [weight.clone() for weight in self.weights()]
+        try:
+            self._copy_to_weights([self.view(fragment, kind) for fragment in self.local])
+            yield
+        finally:
+            self._copy_to_weights(kept)
+
+    @torch.no_grad()
+    def begin(self, kind: str) -> None:
+        """Let an average begin anew at the weights as they are."""
+        for fragment in self.local:
+            self.view(fragment, kind).copy_(fragment.weight)
+
+    @torch.no_grad()
+    def _copy_to_weights(self, tensors: list[Tensor]) -> None:
+        for weight, tensor in zip(self.weights(), tensors, strict=True):
+            weight.copy_(tensor)
+        self.refresh()
 
     def groups(self) -> list[int]:
         """The optimiser's group of each local fragment."""
@@ -205,6 +236,8 @@ class Fragments:
         }
 
     def _dtype(self, kind: str) -> torch.dtype:
+        if kind in self.averages.kinds:
+            return torch.float32
         flat = next(iter(self._flats()))
         dtype: torch.dtype = flat.dtype if kind == "weights" else self.optimizer.state[flat][kind].dtype
         return dtype

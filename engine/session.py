@@ -116,7 +116,7 @@ class Session:
         """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
         path = on_first_rank(lambda: find_reference(branch.origin))
         checkpoint.check(path)
-        counters = checkpoint.load(path, self.trainer.fragments, moments=branch.optimizer == "keep")
+        counters = checkpoint.load(path, self.trainer.fragments, branch.optimizer == "keep", branch=True)
         self.watch = self._make_watch({**counters["watch"], "above_since": None})
         if branch.data == "continue":
             self.order_digest = counters["order_digest"]
@@ -197,7 +197,14 @@ class Session:
         loss = self.trainer.evaluate(self._eval_batches, wish)
         if loss is None:
             return False
-        row = {"val/loss": loss, "time/eval_s": time.perf_counter() - start}
+        row = {"val/loss": loss}
+        for kind in self.trainer.fragments.averages.kinds:
+            with self.trainer.fragments.swapped(kind):
+                loss = self.trainer.evaluate(self._eval_batches, wish)
+            if loss is None:
+                return False
+            row[f"val/loss_{kind}"] = loss
+        row["time/eval_s"] = time.perf_counter() - start
         self.recorder.add(self.step, row | (self._norms() if self.step == 0 else {}))
         self.recorder.flush()
         self.evaluated = self.step

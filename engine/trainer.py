@@ -62,6 +62,7 @@ class Trainer:
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
         self.fragments.check_forward(initial.__getitem__)
+        self.fragments.averages.start(config.averages.ema, self.fragments.pieces())
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
@@ -101,6 +102,8 @@ class Trainer:
         if self.config.optim.decay_rule == "decoupled" and self.config.optim.algorithm == "sgd":
             self._decay_weights()
         self.ds.step()
+        if self.fragments.averages.kinds:
+            self.fragments.averages.update(self.fragments.pieces())
         return StepResult(loss, grad_norm, applied=True, stop=stops)
 
     @torch.no_grad()

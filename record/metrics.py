@@ -12,8 +12,9 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     perf/tokens_per_s     tokens_per_step over it
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
 
-and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens) and
-`time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights' norms and validation loss.
+and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens), `val/loss_ema_0.99`
+of each average (averages.ema) and `time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights'
+norms and validation loss.
 
 An update that was kept back because its loss or gradient was not finite adds `event: "nonfinite"` and
 `nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far; where it is left out and

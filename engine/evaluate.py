@@ -1,0 +1,85 @@
+"""The validation loss of a run's checkpoints, or of the average of several, after the fact.
+
+    python -m engine.evaluate RUN[@STEP]
+    python -m engine.evaluate RUN --average 800,1000,1200
+
+One process and one device; the fixed validation windows and the precision of the run. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from configs.load import read_json, validate
+from configs.schema import RunConfig
+from data.loader import eval_batches
+from data.manifest import read_manifest
+from engine import checkpoint
+from engine.precision import autocast_dtype, set_matmul_precision
+from model.gpt import GPT
+from record.checkpoints import find, parse_reference
+from record.run import RunFolder
+
+
+def average(paths: list[Path], kind: str = "weights") -> dict[str, torch.Tensor]:
+    """The mean of one kind over checkpoints, summed in float64, float32. ValueError if one is damaged or lacks it."""
+    total: dict[str, torch.Tensor] = {}
+    for path in paths:
+        checkpoint.verify(path)
+        if not (path / f"{kind}.safetensors").exists():
+            raise ValueError(f"{path} has no {kind}")
+        for name, tensor in load_file(path / f"{kind}.safetensors").items():
+            total[name] = total.get(name, 0) + tensor.double()
+    return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
+
+
+@torch.no_grad()
+def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device: torch.device) -> float:
+    """Mean loss of these weights over the run's validation windows (nats)."""
+    manifest = read_manifest(config.data.path)
+    if manifest is None:
+        raise ValueError(f"no prepared data in {config.data.path}")
+    set_matmul_precision(config.precision, device)
+    separate_at = None if config.data.cross_document_attention else manifest.eot
+    model = GPT(config.model, autocast_dtype(config.precision), separate_at).eval()
+    model.load_state_dict(weights)
+    model.to(device, torch.bfloat16 if config.precision in ("bf16-master", "bf16-true") else torch.float32)
+    total, count = 0.0, 0
+    for tokens, rows in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
+        found = torch.from_numpy(tokens[:rows]).to(device)
+        total += model(found[:, :-1], found[:, 1:]).item()
+        count += found[:, 1:].numel()
+    return total / count
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine.evaluate", description="Validation loss of checkpoints.")
+    parser.add_argument("run", help="run folder, or FOLDER@STEP")
+    parser.add_argument("--average", metavar="STEP,STEP,…", help="of the mean of these checkpoints' weights")
+    parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
+    args = parser.parse_args(argv)
+    try:
+        run, step = parse_reference(args.run)
+        if args.average and (step is not None or not args.average.replace(",", "").isdecimal()):
+            raise ValueError(f"--average {args.average}: expected steps with commas between, and a run without @STEP")
+        steps = [int(text) for text in args.average.split(",")] if args.average else [step]
+        paths = [find(RunFolder(run).checkpoints, wanted) for wanted in steps]
+        config = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loss = validation_loss(config, average(paths, args.weights), device)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = [int(path.name.removeprefix("step_")) for path in paths]
+    print(json.dumps({"run": str(run), "steps": found, "weights": args.weights, "val/loss": loss}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
