@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 preempted. Under a lau
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from configs.cost import parameter_shapes
 from configs.identity import differences, render_differences
 from configs.load import load_config
-from configs.plan import Origin, Plan, make_plan, prepare_command, render_plan
+from configs.plan import Origin, Plan, Reference, make_plan, prepare_command, render_plan
 from configs.retention import is_due, is_saved
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
@@ -30,6 +32,7 @@ from record.checkpoints import read_manifest as read_checkpoint
 from record.lock import hold
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
+from record.norms import read_norms
 from record.recorder import Recorder
 from record.run import EXIT_CODES, RunFolder, State
 
@@ -52,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         manifest = read_manifest(config.data.path)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
         origin = find_origin(config, args.dry_run)
-        plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin)
+        plan = make_plan(
+            config, ranks, manifest.summary() if manifest else None, origin, find_norms(config, args.dry_run)
+        )
         if args.dry_run:
             if first:
                 print(f"{config.model_dump_json(indent=2)}\n\n{render_plan(config, plan)}")
@@ -111,6 +116,24 @@ def find_origin(config: RunConfig, dry_run: bool) -> Origin | None:
         logger.info("branch.origin is not there yet: %s", error)
         return None
     return Origin(manifest.digest, manifest.step, manifest.counters["windows"], manifest.experiment)
+
+
+def find_norms(config: RunConfig, dry_run: bool) -> Reference | None:
+    """The norms that schedule.match follows. ValueError if they are not all there; a plan can do without, and says so."""
+    match, steps = config.schedule.match, config.schedule.steps
+    if match is None:
+        return None
+    tensors = list(parameter_shapes(config.model)) if match.scope == "tensor" else []
+    try:
+        reference = read_norms(match.reference, steps, match.norm, tensors)
+        own = read_norms(match.own, steps, match.norm, tensors) if match.own else None
+    except ValueError as error:
+        if not dry_run:
+            raise
+        logger.info("schedule.match: %s", error)
+        return None
+    digest = hashlib.sha256(json.dumps([reference, own], sort_keys=True).encode()).hexdigest()
+    return Reference(digest, reference, own)
 
 
 def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:

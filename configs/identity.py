@@ -11,10 +11,12 @@ from pydantic import BaseModel
 from configs.schema import RunConfig
 
 
-def experiment(config: RunConfig, data_digest: str, origin_digest: str | None = None) -> dict[str, Any]:
+def experiment(
+    config: RunConfig, data_digest: str, origin_digest: str | None = None, match_digest: str | None = None
+) -> dict[str, Any]:
     """The fields that change what is computed, at non-default values only, with the data's digest for its path.
 
-    A branch has its origin's digest for the reference to it.
+    A branch has its origin's digest for the reference to it, a matched run that of the norms it follows.
 
     Left-out defaults mean that a field added later renames no existing run.
     """
@@ -24,6 +26,8 @@ def experiment(config: RunConfig, data_digest: str, origin_digest: str | None = 
         fields["batch"]["micro_batch"] = config.batch.micro_batch
     if config.branch is not None:
         fields.setdefault("branch", {})["digest"] = origin_digest
+    if config.schedule.match is not None:
+        fields["schedule"].setdefault("match", {})["digest"] = match_digest
     if config.schedule.kind == "constant":  # where it ends changes no update before: such a run can be trained on
         del fields["schedule"]["steps"]
     return fields

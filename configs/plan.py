@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -51,6 +51,20 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Recorded norms before each update, by tensor ("" for the whole model), that schedule.match follows."""
+
+    digest: str
+    reference: dict[str, list[float]]
+    own: dict[str, list[float]] | None  # None: the live norms
+
+    def factor(self, t: int, live: dict[str, float], name: str = "") -> float:
+        """‖w_t‖/R_t of update t (0-based)."""
+        mine = self.own[name][t] if self.own is not None else live[name]
+        return mine / self.reference[name][t]
+
+
+@dataclass(frozen=True)
 class Group:
     tensors: int
     parameters: int
@@ -77,11 +91,13 @@ class Plan:
     communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
-    lr_sum: float
-    decay_sum: float
+    lr_sum: float | None  # None: it follows from the run, whose live norms set its learning rate
+    decay_sum: float | None
+    reference: Reference | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        known = replace(self, reference=None)
+        return {**asdict(known), "reference": self.reference.digest if self.reference else None}
 
 
 def windows_in(tokens: int, seq_len: int) -> int:
@@ -109,14 +125,22 @@ def order_batch(config: RunConfig, t: int) -> int:
     return t
 
 
-def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: Origin | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    ranks: int,
+    data: DataSummary | None,
+    origin: Origin | None = None,
+    reference: Reference | None = None,
+) -> Plan:
     """Derive the plan; ValueError where the batch does not divide, the data does not suffice, or a branch does not fit."""
     first_window = _first_window(config, data, origin) if origin else 0
     if data is not None:
         _check_data(config, data, first_window)
     micro_batch = _micro_batch(config, ranks)
-    known = data is not None and (origin is not None or config.branch is None)
-    asked = experiment(config, data.digest, origin.digest if origin else None) if data and known else None
+    known = (origin is not None or config.branch is None) and (reference is not None or config.schedule.match is None)
+    digests = (origin.digest if origin else None, reference.digest if reference else None)
+    asked = experiment(config, data.digest, *digests) if data and known else None
+    factors = _factors(config, reference)
     shapes = cost.parameter_shapes(config.model)
     groups = {
         name: Group(
@@ -147,9 +171,19 @@ def make_plan(config: RunConfig, ranks: int, data: DataSummary | None, origin: O
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
-        lr_sum=lr_sum(config),
-        decay_sum=decay_sum(config, config.schedule.steps),
+        lr_sum=lr_sum(config, factors) if factors is not None else None,
+        decay_sum=decay_sum(config, config.schedule.steps, factors) if factors is not None else None,
+        reference=reference,
     )
+
+
+def _factors(config: RunConfig, reference: Reference | None) -> list[float] | None:
+    """What the learning rate of each update is multiplied by, as far as it is known before the run; empty for by nothing."""
+    if config.schedule.match is None:
+        return []
+    if reference is None or reference.own is None or config.schedule.match.scope == "tensor":
+        return None
+    return [reference.factor(t, {}) for t in range(config.schedule.steps)]
 
 
 def render_plan(config: RunConfig, plan: Plan) -> str:
@@ -197,8 +231,9 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
         ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
-        ("Ση", f"{plan.lr_sum:.6g}"),
-        ("Σηλ", f"{plan.decay_sum:.6g}"),
+        *([("matched to", _matched(config))] if config.schedule.match else []),
+        ("Ση", _known(plan.lr_sum)),
+        ("Σηλ", _known(plan.decay_sum)),
     ]
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
 
@@ -206,6 +241,17 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 def _left_out(config: RunConfig) -> str:
     spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
     return f", without the windows of steps {spans}" if spans else ""
+
+
+def _known(value: float | None) -> str:
+    return "follows from the run: its live norms set the learning rate" if value is None else f"{value:.6g}"
+
+
+def _matched(config: RunConfig) -> str:
+    match = config.schedule.match
+    assert match is not None
+    mine = f"recorded in {match.own} (open loop)" if match.own else "live (closed loop)"
+    return f"the effective learning rate of {match.reference}, by {match.scope}; this run's norms {mine}"
 
 
 def prepare_command(config: RunConfig) -> str:

@@ -78,11 +78,11 @@ def decay_at(config: RunConfig, t: int) -> float:
     return lr_at(config, t) * config.optim.weight_decay * decay_factor(config, t)
 
 
-def lr_sum(config: RunConfig) -> float:
-    """Ση_t over the run. P1's cosine run: 16.49."""
-    return math.fsum(lr_at(config, t) for t in range(config.schedule.steps))
+def lr_sum(config: RunConfig, factors: list[float] | None = None) -> float:
+    """Ση_t over the run, each times its factor where there are any (schedule.match). P1's cosine run: 16.49."""
+    return math.fsum(lr_at(config, t) * (factors[t] if factors else 1.0) for t in range(config.schedule.steps))
 
 
-def decay_sum(config: RunConfig, updates: int) -> float:
-    """Ση_tλ over the first `updates` updates: how many e-folds of decay the weights have seen."""
-    return math.fsum(decay_at(config, t) for t in range(updates))
+def decay_sum(config: RunConfig, updates: int, factors: list[float] | None = None) -> float:
+    """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen."""
+    return math.fsum(decay_at(config, t) * (factors[t] if factors else 1.0) for t in range(updates))

@@ -166,6 +166,29 @@ class Optim(Section):
         return self
 
 
+class Match(Section):
+    """Match another run's effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖."""
+
+    reference: str = setting(
+        ..., "run folder; the identity takes the digest of its norms instead", operational=True, min_length=1
+    )
+    own: str | None = setting(
+        None,
+        "run folder whose recorded norms stand for ‖w_t‖ (open loop); null: this run's live norm (closed loop)",
+        operational=True,
+    )
+    norm: Literal["weights/norm", "weights/norm_decayed"] = setting("weights/norm", "which norm; not for scope tensor")
+    scope: Literal["model", "tensor"] = setting(
+        "model", "one factor for all, or each tensor's own (the recorded runs need log.tensor_norms)"
+    )
+
+    @model_validator(mode="after")
+    def _norm_of_the_scope(self) -> Match:
+        if self.scope == "tensor" and self.norm != "weights/norm":
+            raise ValueError("scope tensor takes each tensor's own norm; leave norm out")
+        return self
+
+
 class Schedule(Section):
     kind: Literal["cosine", "linear", "constant", "wsd", "piecewise"] = setting("cosine", "shape after the warm-up")
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
@@ -180,6 +203,7 @@ class Schedule(Section):
         None, "wsd: the share of the steps over which it decays; null: 0.2", gt=0, le=1
     )
     cooldown_shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = setting(None, "wsd; null: linear")
+    match: Match | None = setting(None, "follow the effective learning rate of another run")
     points: tuple[tuple[int, float], ...] | None = setting(
         None, "piecewise: [step, fraction of the peak], straight lines between; or the name of a JSON file of them"
     )
@@ -325,6 +349,7 @@ class Numerics(Section):
 
 class Log(Section):
     every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
+    tensor_norms: bool = setting(False, "also the norm of every tensor, in every row", operational=True)
     wandb: Literal["disabled", "offline", "online"] = setting(
         "disabled", "mirror the metrics to Weights & Biases", operational=True
     )

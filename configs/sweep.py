@@ -163,7 +163,8 @@ def _cell(
     data: DataSummary | None = summary(config.data.path)
     identity = None
     if data is not None and (parent is None or parent.id is not None):
-        identity = run_id(experiment(config, data.digest, f"{parent.id}@{step}" if parent else None))
+        start = f"{parent.id}@{step}" if parent else None
+        identity = run_id(experiment(config, data.digest, start, start))
     return Cell(stage, label, given, config, identity, root / f"{label}-{identity or UNKNOWN}", parent, step)
 
 

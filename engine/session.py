@@ -26,6 +26,7 @@ from engine.trainer import StepResult, Trainer
 from model.gpt import GPT
 from record.checkpoints import complete, find, find_reference, read_manifest
 from record.environment import environment
+from record.norms import TENSOR
 from record.recorder import Recorder
 from record.run import RunFolder, State
 from record.watch import LossWatch
@@ -158,7 +159,7 @@ class Session:
         start = time.perf_counter()
         batch: StepBatch = next(batches)
         lr = lr_at(self.config, self.step)
-        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look)
+        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look, self._factors())
         if result.abandoned:
             return result
         spikes = self.watch.add(self.step + 1, result.loss, result.grad_norm)
@@ -241,5 +242,16 @@ class Session:
         return self.plan.first_window + batches * self.config.sequences_per_step
 
     def _norms(self) -> dict[str, float]:
-        norm, decayed = self.trainer.weight_norms()
-        return {"weights/norm": norm, "weights/norm_decayed": decayed}
+        norms = self.trainer.weight_norms()
+        row = {"weights/norm": norms.pop(""), "weights/norm_decayed": norms.pop("decayed")}
+        return row | ({TENSOR + name: norm for name, norm in norms.items()} if self.config.log.tensor_norms else {})
+
+    def _factors(self) -> dict[str, float] | None:
+        """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
+        reference, match = self.plan.reference, self.config.schedule.match
+        if reference is None or match is None:
+            return None
+        live = self.trainer.weight_norms() if reference.own is None else {}
+        if match.norm == "weights/norm_decayed" and live:
+            live[""] = live["decayed"]
+        return {name: reference.factor(self.step, live, name) for name in reference.reference}

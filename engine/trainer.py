@@ -53,7 +53,8 @@ class Trainer:
         """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16."""
         self.config, self.plan, self.world = config, plan, world
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self.optimizer = build_optimizer(dict(model.named_parameters()), config.optim)
+        by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
+        self.optimizer = build_optimizer(dict(model.named_parameters()), config.optim, by_tensor)
         self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
         if any(self.optimizer.state.values()):
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
@@ -66,7 +67,7 @@ class Trainer:
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
-        undecayed = {n for g in self.optimizer.param_groups if g["name"] == "undecayed" for n in g["parameter_names"]}
+        undecayed = {n for g in self.optimizer.param_groups if _of(g) == "undecayed" for n in g["parameter_names"]}
         self._decayed = torch.tensor([name not in undecayed for name in self.fragments.names], device=self.ds.device)
 
     def step(
@@ -76,15 +77,17 @@ class Trainer:
         step: int,
         wish: Callable[[], bool] = lambda: False,
         look: Callable[[list[Tensor]], None] | None = None,
+        factors: dict[str, float] | None = None,
     ) -> StepResult:
         """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0.
 
-        `wish()` says whether this rank wishes to stop; `look` is shown the gradient fragments before they are clipped.
+        `factors` multiply it, by tensor or ("") for all. `wish()` says whether this rank wishes to stop; `look` is shown the
+        gradient fragments before they are clipped.
         """
         loss, stops, abandoned = self._backward(tokens, step, wish)
         if abandoned:
             return StepResult(math.nan, math.nan, applied=False, stop=True, abandoned=True)
-        set_step(self.optimizer, self.config, step, lr)
+        set_step(self.optimizer, self.config, step, lr, factors)
         gradients = self.fragments.gradients()
         if self.config.optim.decay_rule == "l2_loss":
             self._add_penalty(gradients)
@@ -162,20 +165,27 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step, read back from the optimiser."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate of the last step, read back from the optimiser; the mean over parameters where they differ."""
+        groups = self.optimizer.param_groups
+        rates = {float(group["lr"]) for group in groups}
+        if len(rates) == 1:
+            return rates.pop()
+        sizes = [sum(self.fragments.shapes[name].numel() for name in group["parameter_names"]) for group in groups]
+        return sum(group["lr"] * size for group, size in zip(groups, sizes, strict=True)) / sum(sizes)
 
     @property
     def weight_decay(self) -> float:
         """λ_t of the decayed group (of the first override, where overrides take everything), read back from the optimiser."""
-        groups = {group["name"]: group for group in self.optimizer.param_groups if group["name"] != "undecayed"}
+        groups = {_of(group): group for group in self.optimizer.param_groups if _of(group) != "undecayed"}
         return float(groups.get("decayed", next(iter(groups.values())))["decay"])
 
-    def weight_norms(self) -> tuple[float, float]:
-        """‖w‖₂ of all trainable tensors and of those that decay, tied weights once."""
+    def weight_norms(self) -> dict[str, float]:
+        """‖w‖₂ of all trainable tensors (""), of those that decay ("decayed"), and of each, tied weights once."""
         squares = self.fragments.square_norms(self.fragments.weights())
-        whole, decayed = torch.stack([squares.sum(), (squares * self._decayed).sum()]).sqrt().tolist()
-        return whole, decayed
+        sums = torch.stack([squares.sum(), (squares * self._decayed).sum()])
+        return dict(
+            zip(("", "decayed", *self.fragments.names), torch.cat([sums, squares]).sqrt().tolist(), strict=True)
+        )
 
     @torch.no_grad()
     def evaluate(self, batches: list[tuple[Tensor, int]], wish: Callable[[], bool] = lambda: False) -> float | None:
@@ -226,6 +236,12 @@ class Trainer:
         if self.config.model.dropout:
             key = hashlib.sha256(f"dropout/{self.config.seeds.dropout}/{step}/{micro_step}".encode()).digest()
             torch.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def _of(group: dict[str, Any]) -> str:
+    """The decay group that an optimiser's group is, or is a tensor of."""
+    name: str = group["name"]
+    return name.partition("/")[0]
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:

@@ -23,12 +23,15 @@ def moments(config: Optim) -> tuple[str, ...]:
     return ("momentum_buffer",) if config.momentum else ()
 
 
-def parameter_groups(named: dict[str, nn.Parameter], config: Optim) -> list[dict[str, Any]]:
+def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> list[dict[str, Any]]:
     """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
 
-    Tied weights appear once, as named_parameters gives them. Raises ValueError if a mask or pattern matches nothing.
+    With `by_tensor` each is a group of its own, for learning rates of their own; the updates are the same. Tied weights
+    appear once, as named_parameters gives them. Raises ValueError if a mask or pattern matches nothing.
     """
     groups = decay_groups({name: tuple(p.shape) for name, p in named.items()}, config)
+    if by_tensor:
+        groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
     grouped = sorted(name for names, _ in groups.values() for name in names)
     assert grouped == sorted(named), "the groups must partition the parameters"
     return [
@@ -43,12 +46,12 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim) -> list[dict
     ]
 
 
-def build_optimizer(named: dict[str, nn.Parameter], config: Optim) -> torch.optim.Optimizer:
+def build_optimizer(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> torch.optim.Optimizer:
     """torch's fused Adam, AdamW (Loshchilov and Hutter, 1711.05101) or SGD; η is set before each step.
 
     AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε). Under l2_coupled λp is added to the gradient first.
     """
-    groups = parameter_groups(named, config)
+    groups = parameter_groups(named, config, by_tensor)
     if config.algorithm == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
     kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
@@ -62,10 +65,16 @@ def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
     return step | state
 
 
-def set_step(optimizer: torch.optim.Optimizer, config: RunConfig, t: int, lr: float) -> None:
-    """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it."""
+def set_step(
+    optimizer: torch.optim.Optimizer, config: RunConfig, t: int, lr: float, factors: dict[str, float] | None = None
+) -> None:
+    """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it.
+
+    `factors` on η by tensor, or under the name "" for all (schedule.match).
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
+        group["lr"] = lr * factor
         group["decay"] = group["base_decay"] * decay_factor(config, t)
         group["weight_decay"] = group["decay"] if _in_torch(config.optim) else 0.0
 

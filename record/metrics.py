@@ -8,6 +8,7 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     optim/grad_norm       global gradient norm before clipping
     weights/norm          ‖w‖₂ of all trainable tensors after the update, tied weights once
     weights/norm_decayed  the same over the tensors that decay
+    norm/<tensor>         the same of one tensor, with log.tensor_norms
     time/step_s           seconds of the update: data, forward, backward, optimiser, norms
     perf/tokens_per_s     tokens_per_step over it
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)

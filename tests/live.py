@@ -43,5 +43,6 @@ def train_steps(trainer: Trainer, manifest: Manifest, steps: Iterable[int]) -> l
     for batch in step_batches(data, min(wanted), None, trainer.plan.micro_batch, world.rank, world.ranks):
         if batch.step in wanted:
             result = trainer.step(torch.from_numpy(batch.tokens), lr_at(config, batch.step), batch.step)
-            found.append(Step(result.loss, result.grad_norm, *trainer.weight_norms(), batch.digest))
+            norms = trainer.weight_norms()
+            found.append(Step(result.loss, result.grad_norm, norms[""], norms["decayed"], batch.digest))
     return found

@@ -1,0 +1,38 @@
+"""Norms that a run recorded, for a run that follows its effective learning rate (schedule.match)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from record.metrics import read_metrics
+from record.run import RunFolder
+
+TENSOR = "norm/"  # ‖w‖ of one tensor: norm/blocks.0.attn.qkv.weight
+
+
+def read_norms(run: str | Path, steps: int, key: str, tensors: list[str]) -> dict[str, list[float]]:
+    """‖w‖ before each of `steps` updates: of `tensors` by name, or without any, column `key` under the name "".
+
+    Raises ValueError if the folder holds no run of this many steps, or not every norm.
+    """
+    folder = RunFolder(run)
+    try:
+        planned = json.loads(folder.config.read_text(encoding="utf-8"))["schedule"]["steps"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{run} is no run folder to match ({error!r})") from None
+    if planned != steps:
+        raise ValueError(f"{run} is a run of {planned} steps, this one has {steps}: a matched run takes the same steps")
+    rows = {row["step"]: row for row in read_metrics(folder.metrics)[0]}
+    keys = {name: TENSOR + name for name in tensors} or {"": key}
+    found: dict[str, list[float]] = {}
+    for name, column in keys.items():
+        values: list[Any] = [rows.get(step, {}).get(column) for step in range(steps)]
+        gaps = [step for step, value in enumerate(values) if not (isinstance(value, float) and 0 < value < math.inf)]
+        if gaps:
+            hint = "; record it with log.tensor_norms true" if tensors else "; let it finish first"
+            raise ValueError(f"{run} has no {column} after step {gaps[0]} ({len(gaps)} of {steps} are missing){hint}")
+        found[name] = values
+    return found

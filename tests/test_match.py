@@ -1,0 +1,109 @@
+"""Matching another run's effective learning rate: P1's η′_t = η_t·‖w_t‖/R_t."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.cost import parameter_shapes
+from configs.load import load_config
+from configs.schedule import lr_at
+from record.metrics import read_metrics
+from tests.test_train import ConfigFile, finish, losses, start, status
+
+pytestmark = pytest.mark.engine
+LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1}, "checkpoint": {"every": 2}}
+PLAIN: dict[str, Any] = {"optim": {"weight_decay": 0.0}}
+
+
+def rows_of(run: Path) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
+
+
+def effective(run: Path, key: str = "weights/norm") -> list[float]:
+    rows = rows_of(run)
+    return [rows[t + 1]["optim/lr"] / rows[t][key] for t in range(6)]
+
+
+def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a matched run's effective learning rate is not its reference's, in closed or open loop; if matching a run
+    to itself changes a bit, also with a group per tensor; or if a resume does."""
+    reference, undecayed = tmp_path / "reference", tmp_path / "undecayed"
+    strong = {"optim": {"weight_decay": 5.0}}
+    finish(start(config_file(LOGGED, strong), reference))
+    finish(start(config_file(LOGGED, PLAIN), undecayed))
+
+    def match(**fields: Any) -> dict[str, Any]:
+        return {"schedule": {"match": {"reference": str(reference), **fields}}}
+
+    finish(start(config_file(LOGGED, PLAIN, match()), tmp_path / "closed"))
+    assert effective(tmp_path / "closed") == pytest.approx(effective(reference), rel=1e-12)
+    assert losses(tmp_path / "closed") != losses(undecayed)
+    decayed = "weights/norm_decayed"
+    stage_3 = {"parallel": {"zero_stage": 3}}
+    finish(start(config_file(LOGGED, PLAIN, stage_3, match(norm=decayed)), tmp_path / "two", ranks=2))
+    assert effective(tmp_path / "two", decayed) == pytest.approx(effective(reference, decayed), rel=1e-6)
+
+    config = config_file(LOGGED, PLAIN, match(own=str(undecayed)))
+    finish(start(config, tmp_path / "open"))
+    ours, theirs, rows = rows_of(undecayed), rows_of(reference), rows_of(tmp_path / "open")
+    loaded = load_config(config)[0]
+    expected = [lr_at(loaded, t) * ours[t]["weights/norm"] / theirs[t]["weights/norm"] for t in range(6)]
+    assert [rows[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(expected, rel=1e-12)
+    plan = json.loads((tmp_path / "open" / "plan.json").read_text())
+    assert plan["lr_sum"] == pytest.approx(sum(expected), rel=1e-12), "the open loop's Ση is known before the run"
+    assert json.loads((tmp_path / "closed" / "plan.json").read_text())["lr_sum"] is None
+
+    for scope in ("model", "tensor"):
+        finish(start(config_file(LOGGED, strong, match(scope=scope)), tmp_path / scope))
+        assert losses(tmp_path / scope) == losses(reference), scope
+        assert len({(tmp_path / name / "experiment.json").read_bytes() for name in (scope, "reference")}) == 2
+    by_tensor = config_file(LOGGED, PLAIN, match(scope="tensor"), {"parallel": {"zero_stage": 2}})
+    finish(start(by_tensor, tmp_path / "tensors", ranks=2))
+    assert losses(tmp_path / "tensors") != losses(tmp_path / "closed")
+    shapes = parameter_shapes(loaded.model)
+    rates = {
+        name: [
+            lr_at(loaded, t) * rows_of(tmp_path / "tensors")[t][f"norm/{name}"] / theirs[t][f"norm/{name}"]
+            for t in range(6)
+        ]
+        for name in shapes
+    }
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    mean = [sum(rates[n][t] * sizes[n] for n in shapes) / sum(sizes.values()) for t in range(6)]
+    assert [rows_of(tmp_path / "tensors")[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(mean, rel=1e-6)
+
+    before = losses(tmp_path / "closed")
+    shutil.rmtree(tmp_path / "closed" / "checkpoints" / "step_00000006")
+    finish(start(config_file(LOGGED, PLAIN, match()), tmp_path / "closed"))
+    assert losses(tmp_path / "closed") == before
+    assert status(tmp_path / "closed")["state"] == "done"
+
+
+def test_references_that_do_not_fit(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a run starts whose reference lacks norms, has other steps, or is not there."""
+    finish(start(config_file(), tmp_path / "run"))
+    cases = [
+        ({"reference": str(tmp_path / "none")}, {}, "is no run folder to match"),
+        ({"reference": str(tmp_path / "run"), "scope": "tensor"}, {}, "record it with log.tensor_norms true"),
+        ({"reference": str(tmp_path / "run")}, {"steps": 5}, "a matched run takes the same steps"),
+        ({"reference": str(tmp_path / "run"), "scope": "tensor", "norm": "weights/norm_decayed"}, {}, "leave norm out"),
+    ]
+    for match, schedule, message in cases:
+        if "leave norm out" in message:
+            with pytest.raises(ValueError, match=message):
+                config_file({"schedule": {"match": match}})
+            continue
+        config = config_file({"schedule": {**schedule, "match": match}})
+        assert message in finish(start(config, tmp_path / "new"), 2)
+        assert message in finish(start(config, tmp_path / "new", "--dry-run"))
+    assert not (tmp_path / "new").exists()
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:4]))
+    config = config_file({"schedule": {"match": {"reference": str(tmp_path / "run")}}})
+    assert "are missing); let it finish first" in finish(start(config, tmp_path / "new"), 2)
