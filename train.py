@@ -290,7 +290,8 @@ def stop_reason(stop: StopRequest) -> str:
 
 def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
     mirror = WandbMirror(config.log.wandb, folder.path, config.name, config.model_dump(mode="json"))
-    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step)
+    probes = MetricsLog(folder.probes) if config.log.probe_every else None
+    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step, probes)
 
 
 if __name__ == "__main__":

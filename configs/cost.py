@@ -60,6 +60,15 @@ def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
     raise ValueError(f"unknown decay mask {mask!r}")
 
 
+def kind_of(name: str) -> str:
+    """What a tensor is for: embedding, position, head, norm, or its place in the block (attn.qkv, mlp.proj)."""
+    known = {"wte.weight": "embedding", "wpe.weight": "position", "head.weight": "head"}
+    owner = name.rpartition(".")[0]
+    if "ln_" in owner:
+        return "norm"
+    return known.get(name) or ".".join(owner.split(".")[-2:])
+
+
 def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, tuple[list[str], float]]:
     """Partition of the tensors into optimiser groups: name → (tensors, λ). The same partition for every λ, λ = 0 included.
 

@@ -137,6 +137,11 @@ def make_plan(
     if data is not None:
         _check_data(config, data, first_window)
     micro_batch = _micro_batch(config, ranks)
+    if config.log.noise_scale and config.sequences_per_step == micro_batch:
+        raise ValueError(
+            f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
+            "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
+        )
     known = (origin is not None or config.branch is None) and (reference is not None or config.schedule.match is None)
     digests = (origin.digest if origin else None, reference.digest if reference else None)
     asked = experiment(config, data.digest, *digests) if data and known else None

@@ -349,10 +349,22 @@ class Numerics(Section):
 
 class Log(Section):
     every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
+    probe_every: int | None = setting(
+        100, "updates between probes (record/probes.py); null: none", operational=True, ge=1
+    )
+    noise_scale: bool = setting(
+        False, "probe the gradient noise scale too; needs several micro-batches or ranks", operational=True
+    )
     tensor_norms: bool = setting(False, "also the norm of every tensor, in every row", operational=True)
     wandb: Literal["disabled", "offline", "online"] = setting(
         "disabled", "mirror the metrics to Weights & Biases", operational=True
     )
+
+    @model_validator(mode="after")
+    def _noise_needs_probes(self) -> Log:
+        if self.noise_scale and self.probe_every is None:
+            raise ValueError("noise_scale is probed: set probe_every, or leave noise_scale out")
+        return self
 
 
 class Seeds(Section):

@@ -83,6 +83,12 @@ class Fragments:
         """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
         return self._combine(square_sums, tensors, dist.ReduceOp.SUM)
 
+    def sums(self, tensors: list[Tensor]) -> Tensor:
+        """Sum of the elements per parameter, float64 (len(names),)."""
+        return self._combine(
+            lambda found: torch.stack([t.sum(dtype=torch.float64) for t in found]), tensors, dist.ReduceOp.SUM
+        )
+
     def maxima(self, tensors: list[Tensor]) -> Tensor:
         """Largest finite magnitude per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
         return self._combine(

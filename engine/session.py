@@ -13,6 +13,7 @@ import torch
 
 from configs.identity import differences, render_differences
 from configs.plan import Plan, order_batch
+from configs.retention import is_due
 from configs.schedule import lr_at
 from configs.schema import Branch, RunConfig
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
@@ -22,6 +23,7 @@ from engine.agree import on_first_rank
 from engine.launch import World
 from engine.memory import forget_peak, peak_bytes
 from engine.precision import autocast_dtype, set_matmul_precision
+from engine.probes import Probe
 from engine.trainer import StepResult, Trainer
 from model.gpt import GPT
 from record.checkpoints import complete, find, find_reference, read_manifest
@@ -159,6 +161,10 @@ class Session:
         start = time.perf_counter()
         batch: StepBatch = next(batches)
         lr = lr_at(self.config, self.step)
+        probe = None
+        if look is None and is_due(self.config.log.probe_every, self.step + 1):
+            probe = Probe(self.trainer, self._eval_batches[0])
+            look = probe.look
         result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look, self._factors())
         if result.abandoned:
             return result
@@ -183,6 +189,8 @@ class Session:
             **self._norms(),
             **spikes,
         }
+        if probe is not None:
+            self.recorder.add_probe(self.step, probe.finish())
         seconds = time.perf_counter() - start
         row |= {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
         if self.step % self.config.log.every == 0:

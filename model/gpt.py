@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.schema import Model
-from model.loss import cross_entropy_sum
+from model.loss import cross_entropy_sum, logit_statistics
 
 
 class Attention(nn.Module):
@@ -88,10 +88,15 @@ class GPT(nn.Module):
         if not config.tied_head:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T)."""
+    def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False) -> Tensor:
+        """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T).
+
+        With `statistics`, for probes, logit_statistics instead.
+        """
         with self._autocast(inputs.device):
             logits = self.logits(inputs)
+        if statistics:
+            return logit_statistics(logits, targets)
         return cross_entropy_sum(logits, targets, self.z_loss if self.training else 0.0)
 
     def logits(self, inputs: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,3 +24,18 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> T
         penalty = z_loss * logits.logsumexp(-1).square().sum()
         loss = loss + (penalty - penalty.detach())
     return loss
+
+
+def logit_statistics(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy, summed log Σ exp(logits), wrong top-1 guesses, and the largest logit: float64 (4,).
+
+    logits (B, T, V), targets (B, T); targets of −100 do not count.
+    """
+    counted = targets.flatten() >= 0
+    logits = logits.float().flatten(0, 1)[counted]  # (N, V)
+    targets = targets.flatten()[counted]
+    if not len(targets):
+        return torch.tensor([0.0, 0.0, 0.0, -math.inf], dtype=torch.float64, device=logits.device)
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    wrong = (logits.argmax(-1) != targets).sum()
+    return torch.stack([loss.double(), logits.logsumexp(-1).double().sum(), wrong.double(), logits.max().double()])

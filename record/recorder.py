@@ -9,28 +9,53 @@ from record.mirror import WandbMirror
 
 
 class Recorder:
-    """Rows are buffered until `flush`. Without a log (ranks other than 0) everything is dropped."""
+    """Rows are buffered until `flush`. Without a log (ranks other than 0) everything is dropped.
 
-    def __init__(self, log: MetricsLog | None, mirror: WandbMirror | None, tokens_per_step: int) -> None:
-        self._log, self._mirror, self._tokens_per_step = log, mirror, tokens_per_step
+    Probes have a log of their own, where a resume is noted too.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog | None,
+        mirror: WandbMirror | None,
+        tokens_per_step: int,
+        probes: MetricsLog | None = None,
+    ) -> None:
+        self._log, self._mirror, self._tokens_per_step, self._probes = log, mirror, tokens_per_step, probes
         self._rows: list[dict[str, Any]] = []
+        self._probe_rows: list[dict[str, Any]] = []
 
     def add(self, step: int, row: dict[str, Any]) -> None:
         self._rows.append({"step": step, "tokens": step * self._tokens_per_step, **row})
+        if row.get("event") == "resume":
+            self._probe_rows.append(self._rows[-1])
+
+    def add_probe(self, step: int, row: dict[str, Any]) -> None:
+        """The mirror gets what is not of a single tensor."""
+        self._probe_rows.append({"step": step, "tokens": step * self._tokens_per_step, **row})
 
     def flush(self, sync: bool = False) -> None:
         """Write what was added; with `sync` it is on disk afterwards."""
         rows, self._rows = self._rows, []
+        probe_rows, self._probe_rows = self._probe_rows, []
         if self._log is not None:
             self._log.write(rows, sync)
-        if rows and self._mirror is not None:
-            self._mirror.write(rows)
+        if self._probes is not None and probe_rows:
+            self._probes.write(probe_rows, sync)
+        if self._mirror is not None and (rows or probe_rows):
+            whole = [{k: v for k, v in row.items() if not _of_a_tensor(k)} for row in probe_rows if "event" not in row]
+            self._mirror.write(sorted(rows + whole, key=lambda row: row["step"]))
 
     def close_log(self) -> None:
         self.flush()
-        if self._log is not None:
-            self._log.close()
+        for log in (self._log, self._probes):
+            if log is not None:
+                log.close()
 
     def close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()
+
+
+def _of_a_tensor(key: str) -> bool:
+    return key.count("/") > 1 and "/kind:" not in key

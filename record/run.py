@@ -7,6 +7,7 @@ plan.json           what was derived from it at the latest start
 starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
+probes.jsonl        what single updates did, tensor by tensor (record/probes.py)
 checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
 
@@ -39,6 +40,7 @@ class RunFolder:
         self.starts = self.path / "starts.jsonl"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.probes = self.path / "probes.jsonl"
         self.checkpoints = self.path / "checkpoints"
 
     def create(

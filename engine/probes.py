@@ -1,0 +1,156 @@
+"""What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probes.py).
+
+Written over fragments, so that every ZeRO stage gives the unsharded values. A probe only looks: it draws nothing at
+random, and every bit of training is as without it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from configs.cost import kind_of
+from engine.fragments import square_sums
+from engine.trainer import Trainer
+
+
+class Probe:
+    """Looks at one update: `look` before it is applied, `finish` after."""
+
+    def __init__(self, trainer: Trainer, batch: tuple[Tensor, int]) -> None:
+        """`batch`: validation tokens (b, T+1) and how many of its rows count, for the whole model's quantities."""
+        self.trainer, self.fragments, self.batch = trainer, trainer.fragments, batch
+        self.before = [weight.clone() for weight in self.fragments.weights()]
+        self.micro = torch.zeros((), dtype=torch.float64, device=trainer.ds.device)
+        parameters = trainer.ds.module.parameters() if trainer.config.log.noise_scale else ()
+        self._hooks = [parameter.register_hook(self._note) for parameter in parameters]
+
+    def look(self, gradients: list[Tensor]) -> None:
+        """Shown the reduced gradients before they are clipped."""
+        for hook in self._hooks:
+            hook.remove()
+        self.grad_squares = self.fragments.square_norms(gradients)
+        products = [(g.float() * w.float()) for g, w in zip(gradients, self.before, strict=True)]
+        self.products = self.fragments.sums(products)
+
+    def finish(self) -> dict[str, float]:
+        """The row. Collective."""
+        return self._tensors() | self._model() | self._noise()
+
+    def _tensors(self) -> dict[str, float]:
+        f, lr, optim = self.fragments, self.trainer.lr, self.trainer.config.optim
+        after, w2 = f.weights(), f.square_norms(self.before)
+        changes = [a.float() - b.float() for a, b in zip(after, self.before, strict=True)]
+        d2, n2 = f.square_norms(changes), f.square_norms(after)
+        columns = {"w2": n2, "before2": w2, "d2": d2, "g2": self.grad_squares, "gw": self.products}
+        columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
+        columns["max"] = f.maxima(after)
+        if optim.algorithm == "adam":
+            second = [f.view(fragment, "exp_avg_sq").float() for fragment in f.local]
+            columns["adam"] = f.sums([lr / (v.sqrt() + optim.eps) for v in second])
+        table = {key: column.tolist() for key, column in columns.items()}
+        sizes = [f.shapes[name].numel() for name in f.names]
+        row: dict[str, float] = {}
+        members: dict[str, list[int]] = {}
+        for i, name in enumerate(f.names):
+            row |= _quantities(name, [i], table, sizes, lr, optim.algorithm)
+            members.setdefault(kind_of(name), []).append(i)
+        for kind, indices in members.items():
+            row |= _quantities(f"kind:{kind}", indices, table, sizes, lr, optim.algorithm)
+        whole = range(len(sizes))
+        if "adam" in table:
+            row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
+        row["probe/max"] = max(table["max"])
+        row["probe/effective_lr"] = _effective_lr(lr, math.sqrt(sum(table["w2"][i] for i in whole)), optim.algorithm)
+        decay = self.trainer.weight_decay
+        if optim.algorithm == "adam" and optim.decay_rule == "decoupled" and decay:
+            row["probe/predicted_rms"] = math.sqrt(lr / (2 * decay))
+            row["probe/predicted_rotation"] = math.sqrt(2 * lr * decay * (1 - optim.betas[0]) / (1 + optim.betas[0]))
+        return row
+
+    def _rotations(self, before: Tensor, after: Tensor) -> Tensor:
+        """Angle between each tensor before and after (radians): 2·asin(‖ŵ′ − ŵ‖/2), exact where the cosine rounds to 1."""
+        places = {name: i for i, name in enumerate(self.fragments.names)}
+        one, other = (1 / before.clamp_min(1e-300)).tolist(), (1 / after.clamp_min(1e-300)).tolist()
+        apart = []
+        for fragment, old in zip(self.fragments.local, self.before, strict=True):
+            i = places[fragment.name]
+            apart.append(fragment.weight.double() * other[i] - old.double() * one[i])
+        return 2 * torch.asin((self.fragments.sums([d * d for d in apart]).sqrt() / 2).clamp(max=1.0))
+
+    @torch.no_grad()
+    def _model(self) -> dict[str, float]:
+        """Loss, largest logit, mean log of the softmax's normaliser, top-1 error, over the probe's tokens; averages' loss."""
+        found = self._statistics()
+        row = {
+            f"probe/{key}": value
+            for key, value in zip(("loss", "logsumexp", "top1_error", "max_logit"), found, strict=True)
+        }
+        for kind in self.fragments.averages.kinds:
+            with self.fragments.swapped(kind):
+                row[f"probe/loss_{kind}"] = self._statistics()[0]
+        return row
+
+    def _statistics(self) -> list[float]:
+        ds, (tokens, rows) = self.trainer.ds, self.batch
+        ds.eval()
+        tokens = tokens.to(ds.device)
+        targets = tokens[:, 1:].clone()
+        targets[rows:] = -100
+        found = ds(tokens[:, :-1], targets, statistics=True)
+        ds.train()
+        sums, largest = torch.cat([found[:3], (targets >= 0).sum().double()[None]]), found[3:]
+        dist.all_reduce(sums)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return [*(sums[:3] / sums[3]).tolist(), largest.item()]
+
+    def _note(self, gradient: Tensor) -> None:
+        self.micro += square_sums([gradient.detach().flatten()])[0]
+
+    def _noise(self) -> dict[str, float]:
+        """McCandlish et al. (1812.06162, appendix A): |G|² and tr Σ without bias, from micro-batches and the whole batch."""
+        if not self.trainer.config.log.noise_scale:
+            return {}
+        plan, length = self.trainer.plan, self.trainer.config.model.seq_len
+        dist.all_reduce(self.micro)
+        pieces = plan.micro_steps * plan.ranks
+        # A hook sees the gradient of loss·ranks/tokens_per_step; times the micro-steps it is that of the micro-batch's mean.
+        small, big = self.micro.item() / pieces * plan.micro_steps**2, self.grad_squares.sum().item()
+        b, whole = plan.micro_batch * length, plan.sequences_per_step * length
+        square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
+        row = {"probe/gradient_square": square, "probe/gradient_trace": trace}
+        return row | ({"probe/noise_scale_tokens": trace / square} if square > 0 else {})
+
+
+def _quantities(
+    label: str, members: list[int], table: dict[str, list[float]], sizes: list[int], lr: float, algorithm: str
+) -> dict[str, float]:
+    """A tensor's quantities, or a kind's: of its tensors as one vector; rotation is the mean over them."""
+    total: dict[str, Any] = {
+        key: math.fsum(values[i] for i in members) for key, values in table.items() if key != "max"
+    }
+    size, norm = sum(sizes[i] for i in members), math.sqrt(total["w2"])
+    before, gradient = math.sqrt(total["before2"]), math.sqrt(total["g2"])
+    row = {
+        "norm": norm,
+        "rms": norm / math.sqrt(size),
+        "update": math.sqrt(total["d2"]) / before if before else math.inf,
+        "rotation": total["rotation"] / len(members),
+        "effective_lr": _effective_lr(lr, norm, algorithm),
+        "grad_norm": gradient,
+        "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
+        "max": max(table["max"][i] for i in members),
+    }
+    if "adam" in table:
+        row["adam_lr"] = total["adam"] / size
+    return {f"probe/{key}/{label}": value for key, value in row.items()}
+
+
+def _effective_lr(lr: float, norm: float, algorithm: str) -> float:
+    """η/‖w‖ for Adam (P1, by sign descent), η/‖w‖² for SGD."""
+    power = 1 if algorithm == "adam" else 2
+    return lr / norm**power if norm else math.inf

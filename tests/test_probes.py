@@ -1,0 +1,160 @@
+"""Probes: the unsharded values at every ZeRO stage, and no trace left behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configs.plan import make_plan
+from configs.schedule import lr_at
+from configs.schema import RunConfig
+from data.loader import TrainData, eval_batches, step_batches
+from data.manifest import Manifest
+from engine.launch import start_world
+from engine.probes import Probe
+from model.gpt import GPT
+from model.loss import logit_statistics
+from record.metrics import read_metrics
+from tests.live import make_trainer, train_steps
+from tests.ranks import run_ranks
+from tests.test_parity import CASES
+from tests.test_train import ConfigFile, finish, losses, start
+
+NOISE = {"log": {"noise_scale": True, "probe_every": 1}}
+
+
+def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]:
+    """Two updates, the second probed; the whole tensors around it."""
+    world = start_world("probes", 120, None)
+    found = []
+    for config in configs:
+        trainer = make_trainer(config, manifest, world)
+        train_steps(trainer, manifest, range(1))
+        tokens, rows = eval_batches(config.data.path, manifest, config, 2, world.rank, world.ranks)[0]
+        batches = step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, world.rank, world.ranks)
+        before = trainer.fragments.gather("weights", 0)
+        probe = Probe(trainer, (torch.from_numpy(tokens), rows))
+        result = trainer.step(torch.from_numpy(next(batches).tokens), lr_at(config, 1), 1, look=probe.look)
+        row = probe.finish()
+        second = trainer.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
+        after = trainer.fragments.gather("weights", 0)
+        found.append({"row": row, "before": before, "after": after, "second": second, "grad_norm": result.grad_norm})
+    return found
+
+
+@pytest.mark.engine
+def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a sharded quantity is not the whole tensor's: a piece missed, counted twice, or a maximum of one rank."""
+    manifest = tiny_data[1]
+    cases = [(p, stage, {}) for p, stage in CASES] + [("fp32", 2, {"optim": {"algorithm": "sgd", "lr": 0.1}})]
+    configs = [
+        tiny_config(NOISE, {"precision": p, "parallel": {"zero_stage": stage}}, more) for p, stage, more in cases
+    ]
+    for case, config, run in zip(cases, configs, run_ranks(2, probed, configs, manifest)[0], strict=True):
+        row, lr, bound = run["row"], lr_at(config, 1), 2e-2 if case[0] == "bf16-true" else 1e-5
+        for name, old in run["before"].items():
+            w, v = run["after"][name].double(), old.double()
+            norm = w.norm().item()
+            expected = {
+                "norm": norm,
+                "rms": norm / math.sqrt(w.numel()),
+                "update": ((w - v).norm() / v.norm()).item(),
+                "rotation": 2 * math.asin(min(1.0, (w / w.norm() - v / v.norm()).norm().item() / 2)),
+                "max": w.abs().max().item(),
+                "effective_lr": lr / norm ** (1 if config.optim.algorithm == "adam" else 2),
+            }
+            if run["second"] is not None:
+                expected["adam_lr"] = (lr / (run["second"][name].double().sqrt() + 1e-8)).mean().item()
+            for key, value in expected.items():
+                assert row[f"probe/{key}/{name}"] == pytest.approx(value, rel=bound, abs=1e-9), (case, key, name)
+        attention = [n for n in run["after"] if n.endswith("attn.qkv.weight")]
+        together = torch.cat([run["after"][n].double().flatten() for n in attention]).norm().item()
+        assert row["probe/norm/kind:attn.qkv"] == pytest.approx(together, rel=bound)
+        squares = sum(row[f"probe/grad_norm/{name}"] ** 2 for name in run["before"])
+        assert math.sqrt(squares) == pytest.approx(run["grad_norm"], rel=1e-6), case
+        assert ("probe/predicted_rms" in row) == (config.optim.algorithm == "adam")
+
+
+@pytest.mark.engine
+def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the cosine, the logits' quantities or the noise scale are not those of a plain computation."""
+    manifest = tiny_data[1]
+    configs = [tiny_config(NOISE, {"parallel": {"zero_stage": stage}}) for stage in (0, 1, 2, 3)]
+    runs = run_ranks(2, probed, configs, manifest)[0]
+    config, model = configs[0], GPT(configs[0].model)
+    model.load_state_dict(runs[0]["before"])
+    batch = next(step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, 0, 1))
+    squares, total = [], {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for micro in torch.from_numpy(batch.tokens):  # four micro-batches of two sequences, as two ranks of two have them
+        model.zero_grad()
+        (model(micro[:, :-1], micro[:, 1:]) / (2 * 16)).backward()
+        squares.append(sum(p.grad.double().square().sum().item() for p in model.parameters()))  # type: ignore[union-attr]
+        for name, p in model.named_parameters():
+            total[name] += p.grad / 4
+    big = sum(g.double().square().sum().item() for g in total.values())
+    small, b, whole = sum(squares) / 4, 32, 128
+    square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
+    model.load_state_dict(runs[0]["after"])
+    tokens, rows = eval_batches(config.data.path, manifest, config, 4, 0, 1)[0]
+    logits = model.logits(torch.from_numpy(tokens[:rows, :-1])).double()
+    targets = torch.from_numpy(tokens[:rows, 1:])
+    for run in runs:
+        row = run["row"]
+        assert row["probe/gradient_square"] == pytest.approx(square, rel=1e-4)
+        assert row["probe/gradient_trace"] == pytest.approx(trace, rel=1e-4)
+        for name, gradient in total.items():
+            weight = run["before"][name].double()
+            cosine = ((gradient.double() * weight).sum() / (gradient.double().norm() * weight.norm())).item()
+            assert row[f"probe/cosine/{name}"] == pytest.approx(cosine, rel=1e-3, abs=1e-6), name
+        assert row["probe/loss"] == pytest.approx(
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), rel=1e-5
+        )
+        assert row["probe/logsumexp"] == pytest.approx(logits.logsumexp(-1).mean().item(), rel=1e-5)
+        assert row["probe/max_logit"] == pytest.approx(logits.max().item(), rel=1e-4)
+        assert row["probe/top1_error"] == (logits.argmax(-1) != targets).double().mean().item()
+
+
+def test_statistics_ignore_padding() -> None:
+    """Breaks if padding rows enter the loss, or a rank that has only padding breaks the others."""
+    logits, targets = torch.randn(2, 3, 5), torch.tensor([[1, 2, 3], [-100, -100, -100]])
+    assert torch.equal(logit_statistics(logits, targets), logit_statistics(logits[:1], targets[:1]))
+    assert logit_statistics(logits[1:], targets[1:]).tolist() == [0.0, 0.0, 0.0, -math.inf]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a probe changes a bit of training, or a resume repeats a probe's row."""
+    common = {
+        "parallel": {"zero_stage": ranks + 1},
+        "model": {"dropout": 0.1},
+        "averages": {"ema": [0.9]},
+        "checkpoint": {"every": 3},
+    }
+    finish(start(config_file(common, {"log": {"probe_every": None}}), tmp_path / "blind", ranks=ranks))
+    finish(start(config_file(common, NOISE), tmp_path / "run", ranks=ranks))
+    assert losses(tmp_path / "run") == losses(tmp_path / "blind")
+    for file in ("weights", "exp_avg_sq", "ema_0.9"):
+        ours, theirs = (tmp_path / n / f"checkpoints/step_00000006/{file}.safetensors" for n in ("run", "blind"))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+    assert not (tmp_path / "blind" / "probes.jsonl").exists()
+    (tmp_path / "run" / "checkpoints" / "step_00000006" / "manifest.json").unlink()
+    before = read_metrics(tmp_path / "run" / "probes.jsonl")[0]
+    finish(start(config_file(common, NOISE), tmp_path / "run", ranks=ranks))
+    assert read_metrics(tmp_path / "run" / "probes.jsonl")[0] == before
+    assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 6]
+
+
+def test_noise_scale_is_refused_where_it_is_not_defined(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a noise scale is made up from one micro-batch."""
+    config = tiny_config(NOISE, {"batch": {"micro_batch": 8}})
+    with pytest.raises(ValueError, match=r"set batch\.micro_batch to a smaller divisor"):
+        make_plan(config, 1, None)
+    with pytest.raises(ValueError, match="set probe_every, or leave noise_scale out"):
+        tiny_config({"log": {"noise_scale": True, "probe_every": None}})
