@@ -21,7 +21,7 @@ quickstart: .venv/run
 	@echo "  $(BIN)/python train.py --config configs/gpt124m_wd0.1.json --dry-run"
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 
 check: .venv/dev
 	$(BIN)/ruff check .

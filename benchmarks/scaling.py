@@ -26,6 +26,18 @@ MODELS = {
     "774M": ("gpt774m.json", []),
     "1.5B": ("gpt774m.json", ["model.n_layer=48", "model.n_head=25", "model.n_embd=1600"]),
 }
+EXPERIMENTS = [
+    ("λ × precision, cosine: training loss crosses in the last quarter", "wd_precision", "wd_precision"),
+    ("tiny-learning-rate branches: bias and variance", "tiny_lr", "tiny_lr"),
+    ("constant learning rate, and branches of it", "constant_lr", "constant_lr"),
+    ("effective learning rate of the λ runs at λ = 0", "matched_lr", "matched_lr"),
+    ("bfloat16 at longer context: what diverges", "bfloat16", "bfloat16"),
+    ("generalisation gap, larger model", "774m", "larger"),
+    ("L2 penalty in the loss", "l2_loss", "l2_loss"),
+    ("SGD with momentum", "sgd", "sgd"),
+    ("decay on every parameter", "decay_all", "decay_all"),
+    ("slower learning-rate decay at λ = 0", "slow_decay", "slow_decay"),
+]
 HEAD = """\
 # Scale on paper
 
@@ -67,7 +79,7 @@ def scale() -> str:
 
 def study() -> str:
     """The λ × precision study in device-hours."""
-    path = "wd_precision_124m.json"
+    path = "p1_wd_precision.json"
     cells = [
         c
         for found in expand(ROOT / "configs" / "sweeps" / path, Path("runs"), lambda _: None)[1].values()
@@ -127,10 +139,35 @@ def check() -> str:
     return "\n".join(lines)
 
 
+def experiments() -> str:
+    """The README's table of P1's experiments: files and cost, at P1's scale and small."""
+    measured = json.loads((RESULTS / "train_step-quickstart-fp32-cpu.json").read_text())
+    lines = [
+        "| experiment | sweep at the paper's scale | runs, device-hours | small sweep | runs, minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for name, large, small in EXPERIMENTS:
+        cells = []
+        for file in (f"p1_{large}", f"small_{small}"):
+            stages = expand(ROOT / "configs" / "sweeps" / f"{file}.json", Path("runs"), lambda _: None)[1]
+            configs = [cell.config for found in stages.values() for cell in found]
+            if file.startswith("p1_"):
+                cost_text = f"{sum(cost.device_hours(config, 1e14) for config in configs):,.0f}"
+            else:  # by FLOPs, from the rate measured for the quickstart's model
+                rate = measured["tokens_per_s"]["train.py"] * cost.flops_per_token(
+                    load_config(ROOT / "configs/quickstart.json")[0].model
+                )
+                cost_text = f"{sum(cost.device_hours(config, rate) for config in configs) * 60:,.0f}"
+            cells += [f"`{file}.json`", f"{len(configs)}, {cost_text}"]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def render() -> str:
     return "\n\n".join([HEAD.rstrip(), scale(), study(), check()]) + "\n"
 
 
 if __name__ == "__main__":
     DOC.write_text(render())
+    print(experiments())
     sys.exit(0)

@@ -218,6 +218,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ),
         ("steps", f"{plan.steps:,}{_left_out(config)}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
+        *([("left for branches", _room(config, plan))] if plan.tokens_available is not None else []),
         *(
             [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
             if config.branch
@@ -246,6 +247,15 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 def _left_out(config: RunConfig) -> str:
     spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
     return f", without the windows of steps {spans}" if spans else ""
+
+
+def _room(config: RunConfig, plan: Plan) -> str:
+    """How far a branch of this run's end could read on."""
+    read = plan.first_window + (order_batch(config, plan.steps - 1) + 1) * plan.sequences_per_step
+    steps = ((plan.tokens_available or 0) // config.model.seq_len - read) // plan.sequences_per_step
+    if steps < 1:
+        return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
+    return f"{steps:,} steps that read on after its end"
 
 
 def _known(value: float | None) -> str:

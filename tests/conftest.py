@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,11 @@ TINY: dict[str, Any] = {
     "batch": {"tokens_per_step": 128, "micro_batch": 2},
     "eval": {"tokens": 512},
 }
+
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each worker, and all it starts, on a core of its own
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")

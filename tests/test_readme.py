@@ -51,6 +51,13 @@ def test_make_targets(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_experiments_table() -> None:
+    """Breaks if the README's costs are not those of the sweep files."""
+    from benchmarks.scaling import experiments
+
+    assert experiments() in README
+
+
 def test_precision_table() -> None:
     """Breaks if the README's dtypes are not those of the table in code."""
     short = {"float32": "float32", "bfloat16": "bfloat16", "tensorfloat32": "TF32"}

@@ -23,7 +23,7 @@ from tests.test_train import losses, processes_with, start
 
 # Where SLURM must be (REQUIRE_SLURM, set by .ci/run), its absence is a failure; elsewhere a skip that says why.
 absent = "" if "REQUIRE_SLURM" in os.environ else why_not()
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(bool(absent), reason=absent)]
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("slurm"), pytest.mark.skipif(bool(absent), reason=absent)]
 SHORT: dict[str, Any] = {"schedule": {"steps": 12}, "log": {"every": 1}, "checkpoint": {"every": 4}}
 MIDDLE: dict[str, Any] = {
     "schedule": {"steps": 1500},
@@ -139,6 +139,7 @@ def test_two_nodes_four_tasks(slurm: Cluster, tiny_config: Callable[..., RunConf
     assert sorted(path.name for path in (first.folder / "logs").iterdir()) == ["rank_0000.log", "rank_0001.log"]
 
 
+@pytest.mark.timeout(900)
 def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
     or runs a cell twice."""
