@@ -26,7 +26,7 @@ import torch
 import train
 from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
-from configs.schema import RunConfig
+from configs.schema import Log, RunConfig
 from data.manifest import Manifest
 from engine.launch import World, start_world
 from engine.precision import autocast_dtype, set_matmul_precision
@@ -134,6 +134,7 @@ def main() -> int:
                 "schedule": {"steps": args.steps, "warmup_steps": 0},
                 "eval": {"every": None, "tokens": 1},
                 "checkpoint": {"every": None},
+                "log": {"probe_every": args.steps},  # the last step of a round
             },
         )
         config = validate(given, args.config)
@@ -145,10 +146,12 @@ def main() -> int:
         parallel = config.parallel
         world = start_world("benchmark", 600, parallel.threads_per_rank, parallel.deterministic)
         set_matmul_precision(config.precision, world.device)
-        ours, bare = [], []
+        ours, bare, probed = [], [], []
         for index in range(args.rounds):
             bare += bare_seconds(config, plan, world)
-            ours += loop_seconds(config, manifest, plan, world, folder / f"run{index}")
+            *plain, with_probe = loop_seconds(config, manifest, plan, world, folder / f"run{index}")
+            ours += plain
+            probed.append(with_probe)
         launch = launch_seconds(config, folder)
     rates = {
         name: config.batch.tokens_per_step / statistics.median(times)
@@ -159,6 +162,8 @@ def main() -> int:
         "tokens_per_s": rates,
         "ratio": rates["train.py"] / rates["bare"],
         "launch_to_first_step_s": launch,
+        # What a probe adds to its step, spread over the steps between probes at the default cadence, as a fraction of them.
+        "probe_cost": (statistics.median(probed) / statistics.median(ours) - 1) / (Log().probe_every or 1),
         "steps_timed": len(ours),
         "tokens_per_step": config.batch.tokens_per_step,
         "micro_batch": plan.micro_batch,
@@ -171,7 +176,7 @@ def main() -> int:
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
-        f"launch to first step {launch:.1f} s; {path}"
+        f"probes {result['probe_cost']:.2%} at the default cadence; launch to first step {launch:.1f} s; {path}"
     )
     return 0
 

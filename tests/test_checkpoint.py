@@ -61,13 +61,20 @@ def test_resume_is_bit_identical(
     """Breaks if anything the next update depends on is missing from a checkpoint, in any precision or stage."""
     configs = [tiny_config({"precision": precision, "parallel": {"zero_stage": stage}}) for precision, stage in CASES]
     configs.append(tiny_config({"model": {"dropout": 0.2}, "parallel": {"zero_stage": 3}}))
+    rule = {"decay_rule": "l2_loss", "weight_decay": 0.01, "decay_schedule": {"kind": "linear"}}
+    configs.append(tiny_config({"optim": rule, "parallel": {"zero_stage": 2}, "averages": {"ema": [0.99]}}))
+    for momentum, stage in ((0.9, 1), (0.9, 3), (0.0, 0)):
+        sgd = {"algorithm": "sgd", "momentum": momentum, "lr": 0.1}
+        configs.append(tiny_config({"optim": sgd, "parallel": {"zero_stage": stage}}))
+    more = ["dropout", "l2_loss", "momentum", "momentum, stage 3", "sgd"]
     for case, run in zip(
-        [*CASES, "dropout"], run_ranks(ranks, resumed_runs, configs, tiny_data[1], tmp_path)[0], strict=True
+        [*CASES, *more], run_ranks(ranks, resumed_runs, configs, tiny_data[1], tmp_path)[0], strict=True
     ):
         losses = [(s.loss, s.grad_norm, s.norm) for s in run["straight"]]
         assert losses == [(s.loss, s.grad_norm, s.norm) for s in run["resumed"]], case
-        same_files(*run["files"])
-        assert run["counters"] == {"note": 1, "optimizer_step": 3}, case
+        kinds = ("weights", "momentum_buffer") if "momentum" in case else ("weights",) if case == "sgd" else KINDS
+        same_files(*run["files"], kinds=(*kinds, "ema_0.99") if case == "l2_loss" else kinds)
+        assert run["counters"] == {"note": 1, "optimizer_step": 0 if "momentum" in case or case == "sgd" else 3}, case
 
 
 def test_files_do_not_know_stage_or_ranks(
@@ -90,9 +97,9 @@ def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> 
     return checkpoint.save(folder / "source", 3, trainer.fragments, {}, {})
 
 
-def same_files(one: Path, other: Path) -> None:
+def same_files(one: Path, other: Path, kinds: tuple[str, ...] = KINDS) -> None:
     names = {path.name for path in one.iterdir()}
-    assert names == {path.name for path in other.iterdir()} == {"manifest.json", *(f"{k}.safetensors" for k in KINDS)}
+    assert names == {path.name for path in other.iterdir()} == {"manifest.json", *(f"{k}.safetensors" for k in kinds)}
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), f"{one / name} and {other / name} differ"
 

@@ -297,6 +297,10 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert rows[1]["train/loss"] == losses(whole)[8][1]
     branch("dropped", f"{trunk}@8", *tiny, "--set", "branch.optimizer=drop")
     branch("restarted", f"{trunk}@8", *tiny, "--set", "branch.data=restart")
+    branch("coarse", f"{trunk}@8", "--set", "precision=bf16-true", "--set", "parallel.zero_stage=2")
+    assert losses(tmp_path / "coarse")[0][1] == pytest.approx(losses(whole)[8][1], abs=2e-2), (
+        "the trunk's weights, rounded"
+    )
     counters = json.loads((tmp_path / "dropped/checkpoints/step_00000004/manifest.json").read_text())["counters"]
     assert counters["optimizer_step"] == 4
     assert counters["windows"] == 12 * 8
