@@ -25,9 +25,10 @@ from configs.identity import differences, render_differences
 from configs.load import load_config
 from configs.plan import Origin, Plan, Reference, make_plan, prepare_command, render_plan
 from configs.retention import is_due, is_saved
+from configs.schedule import lr_at
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
-from record.checkpoints import find_reference
+from record.checkpoints import find_reference, parse_reference
 from record.checkpoints import read_manifest as read_checkpoint
 from record.lock import hold
 from record.metrics import MetricsLog
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         config, given = load_config(args.config, (args.set or []) + branch)
         manifest = read_manifest(config.data.path)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
-        origin = find_origin(config, args.dry_run)
+        origin = find_origin(config, args.dry_run, args.run_dir)
         plan = make_plan(
             config, ranks, manifest.summary() if manifest else None, origin, find_norms(config, args.dry_run)
         )
@@ -104,18 +105,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def find_origin(config: RunConfig, dry_run: bool) -> Origin | None:
-    """The checkpoint that a branch starts from; a plan can do without it, and says so. ValueError if it is not there."""
+def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origin | None:
+    """The checkpoint that a branch starts from. ValueError if it is not there.
+
+    A branch that has begun knows it from its own folder, so that the trunk may go; a plan can do without it, and says so.
+    """
     if config.branch is None:
         return None
+    if parse_reference(config.branch.origin)[1] is None:
+        raise ValueError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
     try:
         manifest = read_checkpoint(find_reference(config.branch.origin))
     except ValueError as error:
+        known = RunFolder(run_dir).read_plan().get("origin") if run_dir is not None else None
+        if known and known["reference"] == config.branch.origin:
+            return Origin(**known)
         if not dry_run:
             raise
         logger.info("branch.origin is not there yet: %s", error)
         return None
-    return Origin(manifest.digest, manifest.step, manifest.counters["windows"], manifest.experiment)
+    windows = manifest.counters["windows"]
+    return Origin(config.branch.origin, manifest.digest, manifest.step, windows, manifest.experiment)
 
 
 def find_norms(config: RunConfig, dry_run: bool) -> Reference | None:
@@ -125,8 +135,9 @@ def find_norms(config: RunConfig, dry_run: bool) -> Reference | None:
         return None
     tensors = list(parameter_shapes(config.model)) if match.scope == "tensor" else []
     try:
-        reference = read_norms(match.reference, steps, match.norm, tensors)
-        own = read_norms(match.own, steps, match.norm, tensors) if match.own else None
+        rates = [lr_at(config, t) for t in range(steps)]
+        reference = read_norms(match.reference, rates, steps, match.norm, tensors)
+        own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
     except ValueError as error:
         if not dry_run:
             raise
@@ -172,10 +183,15 @@ def run(
     session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
     logger.info("%s", render_plan(config, plan))
     with ExitStack() as stack:
-        on_first_rank(
-            lambda: stack.enter_context(hold(folder.path)) or check_folder(folder, session.experiment, resume)
-        )
-        recorder = make_recorder(config, folder) if first else Recorder(None, None, config.batch.tokens_per_step)
+        recorder = Recorder(None, None, config.batch.tokens_per_step)
+
+        def open_folder() -> None:
+            nonlocal recorder
+            stack.enter_context(hold(folder.path))
+            check_folder(folder, session.experiment, resume)
+            recorder = make_recorder(config, folder)
+
+        on_first_rank(open_folder)
         try:
             session.start(recorder)
             path = session.restore(resume, step)

@@ -76,6 +76,8 @@ def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, 
     ValueError for an override or a mask that takes nothing.
     """
     patterns = [override.pattern for override in optim.decay_overrides]
+    if len(patterns) != len(set(patterns)):
+        raise ValueError(f"optim.decay_overrides names a pattern twice: {patterns}")
     groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
     for name, shape in shapes.items():
         found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)

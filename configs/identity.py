@@ -28,8 +28,9 @@ def experiment(
         fields.setdefault("branch", {})["digest"] = origin_digest
     if config.schedule.match is not None:
         fields["schedule"].setdefault("match", {})["digest"] = match_digest
-    if config.schedule.kind == "constant":  # where it ends changes no update before: such a run can be trained on
-        del fields["schedule"]["steps"]
+    decay = config.optim.decay_schedule
+    if config.schedule.kind == "constant" and config.schedule.match is None and (decay is None or decay.last_step):
+        del fields["schedule"]["steps"]  # where it ends changes no update before: such a run can be trained on
     return fields
 
 

@@ -42,8 +42,9 @@ def read_summary(folder: str | PurePath) -> DataSummary | None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a plan needs to know of the checkpoint a branch starts from (from its manifest)."""
+    """What a plan needs to know of the checkpoint a branch starts from (from its manifest). `reference`: RUN@STEP."""
 
+    reference: str
     digest: str
     step: int
     windows: int  # how far in its order it has read
@@ -91,8 +92,11 @@ class Plan:
     communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
-    lr_sum: float | None  # None: it follows from the run, whose live norms set its learning rate
+    lr_sum: (
+        float | None
+    )  # the mean over parameters where they differ; None: it follows from the run, whose live norms set its learning rate
     decay_sum: float | None
+    origin: Origin | None = None
     reference: Reference | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -178,6 +182,7 @@ def make_plan(
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
         lr_sum=lr_sum(config, factors) if factors is not None else None,
         decay_sum=decay_sum(config, config.schedule.steps, factors) if factors is not None else None,
+        origin=origin,
         reference=reference,
     )
 
@@ -186,9 +191,14 @@ def _factors(config: RunConfig, reference: Reference | None) -> list[float] | No
     """What the learning rate of each update is multiplied by, as far as it is known before the run; empty for by nothing."""
     if config.schedule.match is None:
         return []
-    if reference is None or reference.own is None or config.schedule.match.scope == "tensor":
+    if reference is None or reference.own is None:
         return None
-    return [reference.factor(t, {}) for t in range(config.schedule.steps)]
+    shapes = cost.parameter_shapes(config.model)
+    sizes = {name: math.prod(shapes[name]) if name else 1 for name in reference.reference}
+    return [
+        sum(reference.factor(t, {}, name) * size for name, size in sizes.items()) / sum(sizes.values())
+        for t in range(config.schedule.steps)
+    ]
 
 
 def render_plan(config: RunConfig, plan: Plan) -> str:

@@ -212,6 +212,11 @@ class Schedule(Section):
     def _fields_of_the_kind(self) -> Schedule:
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        cooldown = (self.cooldown_fraction or 0.2) * self.steps
+        if self.kind == "wsd" and self.warmup_steps + cooldown > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and a cool-down of {cooldown:g} steps do not fit in {self.steps} steps"
+            )
         if self.horizon is not None and self.horizon < self.steps:
             raise ValueError(f"horizon {self.horizon} lies before the run's end; set it to steps {self.steps} or more")
         used = {
@@ -410,6 +415,14 @@ class RunConfig(Section):
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
             )
+        decay = self.optim.decay_schedule
+        if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:
+            raise ValueError(
+                f"optim.decay_schedule covers steps {decay.first_step} to {decay.last_step or self.schedule.steps}, the run has "
+                f"{self.schedule.steps}"
+            )
+        if self.schedule.match is not None and self.optim.algorithm == "sgd":
+            raise ValueError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
         if self.model.dropout and self.batch.micro_batch is None:
             raise ValueError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
         stage = self.parallel.zero_stage

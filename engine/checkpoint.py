@@ -125,6 +125,14 @@ def newest(folder: Path) -> Path | None:
         return path
 
 
+def set_aside_after(folder: Path, step: int) -> None:
+    """A run that goes back to `step` has no later checkpoints: their manifests are renamed, and a later save replaces them."""
+    for path in complete(folder):
+        if int(path.name.removeprefix("step_")) > step:
+            logger.warning("%s lies after step %d and is set aside", path, step)
+            os.replace(path / MANIFEST, path / "manifest.superseded.json")
+
+
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
     """Delete what configs/retention.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
     for path in complete(folder)[: -(config.keep_last or 1)]:
@@ -144,9 +152,9 @@ def delete_unfinished(folder: Path) -> None:
 
 
 def _make_room(final: Path, work: Path) -> None:
-    """Remove an unfinished save of the same step, and a damaged checkpoint, its manifest first."""
+    """Remove an unfinished save of the same step, and a checkpoint that is damaged or set aside, its manifest first."""
     if final.exists():
-        logger.warning("%s is damaged and is written again", final)
+        logger.warning("%s is damaged or set aside, and is written again", final)
         (final / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(final)
     shutil.rmtree(work, ignore_errors=True)

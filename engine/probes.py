@@ -34,53 +34,77 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
         self.grad_squares = self.fragments.square_norms(gradients)
+        penalty = self.trainer.config.optim.decay_rule == "l2_loss"
+        plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
+        self.big = self.fragments.square_norms(plain).sum().item()
         products = [(g.float() * w.float()) for g, w in zip(gradients, self.before, strict=True)]
         self.products = self.fragments.sums(products)
+
+    def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
+        """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
+        groups = [self.trainer.optimizer.param_groups[number] for number in self.fragments.groups()]
+        return [
+            g.float() - 2 * group["decay"] * w.float()
+            for g, w, group in zip(gradients, self.before, groups, strict=True)
+        ]
 
     def finish(self) -> dict[str, float]:
         """The row. Collective."""
         return self._tensors() | self._model() | self._noise()
 
     def _tensors(self) -> dict[str, float]:
-        f, lr, optim = self.fragments, self.trainer.lr, self.trainer.config.optim
+        f, optim = self.fragments, self.trainer.config.optim
+        groups = {name: group for group in self.trainer.optimizer.param_groups for name in group["parameter_names"]}
+        rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
         changes = [a.float() - b.float() for a, b in zip(after, self.before, strict=True)]
         d2, n2 = f.square_norms(changes), f.square_norms(after)
+        del changes
         columns = {"w2": n2, "before2": w2, "d2": d2, "g2": self.grad_squares, "gw": self.products}
         columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
         columns["max"] = f.maxima(after)
         if optim.algorithm == "adam":
-            second = [f.view(fragment, "exp_avg_sq").float() for fragment in f.local]
-            columns["adam"] = f.sums([lr / (v.sqrt() + optim.eps) for v in second])
+            second = [(float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq").float()) for p in f.local]
+            columns["adam"] = f.sums([lr / (v.sqrt() + optim.eps) for lr, v in second])
         table = {key: column.tolist() for key, column in columns.items()}
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
         members: dict[str, list[int]] = {}
         for i, name in enumerate(f.names):
-            row |= _quantities(name, [i], table, sizes, lr, optim.algorithm)
+            row |= _quantities(name, [i], table, sizes, rates, optim.algorithm)
+            row |= self._equilibrium(name, groups[name])
             members.setdefault(kind_of(name), []).append(i)
         for kind, indices in members.items():
-            row |= _quantities(f"kind:{kind}", indices, table, sizes, lr, optim.algorithm)
-        whole = range(len(sizes))
+            row |= _quantities(f"kind:{kind}", indices, table, sizes, rates, optim.algorithm)
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
         row["probe/max"] = max(table["max"])
-        row["probe/effective_lr"] = _effective_lr(lr, math.sqrt(sum(table["w2"][i] for i in whole)), optim.algorithm)
-        decay = self.trainer.weight_decay
-        if optim.algorithm == "adam" and optim.decay_rule == "decoupled" and decay:
-            row["probe/predicted_rms"] = math.sqrt(lr / (2 * decay))
-            row["probe/predicted_rotation"] = math.sqrt(2 * lr * decay * (1 - optim.betas[0]) / (1 + optim.betas[0]))
+        row["probe/effective_lr"] = _effective_lr(self.trainer.lr, math.sqrt(sum(table["before2"])), optim.algorithm)
         return row
+
+    def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
+        """Where AdamW's decoupled decay takes a tensor under noise (2305.17212), by its own η and λ."""
+        optim, lr, decay = self.trainer.config.optim, group["lr"], group["decay"]
+        if optim.algorithm != "adam" or optim.decay_rule != "decoupled" or not decay:
+            return {}
+        rotation = math.sqrt(2 * lr * decay * (1 - optim.betas[0]) / (1 + optim.betas[0]))
+        return {
+            f"probe/predicted_rms/{name}": math.sqrt(lr / (2 * decay)),
+            f"probe/predicted_rotation/{name}": rotation,
+        }
 
     def _rotations(self, before: Tensor, after: Tensor) -> Tensor:
         """Angle between each tensor before and after (radians): 2·asin(‖ŵ′ − ŵ‖/2), exact where the cosine rounds to 1."""
         places = {name: i for i, name in enumerate(self.fragments.names)}
         one, other = (1 / before.clamp_min(1e-300)).tolist(), (1 / after.clamp_min(1e-300)).tolist()
-        apart = []
-        for fragment, old in zip(self.fragments.local, self.before, strict=True):
+        squares = []
+        for fragment, old in zip(
+            self.fragments.local, self.before, strict=True
+        ):  # one at a time: float64 copies are large
             i = places[fragment.name]
-            apart.append(fragment.weight.double() * other[i] - old.double() * one[i])
-        return 2 * torch.asin((self.fragments.sums([d * d for d in apart]).sqrt() / 2).clamp(max=1.0))
+            apart = (fragment.weight.double() * other[i]).sub_(old.double(), alpha=one[i])
+            squares.append(apart.square_().sum())
+        return 2 * torch.asin((self.fragments.sums(squares).sqrt() / 2).clamp(max=1.0))
 
     @torch.no_grad()
     def _model(self) -> dict[str, float]:
@@ -119,7 +143,7 @@ class Probe:
         dist.all_reduce(self.micro)
         pieces = plan.micro_steps * plan.ranks
         # A hook sees the gradient of loss·ranks/tokens_per_step; times the micro-steps it is that of the micro-batch's mean.
-        small, big = self.micro.item() / pieces * plan.micro_steps**2, self.grad_squares.sum().item()
+        small, big = self.micro.item() / pieces * plan.micro_steps**2, self.big
         b, whole = plan.micro_batch * length, plan.sequences_per_step * length
         square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
         row = {"probe/gradient_square": square, "probe/gradient_trace": trace}
@@ -127,7 +151,7 @@ class Probe:
 
 
 def _quantities(
-    label: str, members: list[int], table: dict[str, list[float]], sizes: list[int], lr: float, algorithm: str
+    label: str, members: list[int], table: dict[str, list[float]], sizes: list[int], rates: list[float], algorithm: str
 ) -> dict[str, float]:
     """A tensor's quantities, or a kind's: of its tensors as one vector; rotation is the mean over them."""
     total: dict[str, Any] = {
@@ -135,12 +159,13 @@ def _quantities(
     }
     size, norm = sum(sizes[i] for i in members), math.sqrt(total["w2"])
     before, gradient = math.sqrt(total["before2"]), math.sqrt(total["g2"])
+    lr = sum(rates[i] * sizes[i] for i in members) / size
     row = {
         "norm": norm,
         "rms": norm / math.sqrt(size),
         "update": math.sqrt(total["d2"]) / before if before else math.inf,
         "rotation": total["rotation"] / len(members),
-        "effective_lr": _effective_lr(lr, norm, algorithm),
+        "effective_lr": _effective_lr(lr, before, algorithm),
         "grad_norm": gradient,
         "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
         "max": max(table["max"][i] for i in members),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,14 +36,11 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
     if not 1 <= step <= session.plan.steps:
         raise ValueError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
     folder = session.folder.checkpoints
-    names = on_first_rank(
-        lambda: [path for path in complete(folder) if int(path.name.removeprefix("step_")) < step][-1:]
-    )
-    for path in names:
-        checkpoint.check(path)
+    earlier = on_first_rank(lambda: [path for path in complete(folder) if int(path.name.removeprefix("step_")) < step])
+    path = next((found for found in reversed(earlier) if _is_sound(found, show)), None)
     session.start(Recorder(None, None, 1))
-    session.load(names[0] if names else None)
-    show(f"replay of step {step} from {names[0] if names else 'the start'}")
+    session.load(path)
+    show(f"replay of step {step} from {path or 'the start'}")
     fragments, batches = session.trainer.fragments, session.batches()
     try:
         while session.step < step - 1:
@@ -76,6 +74,15 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
         f"{'applied' if result.applied else 'not applied'}; "
         + ("no loss of this step is recorded" if known is None else f"recorded loss {known:.6f}")
     )
+
+
+def _is_sound(path: Path, show: Callable[[str], None]) -> bool:
+    try:
+        checkpoint.check(path)
+    except ValueError as error:
+        show(str(error))
+        return False
+    return True
 
 
 class _Activations:

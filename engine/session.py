@@ -86,6 +86,7 @@ class Session:
         else:
             path = on_first_rank(lambda: find(folder, step))
             checkpoint.check(path)
+            on_first_rank(lambda: checkpoint.set_aside_after(folder, step))
         if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {folder}")
         self.load(path)
@@ -171,7 +172,7 @@ class Session:
         spikes = self.watch.add(self.step + 1, result.loss, result.grad_norm)
         if not result.applied:
             found: dict[str, Any] = {"nonfinite/loss": result.loss, "nonfinite/grad_norm": result.grad_norm}
-            found |= {"nonfinite/lr": lr, "nonfinite/windows": batch.ids.tolist()}
+            found |= {"nonfinite/lr": self.trainer.lr, "nonfinite/windows": batch.ids.tolist()}
             skipped = self.config.numerics.nonfinite == "skip" and self.skipped < self.config.numerics.max_skipped
             if skipped:  # the step counts, its windows are read, the weights stay
                 self.step, self.order_digest, self.skipped = batch.step + 1, batch.digest, self.skipped + 1
@@ -221,7 +222,7 @@ class Session:
 
     def save(self) -> Path:
         """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured."""
-        self.recorder.flush(sync=True)
+        on_first_rank(lambda: self.recorder.flush(sync=True))
         counters = {
             "step": self.step,
             "decay_sum": self.decay_sum,
@@ -234,10 +235,12 @@ class Session:
         start = time.perf_counter()
         path = checkpoint.save(self.folder.checkpoints, self.step, self.trainer.fragments, counters, self.experiment)
         self.recorder.add(self.step, {"time/checkpoint_s": time.perf_counter() - start})
-        if self.world.rank == 0:
-            checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
-            self.folder.write_status("running", self.step, self.plan.steps, "", self.order_digest)
+        on_first_rank(self._tidy_up)
         return path
+
+    def _tidy_up(self) -> None:
+        checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
+        self.folder.write_status("running", self.step, self.plan.steps, "", self.order_digest)
 
     def outcome(self) -> tuple[State, str]:
         """What a run that has taken its last step has come to, and why."""

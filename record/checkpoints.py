@@ -49,6 +49,7 @@ class CheckpointManifest(BaseModel):
         known = self.model_dump(
             mode="json", exclude={"experiment": True, "checksum": True, "counters": {"evaluated", "watch"}}
         )
+        known["files"] = {name: file for name, file in known["files"].items() if not name.startswith("ema_")}
         text = json.dumps(known, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -40,20 +40,29 @@ def hold(folder: Path) -> Iterator[None]:
     with lock:
         if _lives_elsewhere(note):
             raise ValueError(_held(folder, note))
-        row = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        write_json(note, row | {"since": datetime.now(UTC).isoformat(timespec="seconds")})
+        row: dict[str, object] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+        }
+        row |= {"since": datetime.now(UTC).isoformat(timespec="seconds"), "token": os.urandom(8).hex()}
+        write_json(note, row)
         ended = threading.Event()
-        threading.Thread(target=_beat, args=(note, ended), name="heartbeat", daemon=True).start()
+        threading.Thread(target=_beat, args=(note, row, ended), name="heartbeat", daemon=True).start()
         try:
             yield
         finally:
             ended.set()
-            note.unlink(missing_ok=True)
+            if _writer(note) == row:
+                note.unlink(missing_ok=True)
 
 
-def _beat(note: Path, ended: threading.Event) -> None:
+def _beat(note: Path, row: dict[str, object], ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
+            if (found := _writer(note)) and found != row:  # we were suspended for long, and another host took over
+                logger.error("%s has taken over %s: this process ends", _name(note), note.parent)
+                os._exit(1)
             os.utime(note)
         except OSError as error:
             logger.warning("the heartbeat %s cannot be written: %s", note, error)

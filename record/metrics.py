@@ -83,9 +83,9 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             row = json.loads(line)
             step = row["step"]
-            if not isinstance(step, int):
-                raise TypeError("step is not an integer")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if not isinstance(step, int) or not all(isinstance(key, str) for key in row.get("nonfinite", [])):
+                raise TypeError("step is not an integer, or nonfinite no list of names")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if number < len(lines):
                 problems.append(f"{path}:{number}: not a row ({error})")
             continue

@@ -13,10 +13,13 @@ from record.run import RunFolder
 TENSOR = "norm/"  # ‖w‖ of one tensor: norm/blocks.0.attn.qkv.weight
 
 
-def read_norms(run: str | Path, steps: int, key: str, tensors: list[str]) -> dict[str, list[float]]:
+def read_norms(
+    run: str | Path, rates: list[float] | None, steps: int, key: str, tensors: list[str]
+) -> dict[str, list[float]]:
     """‖w‖ before each of `steps` updates: of `tensors` by name, or without any, column `key` under the name "".
 
-    Raises ValueError if the folder holds no run of this many steps, or not every norm.
+    Raises ValueError if the folder holds no run of this many steps, or not every norm, or, where `rates` are given, another
+    learning rate in one of its updates.
     """
     folder = RunFolder(run)
     try:
@@ -26,6 +29,13 @@ def read_norms(run: str | Path, steps: int, key: str, tensors: list[str]) -> dic
     if planned != steps:
         raise ValueError(f"{run} is a run of {planned} steps, this one has {steps}: a matched run takes the same steps")
     rows = {row["step"]: row for row in read_metrics(folder.metrics)[0]}
+    for step, rate in enumerate(rates or [], 1):
+        found_rate = rows.get(step, {}).get("optim/lr")
+        if found_rate is not None and abs(found_rate - rate) > 1e-9 * rate:
+            raise ValueError(
+                f"{run} has learning rate {found_rate:g} in step {step}, this run's schedule {rate:g}: a matched run has its "
+                "reference's schedule, so that the factor on it is the ratio of the norms"
+            )
     keys = {name: TENSOR + name for name in tensors} or {"": key}
     found: dict[str, list[float]] = {}
     for name, column in keys.items():

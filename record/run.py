@@ -67,6 +67,13 @@ class RunFolder:
             ) from None
         return value
 
+    def read_plan(self) -> dict[str, Any]:
+        """The plan of the latest start; empty where there is none, or none that can be read."""
+        try:
+            return dict(json.loads(self.plan.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def last_start(self) -> dict[str, Any] | None:
         """The latest row of starts.jsonl that can be read."""
         for line in reversed(self.starts.read_text(encoding="utf-8").splitlines() if self.starts.exists() else []):

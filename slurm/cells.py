@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import subprocess
 import time
@@ -62,11 +63,9 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
     validations = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     state, why, rate = status["state"], status["reason"], statistics.median(rates) if rates else None
     if state == "running" and not is_alive(folder):
-        state, why = (
-            ("pending", f"job {job} requeued")
-            if waiting
-            else ("failed", "its process is gone: killed, or its node lost")
-        )
+        state, why = "failed", "its process is gone: killed, or its node lost"
+        if job_state:
+            state, why = ("pending", f"job {job} requeued") if waiting else ("running", f"job {job} starts again")
     elif state in ("failed", "preempted") and job_state:
         state, why = ("pending" if waiting else "running"), f"job {job} {job_state.lower()}, was {state}"
     return Standing(
@@ -85,15 +84,24 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
     """The standing of every cell; parents come before their children."""
     found: dict[Path, Standing] = {}
     for cell in cells:
-        found[cell.folder] = standing(cell, queued or {}, found)
+        try:
+            found[cell.folder] = standing(cell, queued or {}, found)
+        except (ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
+            found[cell.folder] = Standing(
+                "failed", 0, cell.config.schedule.steps, f"its folder cannot be read: {error!r}"
+            )
     return found
 
 
 def is_alive(folder: RunFolder) -> bool:
-    """Whether the folder's writer has shown itself lately."""
+    """Whether the folder's writer has shown itself lately; on its own host, whether its process is there."""
+    note = folder.path / NOTE
     try:
-        return time.time() - (folder.path / NOTE).stat().st_mtime < ALIVE_S
-    except OSError:
+        row = json.loads(note.read_text(encoding="utf-8"))
+        if row["host"] == socket.gethostname() and not Path(f"/proc/{row['pid']}").exists():
+            return False
+        return time.time() - note.stat().st_mtime < ALIVE_S
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -134,7 +142,8 @@ def unready(parent: str, step: int | None) -> str:
             return str(error)
         return ""
     status = RunFolder(parent).read_status()
-    return "" if status and status["state"] in FINISHED else f"{parent} is not finished"
+    whole = status is not None and status["state"] in FINISHED and status["step"] == status["steps"]
+    return "" if whole else f"{parent} is not finished"
 
 
 def write_cells(root: Path, cells: list[Cell]) -> None:
@@ -159,8 +168,11 @@ def read_submissions(root: Path) -> list[dict[str, Any]]:
     return found
 
 
-def queue(root: Path) -> dict[str, tuple[str, str]]:
-    """Folder → (job, SLURM's state) of the sweep's tasks that SLURM still has; empty without SLURM."""
+def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:
+    """Folder → (job, SLURM's state) of the sweep's tasks that SLURM still has; empty without SLURM.
+
+    With `strict`, ValueError where jobs were submitted and SLURM cannot be asked about them.
+    """
     found: dict[str, tuple[str, str]] = {}
     tasks = {
         f"{submission['job']}_{index}": cell["folder"]
@@ -168,9 +180,12 @@ def queue(root: Path) -> dict[str, tuple[str, str]]:
         if submission.get("job")
         for index, cell in enumerate(submission["cells"])
     }
-    for line in (
-        _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%F_%K %T"]).splitlines() if tasks else []
-    ):
+    if not tasks:
+        return {}
+    answer = _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%F_%K %T"])
+    if answer is None and strict:
+        raise ValueError(f"squeue does not answer, so what {root} still has queued is not known; try again later")
+    for line in (answer or "").splitlines():
         task, state = line.split()
         if task in tasks and state in ACTIVE:
             found[tasks[task]] = (task, state)
@@ -192,7 +207,7 @@ def accounted(root: Path) -> dict[str, str]:
         report = _ask(
             ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", submission["job"], "--format=JobID,State"]
         )
-        for line in report.splitlines():
+        for line in (report or "").splitlines():
             task, _, state = line.partition("|")
             index = task.rpartition("_")[2]
             if index.isdecimal() and int(index) < len(submission["cells"]):
@@ -200,8 +215,8 @@ def accounted(root: Path) -> dict[str, str]:
     return found
 
 
-def _ask(command: list[str]) -> str:
+def _ask(command: list[str]) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None

@@ -20,6 +20,7 @@ from slurm.cells import FINISHED, blocked, config_path, note_refusal, standings
 from slurm.status import render_counts
 
 ROOT = Path(__file__).resolve().parent.parent
+LOOK_S = 5.0  # between looks at every run's log, which takes time that the runs could use
 
 
 @dataclass
@@ -36,7 +37,7 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
 
     A signal to stop is handed to the runs, which save; 75 then, 1 if a run failed, else 0.
     """
-    waiting, running, stopped = list(cells), list[Job](), list[int]()
+    waiting, running, stopped, looked = list(cells), list[Job](), list[int](), 0.0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda found, _: stopped.append(found))
     steps = sum(cell.config.schedule.steps for cell in cells)
@@ -59,9 +60,10 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
                 running.append(_start(root, cell, free.pop(), jobs))
             if not running and waiting and all(blocked(cell) for cell in waiting):
                 break
-            found = standings(cells)
-            bar.set_postfix_str(render_counts(found), refresh=False)
-            bar.update(sum(known.step for known in found.values()) - bar.n)
+            if time.monotonic() > looked + LOOK_S:
+                found, looked = standings(cells), time.monotonic()
+                bar.set_postfix_str(render_counts(found), refresh=False)
+                bar.update(sum(known.step for known in found.values()) - bar.n)
             time.sleep(0.5)
     found = standings(cells)
     print(render_counts(found))

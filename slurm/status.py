@@ -1,6 +1,6 @@
 """How a sweep is doing: a table of its cells, from their run folders and, where there is one, SLURM's queue.
 
-    python -m slurm.status configs/sweeps/quickstart_wd.json [--json]
+    python -m slurm.status configs/sweeps/small_wd_precision.json [--json]
 
 Needs no torch and no data: it runs on a login node.
 """

@@ -1,8 +1,8 @@
 """Run a sweep: as one SLURM job array per stage, or on this machine.
 
-    python -m slurm.submit configs/sweeps/quickstart_wd.json --dry-run
+    python -m slurm.submit configs/sweeps/small_wd_precision.json --dry-run
     python -m slurm.submit configs/sweeps/p1_wd_precision.json --site slurm/site.json
-    python -m slurm.submit configs/sweeps/quickstart_wd.json --local --jobs 2
+    python -m slurm.submit configs/sweeps/small_wd_precision.json --local --jobs 2
 
 The same command again skips what is finished or queued, and resumes or retries the rest.
 """
@@ -41,20 +41,23 @@ def main(argv: list[str] | None = None) -> int:
         site, source = load_site(args.site)
         root = args.runs / sweep.name
         _check(stages, 1 if args.local else site.ranks)
-        queued = queue(root)
+        queued = queue(root, strict=not (args.dry_run or args.local))
         found = standings([cell for cells in stages.values() for cell in cells], queued)
         todo = {name: [cell for cell in cells if _is_open(cell, found, queued)] for name, cells in stages.items()}
         if args.dry_run:
             print(render(stages, found, todo))
             if not args.local:
                 print(f"\nsite: {source}")
+                after: list[str] = []
                 for name, cells in todo.items():
                     if cells:
+                        jobs = after + _waited_for(cells, queued)
                         print(
                             shlex.join(
-                                sbatch_command(sweep, site, root, name, cells, root / "submissions/….json", "JOB")
+                                sbatch_command(sweep, site, root, name, cells, root / "submissions/….json", jobs)
                             )
                         )
+                        after = [f"(job of stage {name})"]
             return 0
         missing = sorted({prepare_command(c.config) for cells in todo.values() for c in cells if c.id is None})
         if missing:
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         write_cells(root, [cell for cells in todo.values() for cell in cells])
         if args.local:
             return run_local(root, [cell for cells in todo.values() for cell in cells], args.jobs)
-        submit(args.sweep, sweep, site, root, todo)
+        submit(args.sweep, sweep, site, root, todo, queued)
         return 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,7 +121,7 @@ def render(stages: dict[str, list[Cell]], found: dict[Path, Standing], todo: dic
 
 
 def sbatch_command(
-    sweep: Sweep, site: Site, root: Path, stage: str, cells: list[Cell], submission: Path, after: str | None
+    sweep: Sweep, site: Site, root: Path, stage: str, cells: list[Cell], submission: Path, after: list[str]
 ) -> list[str]:
     """The sbatch command of one stage's array."""
     limit = sweep.limit or site.limit
@@ -138,7 +141,7 @@ def sbatch_command(
         "--account": site.account,
         "--partition": site.partition,
         "--qos": site.qos,
-        "--dependency": f"afterany:{after}" if after and stage != "main" else None,
+        "--dependency": "afterany:" + ":".join(after) if after else None,
     }
     words = [f"{option}={value}" for option, value in options.items() if value is not None]
     python = site.python or sys.executable
@@ -156,19 +159,35 @@ def sbatch_command(
     ]
 
 
-def submit(path: Path, sweep: Sweep, site: Site, root: Path, todo: dict[str, list[Cell]]) -> None:
-    """One array per stage that has something to do, each after the one before it; every submission is recorded."""
+def _waited_for(cells: list[Cell], queued: dict[str, tuple[str, str]]) -> list[str]:
+    """The tasks that SLURM still has of runs that these cells start from."""
+    parents = {str(cell.parent.folder.resolve()) for cell in cells if cell.parent}
+    return sorted(job for folder, (job, _) in queued.items() if folder in parents)
+
+
+def submit(
+    path: Path,
+    sweep: Sweep,
+    site: Site,
+    root: Path,
+    todo: dict[str, list[Cell]],
+    queued: dict[str, tuple[str, str]],
+) -> None:
+    """One array per stage that has something to do, after the one before it and after queued runs that its cells start from.
+
+    Every submission is recorded.
+    """
     if "%" in str(root.resolve()):
         raise ValueError(f"{root.resolve()}: SLURM would expand the % in the log's path; use another --runs")
     (root / "slurm").mkdir(parents=True, exist_ok=True)
-    after: str | None = None
+    after: list[str] = []
     for stage, cells in todo.items():
         if not cells:
             continue
         now = datetime.now(UTC)
         file = root / "submissions" / f"{now:%Y%m%dT%H%M%S_%f}-{stage}.json"
         file.parent.mkdir(exist_ok=True)
-        command = sbatch_command(sweep, site, root, stage, cells, file, after)
+        command = sbatch_command(sweep, site, root, stage, cells, file, after + _waited_for(cells, queued))
         row: dict[str, Any] = {
             "sweep": str(path),
             "stage": stage,
@@ -199,9 +218,10 @@ def submit(path: Path, sweep: Sweep, site: Site, root: Path, todo: dict[str, lis
                 else f"{error}; is this a login node?"
             )
             raise ValueError(f"sbatch refused stage {stage}: {found}; asked: {shlex.join(command)}") from None
-        after = answer.stdout.strip().partition(";")[0]
-        write_json(file, {**row, "job": after})
-        logger.info("stage %s: job %s, %d run(s); logs in %s", stage, after, len(cells), root / "slurm")
+        job = answer.stdout.strip().partition(";")[0]
+        after = [job]
+        write_json(file, {**row, "job": job})
+        logger.info("stage %s: job %s, %d run(s); logs in %s", stage, job, len(cells), root / "slurm")
 
 
 def _clean_environment() -> dict[str, str]:

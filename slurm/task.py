@@ -1,6 +1,6 @@
 """What a task of a job array does, on its node: `python -m slurm.task ACT …`, called by slurm/train.sbatch.
 
-    ready SUBMISSION              may the cell start? prints why not
+    ready SUBMISSION              may the cell start? prints why not; exit code 3 where it is blocked
     container SUBMISSION          the words before the training command, NUL-terminated
     port                          a free port for the rendezvous, on this host
     rank SUBMISSION               become one rank of train.py, its output in the run folder's logs/
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 from record.run import EXIT_CODES, RunFolder
 from slurm.cells import note_refusal, unready
 
+BLOCKED = 3
 FIRST_PORT, PORTS = 10_000, 20_000  # below the range from which the kernel gives out ports by itself
 
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if act == "ready":
         why = unready(cell["parent"], cell["step"]) if cell["parent"] else ""
         print(f"{cell['folder']}: {'blocked: ' + why if why else 'ready'}")
-        return 1 if why else 0
+        return BLOCKED if why else 0
     if act == "container":
         sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
         return 0
@@ -107,9 +109,18 @@ def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
         if step > (start or {}).get("step", 0):
             return EXIT_CODES["preempted"], f"saved at step {step} before the time limit; requeued"
         return 1, f"failed: no step between the start and the time limit, at step {step}; set a longer time"
+    if state == "preempted" and reason == "SIGTERM" and preempted_by_slurm(os.environ.get("SLURM_JOB_ID", "")):
+        return EXIT_CODES["preempted"], f"saved at step {step}, preempted; requeued"
     if state in ("done", "diverged", "preempted"):
         return 0, f"{state} at step {step}{': ' + reason if reason else ''}"
     return 1, f"failed at step {step}: {reason or 'its process was killed'}"
+
+
+def preempted_by_slurm(job: str) -> bool:
+    """Whether SLURM is preempting this job, and nobody has cancelled it: one that ends in its grace time is not requeued."""
+    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=False).stdout
+    found = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
 
 
 if __name__ == "__main__":

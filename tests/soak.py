@@ -39,7 +39,8 @@ from record.run import RunFolder
 from tests.conftest import TINY
 from tests.test_train import start
 
-STEPS, LEFT_S = 240, 60.0
+STEPS = 240
+LEFT_S, WHOLE_S = 60.0, 300.0  # what may be left of a run after a fault, and how long an undisturbed one may take
 CASES = [("fp32", 0), ("bf16-mixed", 2), ("bf16-master", 1), ("fp32", 3)]
 SETTINGS: dict[str, Any] = {
     "schedule": {"steps": STEPS},
@@ -61,6 +62,7 @@ class Run:
     dice: random.Random
     process: subprocess.Popen[str] | None = None
     faults: list[str] = field(default_factory=list)
+    since_resume: list[str] = field(default_factory=list)  # faults since the run last got as far as resuming
 
     @property
     def folder(self) -> RunFolder:
@@ -114,18 +116,18 @@ class Run:
             if wanted(command):
                 _signal(pid, signal.SIGKILL)
 
-    def settle(self) -> str:
-        """Wait for the end of every process; returns what was printed, once."""
+    def settle(self, limit_s: float = LEFT_S) -> str:
+        """Wait for the end of every process, at most `limit_s`; returns what was printed, once."""
         assert self.process is not None
+        deadline = time.monotonic() + limit_s
+        while left := self.processes():
+            assert time.monotonic() < deadline, f"left after {limit_s} s: {left}"
+            time.sleep(0.05)
         output = (
             ""
             if self.process.stdout is None or self.process.stdout.closed
             else self.process.communicate(timeout=120)[0]
         )
-        deadline = time.monotonic() + LEFT_S
-        while left := self.processes():
-            assert time.monotonic() < deadline, f"left after {LEFT_S} s: {left}"
-            time.sleep(0.05)
         return output
 
     def state(self) -> str:
@@ -251,7 +253,7 @@ def second_process(run: Run) -> bool:
     happened = run.wait_for_moment()
     other = start(run.config, run.path, ranks=2)
     theirs, _ = other.communicate(timeout=120)
-    ours = run.settle()
+    ours = run.settle(WHOLE_S)
     refused = ("is writing" in ours) + ("is writing" in theirs)
     assert run.state() == "done", ours + theirs
     assert refused < 2, "both were refused"
@@ -340,17 +342,19 @@ def attack(run: Run, waiting: list[str] | None, table: dict[str, Row]) -> str:
     run.launch()
     try:
         happened = bool(name) and FAULTS[name](run)
-        output = run.settle()
+        output = run.settle(WHOLE_S)
         assert name or run.state() == "done", f"it did not go on: {output[-2000:]}"
         assert run.state() != "done" or run.reached == STEPS, f"done at step {run.reached}"
     except (AssertionError, subprocess.TimeoutExpired) as error:
         run.faults += [name] if name else []
         run.kill(lambda _: True)
         return f"{name}: {error}"
-    if run.faults and len(_resumes(run)) > resumes:
-        table[run.faults[-1]].lost_steps += max(0, before - _resumes(run)[resumes])
+    if run.since_resume and len(_resumes(run)) > resumes:
+        table[run.since_resume[0]].lost_steps += max(0, before - _resumes(run)[resumes])
+        run.since_resume = []
     if happened and (run.state() != "done" or name == "second process"):
         run.faults.append(name)
+        run.since_resume.append(name)
         waiting.pop()  # type: ignore[union-attr]
     return ""
 
@@ -377,7 +381,7 @@ def new_run(case: tuple[str, int], work: Path, name: str, dice: random.Random) -
 
 def _finish(run: Run) -> Run:
     run.launch()
-    output = run.settle()
+    output = run.settle(WHOLE_S)
     assert run.state() == "done", output
     return run
 

@@ -155,6 +155,10 @@ def test_train_longer(config_file: ConfigFile, tmp_path: Path) -> None:
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
     assert status(tmp_path / "run")["step"] == 9
     assert "is past schedule.steps 6" in finish(start(config_file(constant), tmp_path / "run"), 2)
+    fading = {"optim": {"decay_schedule": {"kind": "linear"}}}
+    finish(start(config_file(constant, fading), tmp_path / "fading"))
+    longer = config_file(constant, fading, {"schedule": {"steps": 9}})
+    assert "schedule.steps: asked 9, found 6" in finish(start(longer, tmp_path / "fading"), 2)
     finish(start(config_file(), tmp_path / "cosine"))
     output = finish(start(config_file({"schedule": {"steps": 9}}), tmp_path / "cosine"), 2)
     assert "schedule.steps: asked 9, found 6" in output

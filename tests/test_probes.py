@@ -67,7 +67,7 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
                 "update": ((w - v).norm() / v.norm()).item(),
                 "rotation": 2 * math.asin(min(1.0, (w / w.norm() - v / v.norm()).norm().item() / 2)),
                 "max": w.abs().max().item(),
-                "effective_lr": lr / norm ** (1 if config.optim.algorithm == "adam" else 2),
+                "effective_lr": lr / v.norm().item() ** (1 if config.optim.algorithm == "adam" else 2),
             }
             if run["second"] is not None:
                 expected["adam_lr"] = (lr / (run["second"][name].double().sqrt() + 1e-8)).mean().item()
@@ -78,7 +78,13 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
         assert row["probe/norm/kind:attn.qkv"] == pytest.approx(together, rel=bound)
         squares = sum(row[f"probe/grad_norm/{name}"] ** 2 for name in run["before"])
         assert math.sqrt(squares) == pytest.approx(run["grad_norm"], rel=1e-6), case
-        assert ("probe/predicted_rms" in row) == (config.optim.algorithm == "adam")
+        predicted = {name.split("/")[-1] for name in row if "/predicted_rms/" in name}
+        decayed = {name for name, tensor in run["after"].items() if tensor.dim() >= 2}
+        assert predicted == (decayed if config.optim.algorithm == "adam" else set())
+        if predicted:
+            assert row["probe/predicted_rms/wte.weight"] == pytest.approx(math.sqrt(lr / (2 * 0.5)))
+            rotation = math.sqrt(2 * lr * 0.5 * (1 - 0.9) / (1 + 0.9))
+            assert row["probe/predicted_rotation/wte.weight"] == pytest.approx(rotation)
 
 
 @pytest.mark.engine
@@ -86,7 +92,11 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
     """Breaks if the cosine, the logits' quantities or the noise scale are not those of a plain computation."""
     manifest = tiny_data[1]
     configs = [tiny_config(NOISE, {"parallel": {"zero_stage": stage}}) for stage in (0, 1, 2, 3)]
-    runs = run_ranks(2, probed, configs, manifest)[0]
+    penalty = {"optim": {"decay_rule": "l2_loss", "weight_decay": 0.01}}
+    *runs, penalised = run_ranks(2, probed, [*configs, tiny_config(NOISE, penalty)], manifest)[0]
+    assert penalised["row"]["probe/gradient_trace"] > 0.5 * runs[0]["row"]["probe/gradient_trace"], (
+        "the penalty is no noise"
+    )
     config, model = configs[0], GPT(configs[0].model)
     model.load_state_dict(runs[0]["before"])
     batch = next(step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, 0, 1))

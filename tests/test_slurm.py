@@ -172,6 +172,8 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     assert len(starts(requeued)) >= 2
     assert len(starts(limited)) >= 2
     assert "before the time limit; requeued" in room.logs()
+    for cell in cells:
+        assert (cell.folder / "logs" / "rank_0000.log").read_text().count(": done at step") == 1, "a cell ended twice"
 
 
 def starts(cell: Cell) -> list[dict[str, Any]]:
@@ -218,6 +220,20 @@ def test_stages_failure_and_resubmission(
     trunk_loss = dict(losses(trunks[0].folder))[9]
     assert losses(branch.folder)[0][1] == trunk_loss, "the branch does not begin where its trunk was"
     assert all(len(starts(cell)) == 1 for cell in room.cells())
+
+
+def test_preemption(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if a run that a job of higher priority pushes out saves in its grace time and then is not requeued."""
+    room = Room(tmp_path, tiny_config(MIDDLE))
+    room.set_site(partition="low", options=["--exclusive", "--nodelist=n1"])
+    (job,) = room.submit()
+    (cell,) = room.cells()
+    wait(lambda: len(losses(cell.folder)) > 50, 90)
+    slurm.ask("sbatch", "--partition=high", "--exclusive", "--nodelist=n1", "--output=/dev/null", "--wrap=sleep 3")
+    room.wait(slurm, [job], 200)
+    assert room.states() == ["done"], room.logs()
+    assert len(starts(cell)) == 2
+    assert "preempted; requeued" in room.logs()
 
 
 def test_scancel(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:

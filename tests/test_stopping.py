@@ -59,6 +59,7 @@ def test_checkpoints_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: p
     assert "resumes from" in output
     assert "step_00000003" in output
     assert losses(tmp_path / "run") == before
+    assert "step_00000012 lies after step 3 and is set aside" in output
     assert "steps there: 3, 8, 12" in finish(start(config, tmp_path / "run", "--resume", "must", "--step", "5"), 2)
     assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
     weights = folder / "step_00000008" / "weights.safetensors"
@@ -314,5 +315,11 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert "steps there: 4, 8" in branch("missing", f"{trunk}@5", code=2)
     assert "beyond what the trunk read" in branch("long", f"{trunk}@8", "--set", "schedule.steps=100000", code=2)
     assert "not there yet" in branch("planned", f"{tmp_path / 'future'}@5", "--dry-run")
-    branch("same", f"{trunk}@8", "--resume", "must")
+    assert "expected RUN@STEP" in branch("newest", str(trunk), code=2)
+    (tmp_path / "same" / "checkpoints" / "step_00000004" / "manifest.json").unlink()
+    (trunk / "checkpoints").rename(tmp_path / "elsewhere")
+    assert "has no complete checkpoint" in branch("late", f"{trunk}@8", code=2)
+    branch("tiny", f"{trunk}@8", *tiny, "--resume", "must")
+    (tmp_path / "elsewhere").rename(trunk / "checkpoints")
+    branch("same", f"{trunk}@8")
     assert not any((tmp_path / name).exists() for name in ("wide", "reseeded", "missing", "long", "planned"))

@@ -144,16 +144,16 @@ def test_sbatch_command(sweep_file: SweepFile, tmp_path: Path) -> None:
          "cpus_per_rank": 8, "memory": "10G", "signal_s": 99, "modules": ("cuda/13",), "options": ("--exclusive",)}
     )  # fmt: skip
     root = tmp_path / "runs" / "wd"
-    command = submit_command.sbatch_command(sweep, site, root, "tiny", stages["main"], root / "s.json", "17")
+    command = submit_command.sbatch_command(sweep, site, root, "tiny", stages["main"], root / "s.json", ["17", "18_2"])
     assert command[0] == "sbatch"
     assert {
         "--account=a b", "--partition=gpu", "--time=1-00:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4",
-        "--cpus-per-task=8", "--mem=10G", "--signal=USR1@99", "--array=0-1%3", "--dependency=afterany:17", "--requeue",
+        "--cpus-per-task=8", "--mem=10G", "--signal=USR1@99", "--array=0-1%3", "--dependency=afterany:17:18_2", "--requeue",
         "--exclusive", f"--chdir={ROOT}",
     } <= set(command)  # fmt: skip
     assert command[-3:] == [sys.executable, str(root / "s.json"), "cuda/13"]
     assert not any(
-        "dependency" in word for word in submit_command.sbatch_command(sweep, site, root, "main", [], root, None)
+        "dependency" in word for word in submit_command.sbatch_command(sweep, site, root, "main", [], root, [])
     )
 
 

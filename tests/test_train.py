@@ -71,7 +71,7 @@ def straight(config_file: ConfigFile, tmp_path: Path) -> Path:
 
 def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if a run does not leave behind what the house promises: description, status, every metric of every update."""
-    names = {path.name for path in straight.iterdir()} - {".lock"}
+    names = {path.name for path in straight.iterdir()} - {".lock", "probes.jsonl"}
     assert names == {
         "config.json",
         "config.given.json",
@@ -143,7 +143,12 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
     something else than one rank does, or is changed by being evaluated at stage 3."""
     extensions = str(tmp_path / "extensions")
     sharded = {"parallel": {"zero_stage": 3}}
-    finish(start(config_file(sharded), tmp_path / "two", ranks=2, TORCH_EXTENSIONS_DIR=extensions))
+    mine, cores = os.sched_getaffinity(0), set(range(os.cpu_count() or 1))
+    os.sched_setaffinity(0, cores)  # a test worker may have one core, where nothing can be oversubscribed
+    run = start(config_file(sharded), tmp_path / "two", ranks=2, TORCH_EXTENSIONS_DIR=extensions)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, mine)
+    finish(run)
     finish(start(config_file(sharded, {"eval": {"every": 1}}), tmp_path / "watched", ranks=2))
     assert status(tmp_path / "two")["state"] == "done"
     assert losses(tmp_path / "two") == losses(tmp_path / "watched")
@@ -151,7 +156,7 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
         assert ours == pytest.approx(theirs, rel=1e-6)
     assert not Path(extensions).exists()
     begun = json.loads((tmp_path / "two" / "starts.jsonl").read_text())
-    assert begun["threads_per_rank"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert begun["threads_per_rank"] == max(1, len(cores) // 2)
 
 
 def test_two_launchers_as_two_nodes(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
@@ -226,7 +231,7 @@ def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> N
     assert status(tmp_path / "run")["state"] == "done"
     finish(start(two, tmp_path / "straight"))
     for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "straight"), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5), "other sums round otherwise, no more"
+        assert ours == pytest.approx(theirs, rel=1e-6), "other sums round otherwise, no more"
 
 
 @pytest.mark.parametrize("victim", ["runner killed", "runner terminated", "launcher killed"])
