@@ -151,13 +151,15 @@ def make_plan(
     asked = experiment(config, data.digest, *digests) if data and known else None
     factors = _factors(config, reference)
     shapes = cost.parameter_shapes(config.model)
+    partition = cost.decay_groups(shapes, config.optim)
+    main_decay = partition[cost.main_group(partition, shapes)][1]
     groups = {
         name: Group(
             len(names),
             sum(math.prod(shapes[n]) for n in names),
             weight_decay,
         )
-        for name, (names, weight_decay) in cost.decay_groups(shapes, config.optim).items()
+        for name, (names, weight_decay) in partition.items()
     }
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     micro_steps = config.sequences_per_step // ranks // micro_batch
@@ -181,7 +183,7 @@ def make_plan(
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
         lr_sum=lr_sum(config, factors) if factors is not None else None,
-        decay_sum=decay_sum(config, config.schedule.steps, factors) if factors is not None else None,
+        decay_sum=decay_sum(config, config.schedule.steps, factors, main_decay) if factors is not None else None,
         origin=origin,
         reference=reference,
     )

@@ -73,9 +73,10 @@ def lr_at(config: RunConfig, t: int) -> float:
     return config.optim.lr * lr_fraction(config.schedule, t)
 
 
-def decay_at(config: RunConfig, t: int) -> float:
+def decay_at(config: RunConfig, t: int, weight_decay: float | None = None) -> float:
     """η_t·λ_t of update t; for decoupled decay what 1 − p_{t+1}/p_t would be without a gradient."""
-    return lr_at(config, t) * config.optim.weight_decay * decay_factor(config, t)
+    weight_decay = config.optim.weight_decay if weight_decay is None else weight_decay
+    return lr_at(config, t) * weight_decay * decay_factor(config, t)
 
 
 def lr_sum(config: RunConfig, factors: list[float] | None = None) -> float:
@@ -83,6 +84,11 @@ def lr_sum(config: RunConfig, factors: list[float] | None = None) -> float:
     return math.fsum(lr_at(config, t) * (factors[t] if factors else 1.0) for t in range(config.schedule.steps))
 
 
-def decay_sum(config: RunConfig, updates: int, factors: list[float] | None = None) -> float:
-    """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen."""
-    return math.fsum(decay_at(config, t) * (factors[t] if factors else 1.0) for t in range(updates))
+def decay_sum(
+    config: RunConfig, updates: int, factors: list[float] | None = None, weight_decay: float | None = None
+) -> float:
+    """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen.
+
+    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/cost.main_group).
+    """
+    return math.fsum(decay_at(config, t, weight_decay) * (factors[t] if factors else 1.0) for t in range(updates))

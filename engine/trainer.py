@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.cost import decay_groups, main_group
 from configs.plan import Plan
 from configs.schema import RunConfig
 from engine.ds_config import deepspeed_config
@@ -67,7 +68,11 @@ class Trainer:
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
-        undecayed = {n for g in self.optimizer.param_groups if _of(g) == "undecayed" for n in g["parameter_names"]}
+        shapes = {name: tuple(shape) for name, shape in self.fragments.shapes.items()}
+        partition = decay_groups(shapes, config.optim)
+        self._main_group = main_group(partition, shapes)
+        zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
+        undecayed = {n for group in {"undecayed", *zeros} & set(partition) for n in partition[group][0]}
         self._decayed = torch.tensor([name not in undecayed for name in self.fragments.names], device=self.ds.device)
 
     def step(
@@ -175,9 +180,8 @@ class Trainer:
 
     @property
     def weight_decay(self) -> float:
-        """λ_t of the decayed group (of the first override, where overrides take everything), read back from the optimiser."""
-        groups = {_of(group): group for group in self.optimizer.param_groups if _of(group) != "undecayed"}
-        return float(groups.get("decayed", next(iter(groups.values())))["decay"])
+        """λ_t of the group that stands for the run (configs/cost.main_group), read back from the optimiser."""
+        return float(next(group["decay"] for group in self.optimizer.param_groups if _of(group) == self._main_group))
 
     def weight_norms(self) -> dict[str, float]:
         """‖w‖₂ of all trainable tensors (""), of those that decay ("decayed"), and of each, tied weights once."""

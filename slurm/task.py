@@ -1,6 +1,6 @@
 """What a task of a job array does, on its node: `python -m slurm.task ACT …`, called by slurm/train.sbatch.
 
-    ready SUBMISSION              may the cell start? prints why not; exit code 3 where it is blocked
+    ready SUBMISSION              may the cell start? prints why not; exit code 3 where it is blocked, or has finished
     container SUBMISSION          the words before the training command, NUL-terminated
     port                          a free port for the rendezvous, on this host
     rank SUBMISSION               become one rank of train.py, its output in the run folder's logs/
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from record.run import EXIT_CODES, RunFolder
-from slurm.cells import note_refusal, unready
+from slurm.cells import FINISHED, note_refusal, unready
 
-BLOCKED = 3
+NOTHING_TO_DO = 3
 FIRST_PORT, PORTS = 10_000, 20_000  # below the range from which the kernel gives out ports by itself
 
 
@@ -36,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     submission = json.loads(Path(rest[0]).read_text(encoding="utf-8"))
     cell = submission["cells"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
     if act == "ready":
+        status = RunFolder(cell["folder"]).read_status() or {}
         why = unready(cell["parent"], cell["step"]) if cell["parent"] else ""
-        print(f"{cell['folder']}: {'blocked: ' + why if why else 'ready'}")
-        return BLOCKED if why else 0
+        idle = f"{status['state']} already" if status.get("state") in FINISHED else f"blocked: {why}" if why else ""
+        print(f"{cell['folder']}: {idle or 'ready'}")
+        return NOTHING_TO_DO if idle else 0
     if act == "container":
         sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
         return 0

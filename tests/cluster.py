@@ -128,7 +128,7 @@ def wait(condition: Callable[[], Any], timeout_s: float) -> None:
 
 def _idle(found: Cluster) -> bool:
     with suppress(subprocess.CalledProcessError):
-        return found.ask("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle", "idle"]
+        return found.ask("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split() == ["idle", "idle"]
     return False
 
 

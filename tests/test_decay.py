@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
 from optim.optimizers import build_optimizer, set_step
+from record.metrics import read_metrics
 from tests.live import make_trainer, train_steps
 from tests.plain import Formulas, plain_run
 from tests.ranks import run_ranks
+from tests.test_train import ConfigFile, finish, start
 
 RULES = [(a, r) for a in ("adam", "sgd") for r in ("decoupled", "l2_coupled", "l2_loss", "none")]
 
@@ -166,3 +169,22 @@ def test_equilibrium_under_noise(tiny_config: Callable[..., RunConfig]) -> None:
     beta1 = config.optim.betas[0]
     assert sum(sizes) / len(sizes) == pytest.approx(math.sqrt(0.01 / (2 * 0.5)), rel=0.05)
     assert sum(angles) / len(angles) == pytest.approx(math.sqrt(2 * 0.01 * 0.5 * (1 - beta1) / (1 + beta1)), rel=0.05)
+
+
+@pytest.mark.engine
+def test_sums_of_the_plan_are_those_of_the_run(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if Ση or Σηλ of the plan is not what the run logs, with overrides, a λ schedule, another rule or a horizon."""
+    everything = [{"pattern": "w?e.weight", "weight_decay": 0.0}, {"pattern": "*", "weight_decay": 0.3}]
+    cases = {
+        "overrides": {"optim": {"weight_decay": 0.1, "decay_overrides": everything, "decay_mask": "all"}},
+        "schedule": {"optim": {"decay_schedule": {"kind": "cosine", "first_step": 2, "last_step": 4}}},
+        "sgd": {"optim": {"algorithm": "sgd", "lr": 0.1}, "schedule": {"horizon": 9}},
+        "l2": {"optim": {"decay_rule": "l2_loss", "weight_decay": 0.01}, "schedule": {"kind": "wsd"}},
+    }
+    for name, case in cases.items():
+        finish(start(config_file(case), tmp_path / name))
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")[0]
+        plan = json.loads((tmp_path / name / "plan.json").read_text())
+        assert rows[-1]["optim/decay_sum"] == pytest.approx(plan["decay_sum"], rel=1e-12), name
+        assert sum(row["optim/lr"] for row in rows[1:]) == pytest.approx(plan["lr_sum"], rel=1e-12), name
+        assert plan["decay_sum"] > 0, name

@@ -17,7 +17,7 @@ from record.metrics import read_metrics
 from tests.test_train import ConfigFile, finish, losses, start, status
 
 pytestmark = pytest.mark.engine
-LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1}, "checkpoint": {"every": 2}}
+LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1, "probe_every": 3}, "checkpoint": {"every": 2}}
 PLAIN: dict[str, Any] = {"optim": {"weight_decay": 0.0}}
 
 
@@ -77,6 +77,12 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     mean = [sum(rates[n][t] * sizes[n] for n in shapes) / sum(sizes.values()) for t in range(6)]
     assert [rows_of(tmp_path / "tensors")[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(mean, rel=1e-6)
+    for row in read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]:
+        t = row["step"] - 1
+        for name in shapes:
+            expected_rate = lr_at(loaded, t) / theirs[t][f"norm/{name}"]
+            assert row[f"probe/effective_lr/{name}"] == pytest.approx(expected_rate, rel=1e-6), (t, name)
+    assert len(read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]) == 2
 
     before = losses(tmp_path / "closed")
     shutil.rmtree(tmp_path / "closed" / "checkpoints" / "step_00000006")
