@@ -86,10 +86,11 @@ class Session:
         else:
             path = on_first_rank(lambda: find(folder, step))
             checkpoint.check(path)
-            on_first_rank(lambda: checkpoint.set_aside_after(folder, step))
         if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {folder}")
         self.load(path)
+        if step is not None:
+            on_first_rank(lambda: checkpoint.set_aside_after(folder, step))
         if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):
             self.recorder.add(self.step, {"event": "resume"})
         return path
