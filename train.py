@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
         origin = find_origin(config, args.dry_run, args.run_dir)
         plan = make_plan(
-            config, ranks, manifest.summary() if manifest else None, origin, find_norms(config, args.dry_run)
+            config,
+            ranks,
+            manifest.summary() if manifest else None,
+            origin,
+            find_norms(config, args.dry_run, args.run_dir),
         )
         if args.dry_run:
             if first:
@@ -128,8 +133,11 @@ def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origi
     return Origin(config.branch.origin, manifest.digest, manifest.step, windows, manifest.experiment)
 
 
-def find_norms(config: RunConfig, dry_run: bool) -> Reference | None:
-    """The norms that schedule.match follows. ValueError if they are not all there; a plan can do without, and says so."""
+def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Reference | None:
+    """The norms that schedule.match follows. ValueError if they are not all there.
+
+    A run that has begun has them in its own folder, so that the reference may go; a plan can do without, and says so.
+    """
     match, steps = config.schedule.match, config.schedule.steps
     if match is None:
         return None
@@ -139,6 +147,9 @@ def find_norms(config: RunConfig, dry_run: bool) -> Reference | None:
         reference = read_norms(match.reference, rates, steps, match.norm, tensors)
         own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
     except ValueError as error:
+        known = RunFolder(run_dir).read_norms() if run_dir is not None else {}
+        if known.get("match") == match.model_dump(mode="json"):
+            return Reference(known["digest"], known["reference"], known["own"])
         if not dry_run:
             raise
         logger.info("schedule.match: %s", error)
@@ -245,6 +256,9 @@ def join_world(config: RunConfig, folder: RunFolder) -> World:
 def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> None:
     """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
     folder.create(session.config.model_dump(mode="json"), given, session.experiment, session.plan.as_dict())
+    match, norms = session.config.schedule.match, session.plan.reference
+    if match is not None and norms is not None:
+        folder.write_norms({"match": match.model_dump(mode="json"), **asdict(norms)})
     row, last = session.describe(), folder.last_start()
     for key in ("device", "threads_per_rank", "machine", "deterministic"):
         if last is not None and last.get(key, row[key]) != row[key]:

@@ -4,6 +4,7 @@ config.json         the resolved configuration
 config.given.json   the configuration as given, with --set applied
 experiment.json     the fields that make the run's identity
 plan.json           what was derived from it at the latest start
+norms.json          of a matched run: the norms it follows
 starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
@@ -37,6 +38,7 @@ class RunFolder:
         self.given = self.path / "config.given.json"
         self.experiment = self.path / "experiment.json"
         self.plan = self.path / "plan.json"
+        self.norms = self.path / "norms.json"
         self.starts = self.path / "starts.jsonl"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -67,12 +69,18 @@ class RunFolder:
             ) from None
         return value
 
+    def write_norms(self, norms: dict[str, Any]) -> None:
+        """The norms that a matched run follows, once."""
+        if self.read_norms().get("digest") != norms["digest"]:
+            write_json(self.norms, norms)
+
+    def read_norms(self) -> dict[str, Any]:
+        """The same; empty where there are none, or none that can be read."""
+        return _read(self.norms)
+
     def read_plan(self) -> dict[str, Any]:
         """The plan of the latest start; empty where there is none, or none that can be read."""
-        try:
-            return dict(json.loads(self.plan.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
+        return _read(self.plan)
 
     def last_start(self) -> dict[str, Any] | None:
         """The latest row of starts.jsonl that can be read."""
@@ -108,3 +116,10 @@ class RunFolder:
             return dict(json.loads(self.status.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -89,8 +89,7 @@ def test_rules_through_the_engine(tiny_data: tuple[Path, Manifest], tiny_config:
         ]
     }
     schedule = {"decay_schedule": {"kind": "cosine", "start": 0.2, "end": 1.0, "first_step": 2, "last_step": 5}}
-    cases = [(settings(a, r), stage) for stage, (a, r) in enumerate(RULES)]
-    cases = [(case, stage % 4) for case, stage in cases]
+    cases = [(settings(a, r), (i + i // 4 + shift) % 4) for i, (a, r) in enumerate(RULES) for shift in (0, 2)]
     cases += [(settings("adam", "decoupled", **override), stage) for stage in (1, 3)]
     cases += [(settings("adam", "l2_loss", **schedule), 2), (settings("sgd", "decoupled", decay_mask="all"), 3)]
     cases += [(settings("sgd", "decoupled", momentum=0.0, **schedule), stage) for stage in (0, 2)]

@@ -86,6 +86,9 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
 
     before = losses(tmp_path / "closed")
     shutil.rmtree(tmp_path / "closed" / "checkpoints" / "step_00000006")
+    reference.rename(tmp_path / "moved")  # a begun run has what it follows in its own folder
+    config_of_new = config_file(LOGGED, PLAIN, match())
+    assert "is no run folder to match" in finish(start(config_of_new, tmp_path / "late"), 2)
     finish(start(config_file(LOGGED, PLAIN, match()), tmp_path / "closed"))
     assert losses(tmp_path / "closed") == before
     assert status(tmp_path / "closed")["state"] == "done"

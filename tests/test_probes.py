@@ -145,6 +145,7 @@ def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: 
         "parallel": {"zero_stage": ranks + 1},
         "model": {"dropout": 0.1},
         "averages": {"ema": [0.9]},
+        "eval": {"every": 1, "tokens": 32 * ranks},  # the probe's own tokens
         "checkpoint": {"every": 3},
     }
     finish(start(config_file(common, {"log": {"probe_every": None}}), tmp_path / "blind", ranks=ranks))
@@ -159,6 +160,10 @@ def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: 
     finish(start(config_file(common, NOISE), tmp_path / "run", ranks=ranks))
     assert read_metrics(tmp_path / "run" / "probes.jsonl")[0] == before
     assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 6]
+    validated = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]}
+    for row in before:
+        for key in ("loss", "loss_ema_0.9"):
+            assert row[f"probe/{key}"] == pytest.approx(validated[row["step"]][f"val/{key}"], rel=1e-6), key
 
 
 def test_noise_scale_is_refused_where_it_is_not_defined(tiny_config: Callable[..., RunConfig]) -> None:
