@@ -24,7 +24,8 @@ from tqdm import tqdm
 from configs.cost import parameter_shapes
 from configs.identity import differences, render_differences
 from configs.load import load_config
-from configs.plan import Origin, Plan, Reference, make_plan, prepare_command, render_plan
+from configs.plan import Origin, Plan, Reference, make_plan
+from configs.render import prepare_command, render_plan
 from configs.retention import is_due, is_saved
 from configs.schedule import lr_at
 from configs.schema import RunConfig

@@ -14,7 +14,7 @@ from configs import cost
 from configs.load import load_config
 from configs.plan import GIB, make_plan
 from configs.schema import RunConfig
-from configs.sweep import expand
+from configs.sweep import all_cells, expand
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,6 +46,17 @@ compares. For any configuration, `python train.py --config CONFIG --dry-run --ra
 """
 
 
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def configs_of(sweep: str) -> list[RunConfig]:
+    """The runs of a shipped sweep."""
+    stages = expand(ROOT / "configs" / "sweeps" / f"{sweep}.json", Path("runs"), lambda _: None)[1]
+    return [cell.config for cell in all_cells(stages)]
+
+
 def config_of(model: str, stage: int) -> RunConfig:
     file, settings = MODELS[model]
     fixed = [f"parallel.zero_stage={stage}", "batch.micro_batch=4", "precision=bf16-mixed"]
@@ -61,11 +72,7 @@ def scale() -> str:
         "activations of one micro-batch, in GiB. Sent: GiB per rank and update, ring algorithms, float32 gradients; a stage",
         "that communicates in every micro-step sends less on more ranks, which take fewer of them.",
         "",
-        "| model | ZeRO | "
-        + " | ".join(f"memory, {n}" for n in RANKS)
-        + " | "
-        + " | ".join(f"sent, {n}" for n in RANKS)
-        + " |",
+        row("model", "ZeRO", *(f"memory, {n}" for n in RANKS), *(f"sent, {n}" for n in RANKS)),
         "|---" * (2 + 2 * len(RANKS)) + "|",
     ]
     for model in MODELS:
@@ -73,36 +80,28 @@ def scale() -> str:
             plans = [make_plan(config_of(model, stage), ranks, None) for ranks in RANKS]
             memory = [f"{(plan.state_bytes + plan.activation_bytes) / GIB:.2f}" for plan in plans]
             sent = [f"{plan.communication_bytes / GIB:.2f}" for plan in plans]
-            lines.append("| " + " | ".join([model, str(stage), *memory, *sent]) + " |")
+            lines.append(row(model, stage, *memory, *sent))
     return "\n".join(lines)
 
 
 def study() -> str:
     """The λ × precision study in device-hours."""
-    path = "p1_wd_precision.json"
-    cells = [
-        c
-        for found in expand(ROOT / "configs" / "sweeps" / path, Path("runs"), lambda _: None)[1].values()
-        for c in found
-    ]
-    runs = [
-        *((f"the study, {len(cells)} runs ({path})", [c.config for c in cells]),),
-        ("one run at 124M", [config_of("124M", 1)]),
-    ]
-    runs += [(f"one run at {model}", [config_of(model, 1)]) for model in ("774M", "1.5B")]
+    sweep = configs_of("p1_wd_precision")
+    runs = [(f"the study, {len(sweep)} runs (p1_wd_precision.json)", sweep)]
+    runs += [(f"one run at {model}", [config_of(model, 1)]) for model in MODELS]
     lines = [
         "## What the study costs",
         "",
         "Training FLOPs over a sustained rate: 6 per matmul weight and token, and attention's. The rate of your device is the",
         "matmul rate it reaches in training, a fraction of its peak; `benchmarks/gpu.sh` measures it.",
         "",
-        "| | FLOPs | " + " | ".join(f"device-hours at {rate} TFLOP/s" for rate in RATES) + " |",
+        row("", "FLOPs", *(f"device-hours at {rate} TFLOP/s" for rate in RATES)).replace("|  |", "| |", 1),
         "|---" * (2 + len(RATES)) + "|",
     ]
     for name, configs in runs:
         hours = [sum(cost.device_hours(config, rate * 1e12) for config in configs) for rate in RATES]
         flops = sum(cost.device_hours(config, 1.0) for config in configs) * 3600
-        lines.append("| " + " | ".join([name, f"{flops:.2g}", *(f"{h:,.0f}" for h in hours)]) + " |")
+        lines.append(row(name, f"{flops:.2g}", *(f"{h:,.0f}" for h in hours)))
     measured = json.loads((RESULTS / "train_step-gpt124m_wd0.1-bf16-mixed-cpu.json").read_text())
     config = config_of("124M", 1)
     rate = measured["tokens_per_s"]["train.py"]
@@ -129,37 +128,32 @@ def check() -> str:
         "| case | state, GiB | activations, GiB | measured, GiB | estimate / measured |",
         "|---|---|---|---|---|",
     ]
-    for name, row in measured["cases"].items():
+    for name, case in measured["cases"].items():
         precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", name).groups()  # type: ignore[union-attr]
         settings = [f"precision={precision}", f"parallel.zero_stage={stage}", "batch.micro_batch=4"]
         config = load_config(ROOT / "configs" / "gpt124m_wd0.1.json", settings)[0]
         state, activations = cost.state_bytes(config, int(ranks)), cost.activation_bytes(config, 4)
-        sizes = [f"{size / GIB:.2f}" for size in (state, activations, row["measured_bytes"])]
-        lines.append("| " + " | ".join([name, *sizes, f"{(state + activations) / row['measured_bytes']:.2f}"]) + " |")
+        sizes = [f"{size / GIB:.2f}" for size in (state, activations, case["measured_bytes"])]
+        lines.append(row(name, *sizes, f"{(state + activations) / case['measured_bytes']:.2f}"))
     return "\n".join(lines)
 
 
 def experiments() -> str:
     """The README's table of P1's experiments: files and cost, at P1's scale and small."""
     measured = json.loads((RESULTS / "train_step-quickstart-fp32-cpu.json").read_text())
+    model = load_config(ROOT / "configs" / "quickstart.json")[0].model
+    small_rate = measured["tokens_per_s"]["train.py"] * cost.flops_per_token(model)
     lines = [
         "| experiment | sweep at the paper's scale | runs, device-hours | small sweep | runs, minutes |",
         "|---|---|---|---|---|",
     ]
     for name, large, small in EXPERIMENTS:
         cells = []
-        for file in (f"p1_{large}", f"small_{small}"):
-            stages = expand(ROOT / "configs" / "sweeps" / f"{file}.json", Path("runs"), lambda _: None)[1]
-            configs = [cell.config for found in stages.values() for cell in found]
-            if file.startswith("p1_"):
-                cost_text = f"{sum(cost.device_hours(config, 1e14) for config in configs):,.0f}"
-            else:  # by FLOPs, from the rate measured for the quickstart's model
-                rate = measured["tokens_per_s"]["train.py"] * cost.flops_per_token(
-                    load_config(ROOT / "configs/quickstart.json")[0].model
-                )
-                cost_text = f"{sum(cost.device_hours(config, rate) for config in configs) * 60:,.0f}"
-            cells += [f"`{file}.json`", f"{len(configs)}, {cost_text}"]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        for file, rate, per_hour in ((f"p1_{large}", 1e14, 1), (f"small_{small}", small_rate, 60)):
+            configs = configs_of(file)
+            hours = sum(cost.device_hours(config, rate) for config in configs)
+            cells += [f"`{file}.json`", f"{len(configs)}, {hours * per_hour:,.0f}"]
+        lines.append(row(name, *cells))
     return "\n".join(lines)
 
 

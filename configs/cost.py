@@ -60,13 +60,6 @@ def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
     raise ValueError(f"unknown decay mask {mask!r}")
 
 
-def main_group(groups: dict[str, tuple[list[str], float]], shapes: dict[str, tuple[int, ...]]) -> str:
-    """The group whose λ stands for the run's in Σηλ: `decayed`, or where overrides take all of it, the largest of theirs."""
-    if "decayed" in groups:
-        return "decayed"
-    return max(groups, key=lambda name: sum(math.prod(shapes[tensor]) for tensor in groups[name][0]))
-
-
 def kind_of(name: str) -> str:
     """What a tensor is for: embedding, position, head, norm, or its place in the block (attn.qkv, mlp.proj)."""
     known = {"wte.weight": "embedding", "wpe.weight": "position", "head.weight": "head"}

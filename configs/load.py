@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from configs.schema import RunConfig
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
@@ -38,11 +40,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
 
 
 def validate(given: dict[str, Any], source: str) -> RunConfig:
-    """Check a mapping against the schema; ValueError lists every problem, one per line."""
+    """Check a mapping against the schema of a run; ValueError lists every problem, one per line."""
+    return validate_as(RunConfig, given, source)
+
+
+def validate_as(schema: type[Schema], given: dict[str, Any], source: str) -> Schema:
+    """The same for any schema."""
     try:
-        return RunConfig.model_validate_json(json.dumps(given))
+        return schema.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        problems = [describe_problem(problem) for problem in error.errors()]
+        problems = [_describe(problem, schema) for problem in error.errors()]
         raise ValueError(f"{source}: " + "; ".join(problems)) from None
 
 
@@ -114,8 +121,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number a configuration may hold")
 
 
-def describe_problem(problem: Any, root: type[BaseModel] = RunConfig) -> str:
-    """One of pydantic's errors about `root`, as a line: the key, what was found, what would work."""
+def _describe(problem: Any, root: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":

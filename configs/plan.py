@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from configs import cost
@@ -28,7 +27,7 @@ class DataSummary:
     val_tokens: int
 
 
-def read_summary(folder: str | PurePath) -> DataSummary | None:
+def read_summary(folder: str | Path) -> DataSummary | None:
     """What the manifest of prepared data says, taken at its word (data/manifest.py checks it); None where there is none."""
     path = Path(folder) / "manifest.json"
     try:
@@ -92,9 +91,7 @@ class Plan:
     communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
-    lr_sum: (
-        float | None
-    )  # the mean over parameters where they differ; None: it follows from the run, whose live norms set its learning rate
+    lr_sum: float | None  # the mean over parameters where they differ; None: it follows from the run's live norms
     decay_sum: float | None
     origin: Origin | None = None
     reference: Reference | None = None
@@ -102,6 +99,13 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         known = replace(self, reference=None)
         return {**asdict(known), "reference": self.reference.digest if self.reference else None}
+
+
+def main_group(groups: dict[str, Group]) -> str:
+    """The group whose λ stands for the run's in Σηλ: `decayed`, or where overrides take all of it, the largest of theirs."""
+    if "decayed" in groups:
+        return "decayed"
+    return max(groups, key=lambda name: groups[name].parameters)
 
 
 def windows_in(tokens: int, seq_len: int) -> int:
@@ -152,7 +156,6 @@ def make_plan(
     factors = _factors(config, reference)
     shapes = cost.parameter_shapes(config.model)
     partition = cost.decay_groups(shapes, config.optim)
-    main_decay = partition[cost.main_group(partition, shapes)][1]
     groups = {
         name: Group(
             len(names),
@@ -161,6 +164,7 @@ def make_plan(
         )
         for name, (names, weight_decay) in partition.items()
     }
+    main_decay = groups[main_group(groups)].weight_decay
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     micro_steps = config.sequences_per_step // ranks // micro_batch
     return Plan(
@@ -201,94 +205,6 @@ def _factors(config: RunConfig, reference: Reference | None) -> list[float] | No
         sum(reference.factor(t, {}, name) * size for name, size in sizes.items()) / sum(sizes.values())
         for t in range(config.schedule.steps)
     ]
-
-
-def render_plan(config: RunConfig, plan: Plan) -> str:
-    """The plan as aligned text, one fact a line."""
-    available = (
-        f"{plan.tokens_available:,} available in {config.data.path}"
-        if plan.tokens_available is not None
-        else f"data not prepared: run {prepare_command(config)}"
-    )
-    lines = [
-        ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
-        ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
-        (
-            "tokens per step",
-            f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
-            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens",
-        ),
-        *(
-            [
-                (
-                    "micro-batch",
-                    f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}",
-                )
-            ]
-            if config.batch.micro_batch is None
-            else []
-        ),
-        ("steps", f"{plan.steps:,}{_left_out(config)}"),
-        ("tokens of the run", f"{plan.tokens:,} ({available})"),
-        *([("left for branches", _room(config, plan))] if plan.tokens_available is not None else []),
-        *(
-            [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
-            if config.branch
-            else []
-        ),
-        ("parameters", f"{plan.n_parameters:,}"),
-        *(
-            (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
-            for name, g in plan.groups.items()
-        ),
-        ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
-        (
-            "memory per device",
-            f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
-        ),
-        ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
-        ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
-        ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
-        *([("matched to", _matched(config))] if config.schedule.match else []),
-        ("Ση", _known(plan.lr_sum)),
-        ("Σηλ", _known(plan.decay_sum)),
-    ]
-    return "\n".join(f"{label:<20} {text}" for label, text in lines)
-
-
-def _left_out(config: RunConfig) -> str:
-    spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
-    return f", without the windows of steps {spans}" if spans else ""
-
-
-def _room(config: RunConfig, plan: Plan) -> str:
-    """How far a branch of this run's end could read on."""
-    read = plan.first_window + (order_batch(config, plan.steps - 1) + 1) * plan.sequences_per_step
-    steps = ((plan.tokens_available or 0) // config.model.seq_len - read) // plan.sequences_per_step
-    if steps < 1:
-        return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
-    return f"{steps:,} steps that read on after its end"
-
-
-def _known(value: float | None) -> str:
-    return "follows from the run: its live norms set the learning rate" if value is None else f"{value:.6g}"
-
-
-def _matched(config: RunConfig) -> str:
-    match = config.schedule.match
-    assert match is not None
-    mine = f"recorded in {match.own} (open loop)" if match.own else "live (closed loop)"
-    return f"the effective learning rate of {match.reference}, by {match.scope}; this run's norms {mine}"
-
-
-def prepare_command(config: RunConfig) -> str:
-    """The command that would make the data a configuration names; its path's name tells the corpus."""
-    name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
-    if name.startswith("python"):
-        source = "python-source"
-    elif name.startswith("openwebtext"):
-        source = "openwebtext"
-    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(config.data.path)}"
 
 
 def _micro_batch(config: RunConfig, ranks: int) -> int:

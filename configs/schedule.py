@@ -89,6 +89,6 @@ def decay_sum(
 ) -> float:
     """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen.
 
-    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/cost.main_group).
+    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/plan.main_group).
     """
     return math.fsum(decay_at(config, t, weight_decay) * (factors[t] if factors else 1.0) for t in range(updates))

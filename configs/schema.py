@@ -151,7 +151,7 @@ class Optim(Section):
     )
 
     @model_validator(mode="after")
-    def _betas_are_rates(self) -> Optim:
+    def _fields_of_the_algorithm(self) -> Optim:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must each lie in [0, 1)")
         idle = {"adam": ("momentum",), "sgd": ("betas", "eps")}[self.algorithm]

@@ -12,14 +12,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from configs.identity import experiment, run_id
-from configs.load import describe_problem, load_config, merge, nest, parse_override, read_json, validate
+from configs.load import load_config, merge, nest, parse_override, read_json, validate, validate_as
 from configs.plan import DataSummary
 from configs.retention import is_kept, is_saved
 from configs.schema import RunConfig, Section, setting
@@ -79,19 +81,18 @@ class Cell:
     step: int | None = None
 
 
+Stages = dict[str, list[Cell]]
+Summary = Callable[[str], DataSummary | None]
+
+
 def load_sweep(path: str | Path) -> Sweep:
     """ValueError that names the file and every problem."""
     given = read_json(Path(path))
     given.pop("$schema", None)
-    try:
-        return Sweep.model_validate_json(json.dumps(given))
-    except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(describe_problem(p, Sweep) for p in error.errors())) from None
+    return validate_as(Sweep, given, str(path))
 
 
-def expand(
-    path: str | Path, runs: Path, summary: Any, overrides: list[str] | None = None
-) -> tuple[Sweep, dict[str, list[Cell]]]:
+def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] | None = None) -> tuple[Sweep, Stages]:
     """The cells of a sweep file by stage, in order; their folders lie in `runs`/<sweep>/.
 
     `summary(data.path)` gives the DataSummary of prepared data, or None. `overrides` are `section.key=value` for every run.
@@ -103,8 +104,8 @@ def expand(
         given = merge(given, nest(field, value))
     for override in overrides or []:
         given = merge(given, parse_override(override))
-    root = runs / sweep.name
-    stages = {"main": [_cell("main", given, row, None, None, root, summary, path) for row in _rows(sweep)]}
+    make = partial(_cell, source=str(path), root=runs / sweep.name, summary=summary)
+    stages = {"main": [make("main", _label(row), given, row) for row in _rows(sweep)]}
     previous = "main"
     for stage in sweep.stages:
         parents = [cell for cell in stages[stage.of or previous] if _matches(cell, stage)]
@@ -113,14 +114,19 @@ def expand(
                 f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {stage.where}"
             )
         stages[stage.name] = [
-            _cell(stage.name, parent.given, {**stage.set, **row}, parent, step, root, summary, path, set(stage.set))
+            make(stage.name, _branch_label(stage, parent, step, row), parent.given, {**stage.set, **row}, parent, step)
             for parent in parents
             for step in _branch_steps(stage, parent, path)
             for row in _rows(stage)
         ]
         previous = stage.name
-    _refuse_twins(path, [cell for cells in stages.values() for cell in cells])
+    _refuse_twins(path, all_cells(stages))
     return sweep, stages
+
+
+def all_cells(stages: Stages) -> list[Cell]:
+    """The cells of all stages, parents before what starts from them."""
+    return [cell for cells in stages.values() for cell in cells]
 
 
 def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
@@ -138,20 +144,19 @@ def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
 
 def _cell(
     stage: str,
+    label: str,
     given: dict[str, Any],
-    row: dict[str, Any],
-    parent: Cell | None,
-    step: int | None,
+    fields: dict[str, Any],
+    parent: Cell | None = None,
+    step: int | None = None,
+    *,
+    source: str,
     root: Path,
-    summary: Any,
-    path: str | Path,
-    unnamed: set[str] | frozenset[str] = frozenset(),
+    summary: Summary,
 ) -> Cell:
-    label = "-".join(_short(field, value) for field, value in row.items() if field not in unnamed)
-    if parent is not None:
-        label = "-".join(filter(None, [parent.label, stage + (f"{step:05d}" if step is not None else ""), label]))
+    """`given` with `fields` on top, as a branch of `parent` at `step` where these are given."""
     label = label[:90].strip("-.") or "run"
-    for field, value in row.items():
+    for field, value in fields.items():
         if parent is not None and isinstance(value, str):
             value = value.replace("{run}", str(parent.folder))
         for name in _fields(field):
@@ -159,9 +164,8 @@ def _cell(
     given = merge(given, {"name": label})
     if step is not None and parent is not None:
         given = merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}})
-    config = validate(given, f"{path}, cell {label}")
-    data: DataSummary | None = summary(config.data.path)
-    identity = None
+    config = validate(given, f"{source}, cell {label}")
+    data, identity = summary(config.data.path), None
     if data is not None and (parent is None or parent.id is not None):
         start = f"{parent.id}@{step}" if parent else None
         identity = run_id(experiment(config, data.digest, start, start))
@@ -177,6 +181,15 @@ def _fields(field: str) -> list[str]:
     if info is None or not hasattr(info.annotation, "model_fields"):
         raise ValueError(f"axis {field!r}: {section!r} is no section of a configuration")
     return [f"{section}.{name}" for name in info.annotation.model_fields]  # type: ignore[union-attr]
+
+
+def _label(row: dict[str, Any]) -> str:
+    return "-".join(_short(field, value) for field, value in row.items())
+
+
+def _branch_label(stage: Stage, parent: Cell, step: int | None, row: dict[str, Any]) -> str:
+    place = stage.name + (f"{step:05d}" if step is not None else "")
+    return "-".join(filter(None, [parent.label, place, _label({k: v for k, v in row.items() if k not in stage.set})]))
 
 
 def _short(field: str, value: Any) -> str:

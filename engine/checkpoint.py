@@ -26,13 +26,14 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from configs.retention import is_kept
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
-from record.checkpoints import MANIFEST, CheckpointManifest, File, complete, read_manifest
+from record.checkpoints import MANIFEST, CheckpointManifest, File, complete, read_manifest, step_of
 from record.files import sync_folder, write_text
 from record.run import RunFolder
 
@@ -107,6 +108,15 @@ def verify(path: Path) -> None:
     _check_files(path, read_manifest(path).files)
 
 
+def read(path: Path, kind: str) -> dict[str, Tensor]:
+    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. ValueError if absent or damaged."""
+    kinds = [file.stem for file in sorted(path.glob("*.safetensors")) if file.stem.startswith(("weights", "ema_"))]
+    if kind not in kinds:
+        raise ValueError(f"{path} has no {kind}; there are {', '.join(kinds)}")
+    verify(path)
+    return {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
+
+
 def newest(folder: Path) -> Path | None:
     """The newest complete and sound checkpoint under `folder`, the same for all ranks; None if there is none. Collective.
 
@@ -128,7 +138,7 @@ def newest(folder: Path) -> Path | None:
 def set_aside_after(folder: Path, step: int) -> None:
     """A run that goes back to `step` has no later checkpoints: their manifests are renamed, and a later save replaces them."""
     for path in complete(folder):
-        if int(path.name.removeprefix("step_")) > step:
+        if step_of(path) > step:
             logger.warning("%s lies after step %d and is set aside", path, step)
             os.replace(path / MANIFEST, path / "manifest.superseded.json")
 
@@ -136,7 +146,7 @@ def set_aside_after(folder: Path, step: int) -> None:
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
     """Delete what configs/retention.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
     for path in complete(folder)[: -(config.keep_last or 1)]:
-        if is_kept(config, int(path.name.removeprefix("step_"))):
+        if is_kept(config, step_of(path)):
             continue
         try:
             (path / MANIFEST).unlink()

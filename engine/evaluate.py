@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from configs.load import read_json, validate
+from configs.precision import TABLE
 from configs.schema import RunConfig
 from data.loader import eval_batches
 from data.manifest import read_manifest
 from engine import checkpoint
-from engine.precision import autocast_dtype, set_matmul_precision
-from model.gpt import GPT
-from record.checkpoints import find, parse_reference
+from engine.precision import set_matmul_precision
+from engine.session import build_model
+from record.checkpoints import find, parse_reference, step_of
 from record.run import RunFolder
 
 
@@ -31,10 +31,7 @@ def average(paths: list[Path], kind: str = "weights") -> dict[str, torch.Tensor]
     """The mean of one kind over checkpoints, summed in float64, float32. ValueError if one is damaged or lacks it."""
     total: dict[str, torch.Tensor] = {}
     for path in paths:
-        checkpoint.verify(path)
-        if not (path / f"{kind}.safetensors").exists():
-            raise ValueError(f"{path} has no {kind}")
-        for name, tensor in load_file(path / f"{kind}.safetensors").items():
+        for name, tensor in checkpoint.read(path, kind).items():
             total[name] = total.get(name, 0) + tensor.double()
     return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
 
@@ -46,10 +43,9 @@ def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device:
     if manifest is None:
         raise ValueError(f"no prepared data in {config.data.path}")
     set_matmul_precision(config.precision, device)
-    separate_at = None if config.data.cross_document_attention else manifest.eot
-    model = GPT(config.model, autocast_dtype(config.precision), separate_at).eval()
+    model = build_model(config, manifest.eot).eval()
     model.load_state_dict(weights)
-    model.to(device, torch.bfloat16 if config.precision in ("bf16-master", "bf16-true") else torch.float32)
+    model.to(device, getattr(torch, TABLE[config.precision].weights))
     total, count = 0.0, 0
     for tokens, rows in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
         found = torch.from_numpy(tokens[:rows]).to(device)
@@ -76,8 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = [int(path.name.removeprefix("step_")) for path in paths]
-    print(json.dumps({"run": str(run), "steps": found, "weights": args.weights, "val/loss": loss}))
+    print(
+        json.dumps(
+            {"run": str(run), "steps": [step_of(path) for path in paths], "weights": args.weights, "val/loss": loss}
+        )
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from engine import checkpoint
 from record.checkpoints import find, parse_reference
@@ -27,18 +27,14 @@ def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Pat
     damaged, or `out` exists; nothing is left behind then.
     """
     path = find(RunFolder(run).checkpoints, step)
-    kinds = sorted(file.stem for file in path.glob("*.safetensors") if file.stem.startswith(("weights", "ema_")))
-    if kind not in kinds:
-        raise ValueError(f"{path} has no {kind}; there are {', '.join(kinds)}")
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
-    checkpoint.verify(path)
+    weights = checkpoint.read(path, kind)
     model = json.loads(RunFolder(run).config.read_text(encoding="utf-8"))["model"]
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
-        weights = {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
         save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
         write_json(work / "config.json", model)
         work.rename(out)

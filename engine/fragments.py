@@ -157,10 +157,9 @@ class Fragments:
             weight.copy_(tensor)
         self.refresh()
 
-    def groups(self) -> list[int]:
-        """The optimiser's group of each local fragment."""
-        places = {name: i for i, group in enumerate(self.optimizer.param_groups) for name in group["parameter_names"]}
-        return [places[fragment.name] for fragment in self.local]
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The optimiser's group of each parameter, by the parameter's name."""
+        return {name: group for group in self.optimizer.param_groups for name in group["parameter_names"]}
 
     @property
     def optimizer_step(self) -> int:

@@ -42,10 +42,10 @@ class Probe:
 
     def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
         """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
-        groups = [self.trainer.optimizer.param_groups[number] for number in self.fragments.groups()]
+        groups = self.fragments.groups()
         return [
-            g.float() - 2 * group["decay"] * w.float()
-            for g, w, group in zip(gradients, self.before, groups, strict=True)
+            g.float() - 2 * groups[fragment.name]["decay"] * w.float()
+            for g, w, fragment in zip(gradients, self.before, self.fragments.local, strict=True)
         ]
 
     def finish(self) -> dict[str, float]:
@@ -54,7 +54,7 @@ class Probe:
 
     def _tensors(self) -> dict[str, float]:
         f, optim = self.fragments, self.trainer.config.optim
-        groups = {name: group for group in self.trainer.optimizer.param_groups for name in group["parameter_names"]}
+        groups = f.groups()
         rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
         changes = [a.float() - b.float() for a, b in zip(after, self.before, strict=True)]
@@ -97,10 +97,8 @@ class Probe:
         """Angle between each tensor before and after (radians): 2·asin(‖ŵ′ − ŵ‖/2), exact where the cosine rounds to 1."""
         places = {name: i for i, name in enumerate(self.fragments.names)}
         one, other = (1 / before.clamp_min(1e-300)).tolist(), (1 / after.clamp_min(1e-300)).tolist()
-        squares = []
-        for fragment, old in zip(
-            self.fragments.local, self.before, strict=True
-        ):  # one at a time: float64 copies are large
+        squares = []  # one tensor at a time: float64 copies are large
+        for fragment, old in zip(self.fragments.local, self.before, strict=True):
             i = places[fragment.name]
             apart = (fragment.weight.double() * other[i]).sub_(old.double(), alpha=one[i])
             squares.append(apart.square_().sum())

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schedule import lr_at
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.session import Session
-from record.checkpoints import complete
+from record.checkpoints import complete, step_of
 from record.metrics import read_metrics
 from record.recorder import Recorder
 
@@ -36,7 +35,7 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
     if not 1 <= step <= session.plan.steps:
         raise ValueError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
     folder = session.folder.checkpoints
-    earlier = on_first_rank(lambda: [path for path in complete(folder) if int(path.name.removeprefix("step_")) < step])
+    earlier = on_first_rank(lambda: [path for path in complete(folder) if step_of(path) < step])
     path = next((found for found in reversed(earlier) if _is_sound(found, show)), None)
     session.start(Recorder(None, None, 1))
     session.load(path)
@@ -70,7 +69,7 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
     recorded = next((row for row in read_metrics(session.folder.metrics)[0] if row["step"] == step), {})
     known = recorded.get("train/loss")
     show(
-        f"\nloss {result.loss:.6f}, gradient norm {result.grad_norm:.6g}, learning rate {lr_at(session.config, step - 1):.6g}, "
+        f"\nloss {result.loss:.6f}, gradient norm {result.grad_norm:.6g}, learning rate {session.trainer.lr:.6g}, "
         f"{'applied' if result.applied else 'not applied'}; "
         + ("no loss of this step is recorded" if known is None else f"recorded loss {known:.6f}")
     )
@@ -91,9 +90,8 @@ class _Activations:
     def __init__(self, model: nn.Module) -> None:
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
         for name, module in model.named_modules():
-            if name.count(".") == 1 or (
-                name and "." not in name and not list(module.children())
-            ):  # blocks, and what is none
+            is_block, stands_alone = name.count(".") == 1, name.isidentifier() and not list(module.children())
+            if is_block or stands_alone:
                 module.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[..., None]:

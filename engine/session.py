@@ -36,6 +36,12 @@ from record.watch import LossWatch
 logger = logging.getLogger(__name__)
 
 
+def build_model(config: RunConfig, eot: int) -> GPT:
+    """The network of a configuration, over data whose documents end with token `eot`; uninitialised."""
+    separate_at = None if config.data.cross_document_attention else eot
+    return GPT(config.model, autocast_dtype(config.precision), separate_at, config.optim.z_loss)
+
+
 class Session:
     """`step` updates are done; `decay_sum` is Σηλ over them, `order_digest` the digest of all windows they read.
 
@@ -55,6 +61,7 @@ class Session:
         self.step, self.decay_sum, self.order_digest = 0, 0.0, self._data.start_digest
         self.evaluated, self.skipped = -1, 0
         self.watch = self._make_watch()
+        self._live: dict[str, float] = {}  # norms of the weights as they are, once known
         evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
         self.experiment = plan.experiment or {}
@@ -64,11 +71,9 @@ class Session:
         self.recorder = recorder
         forget_peak(self.world.device)
         self.memory_before = peak_bytes(self.world.device)
-        separate_at = None if self.config.data.cross_document_attention else self._eot
-        model = GPT(self.config.model, autocast_dtype(self.config.precision), separate_at, self.config.optim.z_loss)
+        model = build_model(self.config, self._eot)
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
-        del model
         forget_peak(self.world.device)
 
     def restore(self, resume: str, step: int | None = None) -> Path | None:
@@ -195,10 +200,9 @@ class Session:
             self.recorder.add_probe(self.step, probe.finish())
         seconds = time.perf_counter() - start
         row |= {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
-        if self.step % self.config.log.every == 0:
-            row["perf/peak_memory_bytes"] = peak_bytes(self.world.device)
-        self.recorder.add(self.step, row)
-        if self.step % self.config.log.every == 0:
+        flush = is_due(self.config.log.every, self.step)
+        self.recorder.add(self.step, row | ({"perf/peak_memory_bytes": peak_bytes(self.world.device)} if flush else {}))
+        if flush:
             self.recorder.flush()
         return result
 
@@ -254,16 +258,17 @@ class Session:
         return self.plan.first_window + batches * self.config.sequences_per_step
 
     def _norms(self) -> dict[str, float]:
-        norms = self.trainer.weight_norms()
-        row = {"weights/norm": norms.pop(""), "weights/norm_decayed": norms.pop("decayed")}
-        return row | ({TENSOR + name: norm for name, norm in norms.items()} if self.config.log.tensor_norms else {})
+        norms = self._live = self.trainer.weight_norms()
+        row = {"weights/norm": norms[""], "weights/norm_decayed": norms["decayed"]}
+        tensors = self.trainer.fragments.names if self.config.log.tensor_norms else []
+        return row | {TENSOR + name: norms[name] for name in tensors}
 
     def _factors(self) -> dict[str, float] | None:
         """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
         reference, match = self.plan.reference, self.config.schedule.match
         if reference is None or match is None:
             return None
-        live = self.trainer.weight_norms() if reference.own is None else {}
+        live = {} if reference.own is not None else self._live or self.trainer.weight_norms()
         if match.norm == "weights/norm_decayed" and live:
-            live[""] = live["decayed"]
+            live = {"": live["decayed"]}
         return {name: reference.factor(self.step, live, name) for name in reference.reference}

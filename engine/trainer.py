@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.cost import decay_groups, main_group
-from configs.plan import Plan
+from configs.plan import Plan, main_group
 from configs.schema import RunConfig
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
@@ -68,12 +67,10 @@ class Trainer:
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
-        shapes = {name: tuple(shape) for name, shape in self.fragments.shapes.items()}
-        partition = decay_groups(shapes, config.optim)
-        self._main_group = main_group(partition, shapes)
+        self._main_group = main_group(plan.groups)
         zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
-        undecayed = {n for group in {"undecayed", *zeros} & set(partition) for n in partition[group][0]}
-        self._decayed = torch.tensor([name not in undecayed for name in self.fragments.names], device=self.ds.device)
+        decayed = {n: _of(group) not in {"undecayed", *zeros} for n, group in self.fragments.groups().items()}
+        self._decayed = torch.tensor([decayed[name] for name in self.fragments.names], device=self.ds.device)
 
     def step(
         self,
@@ -117,15 +114,17 @@ class Trainer:
     @torch.no_grad()
     def _add_penalty(self, gradients: list[Tensor]) -> None:
         """The gradient of λ_t‖w‖², for decay_rule l2_loss."""
-        for gradient, weight, group in zip(gradients, self.fragments.weights(), self.fragments.groups(), strict=True):
-            gradient.add_(weight, alpha=2 * self.optimizer.param_groups[group]["decay"])
+        groups = self.fragments.groups()
+        for gradient, fragment in zip(gradients, self.fragments.local, strict=True):
+            gradient.add_(fragment.weight, alpha=2 * groups[fragment.name]["decay"])
 
     @torch.no_grad()
     def _decay_weights(self) -> None:
         """w ← (1 − η_t·λ_t)w, where torch's optimiser has no decoupled decay of its own."""
-        for weight, number in zip(self.fragments.weights(), self.fragments.groups(), strict=True):
-            group = self.optimizer.param_groups[number]
-            weight.mul_(1 - group["lr"] * group["decay"])
+        groups = self.fragments.groups()
+        for fragment in self.fragments.local:
+            group = groups[fragment.name]
+            fragment.weight.mul_(1 - group["lr"] * group["decay"])
 
     def _leave_out(self) -> None:
         """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""
@@ -180,7 +179,7 @@ class Trainer:
 
     @property
     def weight_decay(self) -> float:
-        """λ_t of the group that stands for the run (configs/cost.main_group), read back from the optimiser."""
+        """λ_t of the group that stands for the run (configs/plan.main_group), read back from the optimiser."""
         return float(next(group["decay"] for group in self.optimizer.param_groups if _of(group) == self._main_group))
 
     def weight_norms(self) -> dict[str, float]:

@@ -65,6 +65,11 @@ def read_manifest(path: Path) -> CheckpointManifest:
     return manifest
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(path.name.removeprefix("step_"))
+
+
 def complete(folder: Path) -> list[Path]:
     """Checkpoints whose manifest and files are there at their full size, oldest first."""
     found = []
@@ -81,9 +86,9 @@ def complete(folder: Path) -> list[Path]:
 def find(folder: Path, step: int | None) -> Path:
     """The complete checkpoint of `step`, or the newest. ValueError if there is none, naming those there are."""
     found = complete(folder)
-    wanted = [path for path in found if step is None or path.name == f"step_{step:08d}"]
+    wanted = [path for path in found if step is None or step_of(path) == step]
     if not wanted:
-        names = ", ".join(str(int(path.name.removeprefix("step_"))) for path in found) or "none"
+        names = ", ".join(str(step_of(path)) for path in found) or "none"
         asked = "" if step is None else f" of step {step}"
         raise ValueError(f"{folder} has no complete checkpoint{asked}; steps there: {names}")
     return wanted[-1]

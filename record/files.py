@@ -26,6 +26,14 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def read_dict(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or none that can be read: for notes that one can do without."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside a folder durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -7,7 +7,6 @@ watches it: if it is touched, the folder is held; if not, its writer has died, a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from record.files import write_json
+from record.files import read_dict, write_json
 
 BEAT_S = 5.0
 WATCH_S = 4 * BEAT_S
@@ -53,14 +52,14 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             ended.set()
-            if _writer(note) == row:
+            if read_dict(note) == row:
                 note.unlink(missing_ok=True)
 
 
 def _beat(note: Path, row: dict[str, object], ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
-            if (found := _writer(note)) and found != row:  # we were suspended for long, and another host took over
+            if (found := read_dict(note)) and found != row:  # we were suspended for long, and another host took over
                 logger.error("%s has taken over %s: this process ends", _name(note), note.parent)
                 os._exit(1)
             os.utime(note)
@@ -70,7 +69,7 @@ def _beat(note: Path, row: dict[str, object], ended: threading.Event) -> None:
 
 def _lives_elsewhere(note: Path) -> bool:
     """Whether a writer on another host is alive: its file's time moves while we watch."""
-    if not note.exists() or _writer(note).get("host") == socket.gethostname():
+    if not note.exists() or read_dict(note).get("host") == socket.gethostname():
         return False  # this host's kernel lock has already decided
     logger.info(
         "%s names a writer on another host (%s): watching for %g s whether it lives", note, _name(note), WATCH_S
@@ -92,15 +91,8 @@ def _held(folder: Path, note: Path) -> str:
 
 
 def _name(note: Path) -> str:
-    row = _writer(note)
+    row = read_dict(note)
     job = f", SLURM job {row['job']}" if row.get("job") else ""
     return (
         f"process {row['pid']} on {row['host']} (since {row.get('since')}{job})" if "pid" in row else "another process"
     )
-
-
-def _writer(note: Path) -> dict[str, object]:
-    try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from record.files import write_json
+from record.files import read_dict, write_json
 
 State = Literal["running", "done", "preempted", "failed", "diverged"]
 
@@ -76,11 +76,11 @@ class RunFolder:
 
     def read_norms(self) -> dict[str, Any]:
         """The same; empty where there are none, or none that can be read."""
-        return _read(self.norms)
+        return read_dict(self.norms)
 
     def read_plan(self) -> dict[str, Any]:
         """The plan of the latest start; empty where there is none, or none that can be read."""
-        return _read(self.plan)
+        return read_dict(self.plan)
 
     def last_start(self) -> dict[str, Any] | None:
         """The latest row of starts.jsonl that can be read."""
@@ -116,10 +116,3 @@ class RunFolder:
             return dict(json.loads(self.status.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}

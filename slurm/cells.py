@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import statistics
 import subprocess
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.sweep import Cell
-from record.checkpoints import find, read_manifest
-from record.files import write_json
+from record.checkpoints import find
+from record.files import read_dict, write_json
 from record.lock import BEAT_S, NOTE
 from record.metrics import read_metrics
 from record.run import RunFolder
@@ -95,13 +94,12 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
 
 def is_alive(folder: RunFolder) -> bool:
     """Whether the folder's writer has shown itself lately; on its own host, whether its process is there."""
-    note = folder.path / NOTE
+    row = read_dict(folder.path / NOTE)
+    if row.get("host") == socket.gethostname() and not Path(f"/proc/{row.get('pid')}").exists():
+        return False
     try:
-        row = json.loads(note.read_text(encoding="utf-8"))
-        if row["host"] == socket.gethostname() and not Path(f"/proc/{row['pid']}").exists():
-            return False
-        return time.time() - note.stat().st_mtime < ALIVE_S
-    except (OSError, ValueError, KeyError, TypeError):
+        return time.time() - (folder.path / NOTE).stat().st_mtime < ALIVE_S
+    except OSError:
         return False
 
 
@@ -121,11 +119,8 @@ def note_refusal(folder: Path, started: float, log: Path) -> str:
 
 def _refusal(folder: Path, status: dict[str, Any] | None) -> str:
     """Why the latest attempt was refused; empty if it was not."""
-    try:
-        known = json.loads((folder / REFUSAL).read_text(encoding="utf-8"))
-        return "" if status is not None and status["updated"] > known["updated"] else str(known["why"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    known = read_dict(folder / REFUSAL)
+    return "" if status is not None and status["updated"] > known.get("updated", "") else str(known.get("why", ""))
 
 
 def blocked(cell: Cell) -> str:
@@ -137,7 +132,7 @@ def unready(parent: str, step: int | None) -> str:
     """Why no run can start from `parent`: its checkpoint of `step` is not there, or, without a step, it is not done."""
     if step is not None:
         try:
-            read_manifest(find(RunFolder(parent).checkpoints, step))
+            find(RunFolder(parent).checkpoints, step)
         except ValueError as error:
             return str(error)
         return ""
@@ -159,13 +154,7 @@ def config_path(root: Path, cell: Cell) -> Path:
 
 def read_submissions(root: Path) -> list[dict[str, Any]]:
     """What was submitted, oldest first; a record that cannot be read is left out."""
-    found = []
-    for path in sorted((root / "submissions").glob("*.json")):
-        try:
-            found.append(dict(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError):
-            continue
-    return found
+    return [row for path in sorted((root / "submissions").glob("*.json")) if (row := read_dict(path))]
 
 
 def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:

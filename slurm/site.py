@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from configs.load import describe_problem, read_json
+from configs.load import read_json, validate_as
 from configs.schema import Section, setting
 
 DEFAULT = Path(__file__).with_name("site.json")
@@ -51,7 +50,4 @@ def load_site(path: Path | None) -> tuple[Site, str]:
     if path is None and not DEFAULT.exists():
         return Site(), "the cluster's defaults (no slurm/site.json; slurm/site.example.json shows one)"
     path = path or DEFAULT
-    try:
-        return Site.model_validate_json(json.dumps(read_json(path))), str(path)
-    except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(describe_problem(p, Site) for p in error.errors())) from None
+    return validate_as(Site, read_json(path), str(path)), str(path)

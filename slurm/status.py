@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs.plan import read_summary
-from configs.sweep import Cell, expand
+from configs.sweep import Cell, all_cells, expand
 from slurm.cells import Standing, accounted, queue, standings
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     root = args.runs / sweep.name
-    cells = [cell for found in stages.values() for cell in found]
+    cells = all_cells(stages)
     found = _explained(standings(cells, queue(root)), root)
     if args.json:
         print(

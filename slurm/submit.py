@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from configs.plan import make_plan, prepare_command, read_summary
-from configs.sweep import Cell, Sweep, expand
+from configs.plan import make_plan, read_summary
+from configs.render import prepare_command
+from configs.sweep import Cell, Stages, Sweep, all_cells, expand
 from record.environment import code_revision
 from record.files import write_json
 from slurm.cells import FINISHED, Standing, config_path, queue, standings, write_cells
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         root = args.runs / sweep.name
         _check(stages, 1 if args.local else site.ranks)
         queued = queue(root, strict=not (args.dry_run or args.local))
-        found = standings([cell for cells in stages.values() for cell in cells], queued)
+        found = standings(all_cells(stages), queued)
         todo = {name: [cell for cell in cells if _is_open(cell, found, queued)] for name, cells in stages.items()}
         if args.dry_run:
             print(render(stages, found, todo))
@@ -59,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
                         )
                         after = [f"(job of stage {name})"]
             return 0
-        missing = sorted({prepare_command(c.config) for cells in todo.values() for c in cells if c.id is None})
+        missing = sorted({prepare_command(c.config) for c in all_cells(todo) if c.id is None})
         if missing:
             raise ValueError("the data is not prepared; prepare it with: " + "; ".join(missing))
         print(render_counts(found))
-        write_cells(root, [cell for cells in todo.values() for cell in cells])
+        write_cells(root, all_cells(todo))
         if args.local:
-            return run_local(root, [cell for cells in todo.values() for cell in cells], args.jobs)
+            return run_local(root, all_cells(todo), args.jobs)
         submit(args.sweep, sweep, site, root, todo, queued)
         return 0
     except ValueError as error:
@@ -90,14 +91,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _check(stages: dict[str, list[Cell]], ranks: int) -> None:
+def _check(stages: Stages, ranks: int) -> None:
     """Every cell has a plan on the ranks it will get. ValueError names the first that has none."""
-    for cell in (cell for cells in stages.values() for cell in cells):
-        summary = (
-            read_summary(cell.config.data.path) if cell.parent is None else None
-        )  # a branch's data: once its trunk is there
+    for cell in all_cells(stages):
+        known = cell.parent is None  # what a branch may still read is known once its trunk is there
         try:
-            make_plan(cell.config, ranks, summary)
+            make_plan(cell.config, ranks, read_summary(cell.config.data.path) if known else None)
         except ValueError as error:
             raise ValueError(f"{cell.label}: {error}") from None
 
@@ -106,7 +105,7 @@ def _is_open(cell: Cell, found: dict[Path, Standing], queued: dict[str, tuple[st
     return found[cell.folder].state not in (*FINISHED, "running") and str(cell.folder.resolve()) not in queued
 
 
-def render(stages: dict[str, list[Cell]], found: dict[Path, Standing], todo: dict[str, list[Cell]]) -> str:
+def render(stages: Stages, found: dict[Path, Standing], todo: Stages) -> str:
     """What would happen to every cell, one a line."""
     lines = []
     for name, cells in stages.items():
@@ -170,7 +169,7 @@ def submit(
     sweep: Sweep,
     site: Site,
     root: Path,
-    todo: dict[str, list[Cell]],
+    todo: Stages,
     queued: dict[str, tuple[str, str]],
 ) -> None:
     """One array per stage that has something to do, after the one before it and after queued runs that its cells start from.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from record.run import EXIT_CODES, RunFolder
 from slurm.cells import FINISHED, note_refusal, unready
@@ -35,23 +35,32 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     submission = json.loads(Path(rest[0]).read_text(encoding="utf-8"))
     cell = submission["cells"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    if act == "ready":
-        status = RunFolder(cell["folder"]).read_status() or {}
-        why = unready(cell["parent"], cell["step"]) if cell["parent"] else ""
-        idle = f"{status['state']} already" if status.get("state") in FINISHED else f"blocked: {why}" if why else ""
-        print(f"{cell['folder']}: {idle or 'ready'}")
-        return NOTHING_TO_DO if idle else 0
-    if act == "container":
-        sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
-        return 0
-    if act == "rank":
-        become_rank(cell, os.environ)
-    code, line = outcome(RunFolder(cell["folder"]), float(rest[1]))
+    match act:
+        case "ready":
+            code, line = readiness(cell)
+        case "container":
+            sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
+            return 0
+        case "rank":
+            become_rank(cell, os.environ)
+        case "outcome":
+            code, line = outcome(RunFolder(cell["folder"]), float(rest[1]))
+        case _:
+            raise SystemExit(f"unknown act {act!r}")
     print(f"{cell['folder']}: {line}")
     return code
 
 
-def become_rank(cell: dict[str, Any], env: Any) -> None:
+def readiness(cell: dict[str, Any]) -> tuple[int, str]:
+    """0 if a cell may start, else NOTHING_TO_DO; and why not."""
+    status = RunFolder(cell["folder"]).read_status()
+    if status is not None and status["state"] in FINISHED:
+        return NOTHING_TO_DO, f"{status['state']} already"
+    why = unready(cell["parent"], cell["step"]) if cell["parent"] else ""
+    return (NOTHING_TO_DO, f"blocked: {why}") if why else (0, "ready")
+
+
+def become_rank(cell: dict[str, Any], env: Any) -> NoReturn:
     """Replace this process by train.py, as the rank that SLURM's variables say. Does not return."""
     settings = []
     if env.get("SLURM_CPUS_PER_TASK"):

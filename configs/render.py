@@ -1,0 +1,98 @@
+"""A plan as text, and the command that would make its data."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePath
+
+from configs import cost
+from configs.plan import GIB, Plan, order_batch
+from configs.schema import RunConfig
+
+
+def render_plan(config: RunConfig, plan: Plan) -> str:
+    """The plan as aligned text, one fact a line."""
+    available = (
+        f"{plan.tokens_available:,} available in {config.data.path}"
+        if plan.tokens_available is not None
+        else f"data not prepared: run {prepare_command(config)}"
+    )
+    lines = [
+        ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
+        ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
+        (
+            "tokens per step",
+            f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
+            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens",
+        ),
+        *(
+            [
+                (
+                    "micro-batch",
+                    f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}",
+                )
+            ]
+            if config.batch.micro_batch is None
+            else []
+        ),
+        ("steps", f"{plan.steps:,}{_left_out(config)}"),
+        ("tokens of the run", f"{plan.tokens:,} ({available})"),
+        *([("left for branches", _room(config, plan))] if plan.tokens_available is not None else []),
+        *(
+            [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
+            if config.branch
+            else []
+        ),
+        ("parameters", f"{plan.n_parameters:,}"),
+        *(
+            (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
+            for name, g in plan.groups.items()
+        ),
+        ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
+        (
+            "memory per device",
+            f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
+        ),
+        ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
+        ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
+        ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
+        *([("matched to", _matched(config))] if config.schedule.match else []),
+        ("Ση", _known(plan.lr_sum)),
+        ("Σηλ", _known(plan.decay_sum)),
+    ]
+    return "\n".join(f"{label:<20} {text}" for label, text in lines)
+
+
+def _left_out(config: RunConfig) -> str:
+    spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
+    return f", without the windows of steps {spans}" if spans else ""
+
+
+def _room(config: RunConfig, plan: Plan) -> str:
+    """How far a branch of this run's end could read on."""
+    read = plan.first_window + (order_batch(config, plan.steps - 1) + 1) * plan.sequences_per_step
+    steps = ((plan.tokens_available or 0) // config.model.seq_len - read) // plan.sequences_per_step
+    if steps < 1:
+        return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
+    return f"{steps:,} steps that read on after its end"
+
+
+def _known(value: float | None) -> str:
+    return "follows from the run: its live norms set the learning rate" if value is None else f"{value:.6g}"
+
+
+def _matched(config: RunConfig) -> str:
+    match = config.schedule.match
+    assert match is not None
+    mine = f"recorded in {match.own} (open loop)" if match.own else "live (closed loop)"
+    return f"the effective learning rate of {match.reference}, by {match.scope}; this run's norms {mine}"
+
+
+def prepare_command(config: RunConfig) -> str:
+    """The command that would make the data a configuration names; its path's name tells the corpus."""
+    name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
+    if name.startswith("python"):
+        source = "python-source"
+    elif name.startswith("openwebtext"):
+        source = "openwebtext"
+    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(config.data.path)}"
