@@ -102,10 +102,10 @@ class Plan:
 
 
 def main_group(groups: dict[str, Group]) -> str:
-    """The group whose λ stands for the run's in Σηλ: `decayed`, or where overrides take all of it, the largest of theirs."""
+    """The group whose λ stands for the run's in Σηλ: `decayed`; where overrides take all of it, the largest that decays."""
     if "decayed" in groups:
         return "decayed"
-    return max(groups, key=lambda name: groups[name].parameters)
+    return max(groups, key=lambda name: (groups[name].weight_decay > 0, groups[name].parameters))
 
 
 def windows_in(tokens: int, seq_len: int) -> int:

@@ -36,7 +36,7 @@ class LossWatch:
             deviation = _deviation(value, recent)
             if self._deviations and deviation > self._deviations:
                 found[f"spike/{key}"] = deviation
-            self.state[key] = [*self.state[key], value if math.isfinite(value) else None][-WINDOW:]
+            self.state[key] = [*self.state[key], _json(value)][-WINDOW:]
         self._smooth(step)
         return found
 
@@ -55,11 +55,10 @@ class LossWatch:
         if len(self.state["loss"]) < WINDOW:
             return
         smoothed = median(math.inf if value is None else value for value in self.state["loss"])
-        lowest = smoothed if self.state["lowest"] is None else min(self.state["lowest"], smoothed)
-        above = self._margin is not None and smoothed > lowest + self._margin
+        lowest = min(math.inf if self.state["lowest"] is None else self.state["lowest"], smoothed)
+        above = self._margin is not None and (smoothed > lowest + self._margin or math.isinf(smoothed))
         since = self.state["above_since"] if self.state["above_since"] is not None else step
-        finite = smoothed if math.isfinite(smoothed) else None
-        self.state.update(smoothed=finite, lowest=lowest, above_since=since if above else None)
+        self.state.update(smoothed=_json(smoothed), lowest=_json(lowest), above_since=since if above else None)
 
 
 def _deviation(value: float, recent: list[float]) -> float:
@@ -71,6 +70,10 @@ def _deviation(value: float, recent: list[float]) -> float:
         return 0.0
     spread = 1.4826 * median(abs(known - middle) for known in recent)
     return (value - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _text(value: float | None) -> str:

@@ -6,13 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tests.processes import wait
 from tests.ranks import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -101,29 +100,22 @@ def cluster(root: Path) -> Iterator[Cluster]:
     munged += [f"--pid-file={root}/munge.pid", f"--log-file={root}/munge.log", f"--seed-file={root}/munge.seed"]
     found = Cluster(root, env, {"munged": _daemon(munged, env, root)})
     try:
-        wait(lambda: (root / "munge.socket").exists(), 20)
+        wait(lambda: (root / "munge.socket").exists(), timeout_s=20)
         found.daemons["slurmctld"] = _daemon(["slurmctld", "-D", "-c", "-f", str(root / "slurm.conf")], env, root)
         found.start("n1")
         found.start("n2")
-        wait(lambda: _idle(found), 60)
+        wait(lambda: _idle(found), timeout_s=60)
         yield found
     finally:
         with suppress(subprocess.SubprocessError):
             found.ask("scancel", "--user=root")
-            wait(lambda: not found.ask("squeue", "--noheader"), 60)
+            wait(lambda: not found.ask("squeue", "--noheader"), timeout_s=60)
         for name in ("n1", "n2", "slurmctld", "munged"):
             if (process := found.daemons.get(name)) is not None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(15)
                 process.kill()
-
-
-def wait(condition: Callable[[], Any], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def _idle(found: Cluster) -> bool:

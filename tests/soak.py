@@ -37,7 +37,7 @@ from record.files import write_json
 from record.metrics import read_metrics
 from record.run import RunFolder
 from tests.conftest import TINY
-from tests.test_train import start
+from tests.processes import processes_with, start
 
 STEPS = 240
 LEFT_S, WHOLE_S = 60.0, 300.0  # what may be left of a run after a fault, and how long an undisturbed one may take
@@ -99,85 +99,42 @@ class Run:
                 return True
         return False
 
-    def processes(self) -> dict[int, str]:
-        """Pid → command line of every process of this run."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = path.read_bytes().decode(errors="replace").replace("\0", " ")
-            except OSError:
-                continue
-            if str(self.path) in command:
-                found[int(path.parent.name)] = command
-        return found
-
-    def kill(self, wanted: Callable[[str], bool]) -> None:
-        for pid, command in self.processes().items():
-            if wanted(command):
-                _signal(pid, signal.SIGKILL)
+    def kill(self, victim: str = "") -> None:
+        """Every process of this run, or only those with `victim` in their command line."""
+        for pid, command in processes_with(str(self.path)).items():
+            if victim in command:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def settle(self, limit_s: float = LEFT_S) -> str:
         """Wait for the end of every process, at most `limit_s`; returns what was printed, once."""
         assert self.process is not None
         deadline = time.monotonic() + limit_s
-        while left := self.processes():
+        while left := processes_with(str(self.path)):
             assert time.monotonic() < deadline, f"left after {limit_s} s: {left}"
             time.sleep(0.05)
-        output = (
-            ""
-            if self.process.stdout is None or self.process.stdout.closed
-            else self.process.communicate(timeout=120)[0]
-        )
-        return output
+        assert self.process.stdout is not None
+        return "" if self.process.stdout.closed else self.process.communicate(timeout=120)[0]
 
     def state(self) -> str:
         status = self.folder.read_status()
         return str(status["state"]) if status else "none"
 
 
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 # Each fault disturbs a launched run and returns whether it could; afterwards nothing of the launch may be left.
 
 
-def rank_killed(run: Run) -> bool:
-    victim = f"--local_rank={run.dice.randrange(2)}"
-    happened = run.wait_for_moment()
-    run.kill(lambda command: victim in command and "launch" not in command)
-    run.settle()
-    return happened
+def killed(victim: str, in_a_save: bool = False) -> Callable[[Run], bool]:
+    """The fault that kills the run's processes with `victim` in their command line; all of them if it is empty."""
 
+    def fault(run: Run) -> bool:
+        chosen = victim.format(rank=run.dice.randrange(2))
+        happened = run.wait_for_save() if in_a_save else run.wait_for_moment()
+        run.kill(chosen)
+        run.settle()
+        return happened
 
-def rank_killed_in_a_save(run: Run) -> bool:
-    victim = f"--local_rank={run.dice.randrange(2)}"
-    happened = run.wait_for_save()
-    run.kill(lambda command: victim in command and "launch" not in command)
-    run.settle()
-    return happened
-
-
-def launcher_killed(run: Run) -> bool:
-    happened = run.wait_for_moment()
-    run.kill(lambda command: "deepspeed.launcher.launch" in command)
-    run.settle()
-    return happened
-
-
-def all_killed(run: Run) -> bool:
-    happened = run.wait_for_moment()
-    run.kill(lambda _: True)
-    run.settle()
-    return happened
-
-
-def all_killed_in_a_save(run: Run) -> bool:
-    happened = run.wait_for_save()
-    run.kill(lambda _: True)
-    run.settle()
-    return happened
+    return fault
 
 
 def terminated(run: Run) -> bool:
@@ -212,7 +169,7 @@ def disk_full(run: Run) -> bool:
 
 def _damage(run: Run, how: Callable[[Path], None]) -> bool:
     happened = run.wait_for_moment()
-    run.kill(lambda _: True)
+    run.kill()
     run.settle()
     if not (found := complete(run.folder.checkpoints)):
         return False
@@ -235,7 +192,7 @@ def checkpoint_file_deleted(run: Run) -> bool:
 def token_shard_flipped(run: Run) -> bool:
     """Must be refused, by its file's name; then the shard is mended."""
     happened = run.wait_for_moment()
-    run.kill(lambda _: True)
+    run.kill()
     run.settle()
     shard = run.dice.choice(sorted(run.data.glob("train_0*.bin")))
     place = _flip(run, shard)
@@ -271,11 +228,11 @@ def _flip(run: Run, path: Path, place: tuple[int, int] | None = None) -> tuple[i
 
 
 FAULTS: dict[str, Callable[[Run], bool]] = {
-    "rank killed": rank_killed,
-    "rank killed in a save": rank_killed_in_a_save,
-    "launcher killed": launcher_killed,
-    "all killed": all_killed,
-    "all killed in a save": all_killed_in_a_save,
+    "rank killed": killed("--local_rank={rank}"),
+    "rank killed in a save": killed("--local_rank={rank}", in_a_save=True),
+    "launcher killed": killed("deepspeed.launcher.launch"),
+    "all killed": killed(""),
+    "all killed in a save": killed("", in_a_save=True),
     "SIGTERM": terminated,
     "disk full": disk_full,
     "checkpoint file truncated": checkpoint_file_truncated,
@@ -347,7 +304,7 @@ def attack(run: Run, waiting: list[str] | None, table: dict[str, Row]) -> str:
         assert run.state() != "done" or run.reached == STEPS, f"done at step {run.reached}"
     except (AssertionError, subprocess.TimeoutExpired) as error:
         run.faults += [name] if name else []
-        run.kill(lambda _: True)
+        run.kill()
         return f"{name}: {error}"
     if run.since_resume and len(_resumes(run)) > resumes:
         table[run.since_resume[0]].lost_steps += max(0, before - _resumes(run)[resumes])

@@ -17,9 +17,9 @@ from engine import checkpoint, evaluate, export
 from engine.launch import start_world
 from record.metrics import read_metrics
 from tests.live import make_trainer, train_steps
+from tests.processes import ConfigFile, finish, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
-from tests.test_train import ConfigFile, finish, losses, start
 
 pytestmark = pytest.mark.engine
 EMA = {"averages": {"ema": [0.9, 0.5]}}

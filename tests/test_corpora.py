@@ -27,6 +27,7 @@ from data.nanogpt import adopt
 from data.prepare import Options, main, prepare
 from data.sources import Source, open_hub, open_source
 from data.tokenizer import GPT2, SentencePiece, load_tokenizer
+from tests.processes import wait
 from tests.test_prepare import HARD, copy_texts, folder_bytes, tiny_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,7 +222,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     work, times = tmp_path / "out.preparing", {}
     for kills in range(3):
         process = run("out", "0.3")
-        _wait_for(lambda n=3 * (kills + 1): len(list(work.glob("*_0*.json"))) >= n, process)
+        wait(lambda n=3 * (kills + 1): len(list(work.glob("*_0*.json"))) >= n, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "out").exists()
@@ -251,7 +252,7 @@ def test_two_preparations_into_one_folder(tmp_path: Path) -> None:
     copy_texts(tmp_path / "texts", tiny_files())
     command = [sys.executable, "-c", SLOW, str(tmp_path / "texts"), str(tmp_path / "out"), "0.3"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    _wait_for(lambda: (tmp_path / "out.preparing" / "spooled.json").exists(), process)
+    wait(lambda: (tmp_path / "out.preparing" / "spooled.json").exists(), process)
     with pytest.raises(ValueError, match="another preparation is writing"):
         prepare(Source.local("text", tiny_files()), tmp_path / "out", Options(512, 0.2, 0))
     process.kill()
@@ -338,11 +339,3 @@ def test_grid_does_not_know_shards(tmp_path: Path) -> None:
         data = TrainData(out, manifest, _config(out, 512, 40))
         digests.append([batch.tokens.tobytes() for batch in step_batches(data, 0, None, 1, 0, 1)])
     assert digests[0] == digests[1]
-
-
-def _wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "the preparation ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from configs import cost
-from configs.plan import make_plan
+from configs.plan import main_group, make_plan
 from configs.schedule import decay_at, decay_factor, decay_sum
 from configs.schema import RunConfig
 from data.manifest import Manifest
@@ -22,8 +22,8 @@ from optim.optimizers import build_optimizer, set_step
 from record.metrics import read_metrics
 from tests.live import make_trainer, train_steps
 from tests.plain import Formulas, plain_run
+from tests.processes import ConfigFile, finish, start
 from tests.ranks import run_ranks
-from tests.test_train import ConfigFile, finish, start
 
 RULES = [(a, r) for a in ("adam", "sgd") for r in ("decoupled", "l2_coupled", "l2_loss", "none")]
 
@@ -44,13 +44,17 @@ def settings(algorithm: str, rule: str, **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("algorithm", "rule"), [case for case in RULES if case[1] != "l2_loss"])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_formulas(algorithm: str, rule: str, momentum: float, tiny_config: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "rule", "more"),
+    [
+        (algorithm, rule, more)
+        for algorithm, rule in RULES
+        if rule != "l2_loss"
+        for more in ([{}] if algorithm == "adam" else [{"momentum": 0.9}, {"momentum": 0.0}])
+    ],
+)
+def test_formulas(algorithm: str, rule: str, more: dict[str, float], tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if torch's update is not the formula, in float64, on a few numbers and steps."""
-    if algorithm == "adam" and not momentum:
-        return
-    more = {"momentum": momentum} if algorithm == "sgd" else {}
     schedule = {"kind": "linear", "start": 1.0, "end": 0.5} if rule != "none" else None
     config = tiny_config(settings(algorithm, rule, decay_schedule=schedule, **more))
     generator = torch.Generator().manual_seed(0)
@@ -147,6 +151,14 @@ def test_overrides(tiny_config: Callable[..., RunConfig]) -> None:
         "decayed": (4, 0.5), "undecayed": (3, 0.0), "blocks.0.*": (6, 0.3), "*.attn.*": (2, 0.0),
     }  # fmt: skip
     assert make_plan(config, 1, None).groups["blocks.0.*"].weight_decay == 0.3
+    everything = [
+        {"pattern": "blocks.0.*", "weight_decay": 0},
+        {"pattern": "blocks.1.attn.*", "weight_decay": 0.1},
+        {"pattern": "*", "weight_decay": 0},
+    ]
+    plan = make_plan(tiny_config({"optim": {"decay_overrides": everything}}), 1, None)
+    assert plan.groups["blocks.0.*"].parameters > plan.groups["blocks.1.attn.*"].parameters
+    assert main_group(plan.groups) == "blocks.1.attn.*", "of the groups that decay"
 
 
 def test_equilibrium_under_noise(tiny_config: Callable[..., RunConfig]) -> None:

@@ -14,7 +14,7 @@ from configs.cost import parameter_shapes
 from configs.load import load_config
 from configs.schedule import lr_at
 from record.metrics import read_metrics
-from tests.test_train import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, losses, start, status
 
 pytestmark = pytest.mark.engine
 LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1, "probe_every": 3}, "checkpoint": {"every": 2}}

@@ -19,7 +19,7 @@ from data.manifest import Manifest
 from model.loss import cross_entropy_sum
 from record.metrics import read_metrics
 from record.watch import WINDOW, LossWatch
-from tests.test_train import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, losses, start, status
 
 engine = pytest.mark.engine
 
@@ -47,7 +47,7 @@ def test_divergence_is_judged_at_the_end(interrupt: bool) -> None:
         for step, value in enumerate(values, 1):
             watch.add(step, value, 1.0)
             if interrupt:
-                watch = LossWatch(8.0, 0.5, json.loads(json.dumps(watch.state)))
+                watch = LossWatch(8.0, 0.5, json.loads(json.dumps(watch.state, allow_nan=False)))
         return watch.divergence
 
     calm = [3.0] * 200
@@ -55,6 +55,8 @@ def test_divergence_is_judged_at_the_end(interrupt: bool) -> None:
     assert judge(calm + [9.0] * 100 + [3.0] * 100) == "", "it came back"
     assert "since step 232" in judge(calm + [9.0] * 100), "half of the window of 64 after it rose"
     assert "not finite, its lowest 3.0000" in judge(calm + [math.nan] * WINDOW)
+    assert "not finite, its lowest not finite" in judge([math.inf] * 80)
+    assert judge([math.inf] * 80 + calm) == ""
     assert judge([9.0] * 10) == ""
 
 

@@ -22,9 +22,9 @@ from model.gpt import GPT
 from model.loss import logit_statistics
 from record.metrics import read_metrics
 from tests.live import make_trainer, train_steps
+from tests.processes import ConfigFile, finish, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
-from tests.test_train import ConfigFile, finish, losses, start
 
 NOISE = {"log": {"noise_scale": True, "probe_every": 1}}
 

@@ -18,8 +18,8 @@ from record.run import RunFolder
 from slurm import status as status_command
 from slurm import submit as submit_command
 from slurm.cells import queue, read_submissions, standings
-from tests.cluster import Cluster, cluster, wait, why_not
-from tests.test_train import losses, processes_with, start
+from tests.cluster import Cluster, cluster, why_not
+from tests.processes import losses, processes_with, start, wait
 
 # Where SLURM must be (REQUIRE_SLURM, set by .ci/run), its absence is a failure; elsewhere a skip that says why.
 absent = "" if "REQUIRE_SLURM" in os.environ else why_not()
@@ -148,7 +148,7 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     room.set_site(time="1", signal_s=10)
     (job,) = room.submit()
     requeued, orphaned, limited = cells = room.cells()
-    wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), 120)
+    wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), timeout_s=120)
     slurm.ask("scontrol", "requeue", f"{job}_0")
     node = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}_1")
     writer = (orphaned.folder / ".writer.json").read_text()
@@ -228,7 +228,7 @@ def test_preemption(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_p
     room.set_site(partition="low", options=["--exclusive", "--nodelist=n1"])
     (job,) = room.submit()
     (cell,) = room.cells()
-    wait(lambda: len(losses(cell.folder)) > 50, 90)
+    wait(lambda: len(losses(cell.folder)) > 50, timeout_s=90)
     slurm.ask("sbatch", "--partition=high", "--exclusive", "--nodelist=n1", "--output=/dev/null", "--wrap=sleep 3")
     room.wait(slurm, [job], 200)
     assert room.states() == ["done"], room.logs()
@@ -242,10 +242,10 @@ def test_scancel(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path
     room.set_site(ranks_per_node=2)
     (job,) = room.submit()
     (cell,) = room.cells()
-    wait(lambda: len(losses(cell.folder)) > 20, 90)
+    wait(lambda: len(losses(cell.folder)) > 20, timeout_s=90)
     assert room.states() == ["running"]
     slurm.ask("scancel", job)
-    wait(lambda: not processes_with(str(room.path)), 60)
+    wait(lambda: not processes_with(str(room.path)), timeout_s=60)
     room.wait(slurm, [job], 60)
     assert room.states() == ["preempted"]
     assert RunFolder(cell.folder).read_status()["reason"] == "SIGTERM"  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from engine.launch import start_world
 from model.gpt import GPT
 from record.metrics import read_metrics
 from tests.live import KINDS, make_trainer, train_steps
+from tests.processes import LONG, ConfigFile, finish, losses, processes_with, start, status, wait
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
-from tests.test_train import LONG, ConfigFile, finish, losses, start, status
 
 engine = pytest.mark.engine
 
@@ -125,7 +126,7 @@ def test_stop_during_evaluation_and_accumulation(ranks: int, config_file: Config
         "data": {"epochs": 100},
     }
     run = start(config_file(slow_step), tmp_path / "step", ranks=ranks)
-    _wait_for(
+    wait(
         lambda: (tmp_path / "step" / "status.json").exists() and read_metrics(tmp_path / "step" / "metrics.jsonl")[0],
         run,
     )
@@ -135,7 +136,7 @@ def test_stop_during_evaluation_and_accumulation(ranks: int, config_file: Config
     slow_validation = {"eval": {"tokens": 16 * 800, "every": 1}, "batch": {"tokens_per_step": 32, "micro_batch": 1}}
     config = config_file(slow_validation, {"schedule": {"steps": 4}})
     run = start(config, tmp_path / "eval", ranks=ranks)
-    _wait_for(lambda: any(row["step"] >= 1 for row in read_metrics(tmp_path / "eval" / "metrics.jsonl")[0]), run)
+    wait(lambda: any(row["step"] >= 1 for row in read_metrics(tmp_path / "eval" / "metrics.jsonl")[0]), run)
     time.sleep(0.2)
     _stop(run, tmp_path / "eval")
     stopped = status(tmp_path / "eval")
@@ -156,14 +157,6 @@ def _stop(run: Any, folder: Path) -> None:
         run.send_signal(signal.SIGTERM)
     run.communicate(timeout=60)
     assert time.monotonic() - begun < 15
-
-
-def _wait_for(condition: Callable[[], Any], process: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def leave_out(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]:
@@ -216,32 +209,15 @@ def test_skipping_has_a_limit(config_file: ConfigFile, tmp_path: Path) -> None:
 @engine
 def test_killed_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a killed rank leaves the others running, or a status that says done."""
-    import os
-
     for victim in (0, 1):
         folder = tmp_path / str(victim)
         run = start(config_file(LONG), folder, ranks=2)
-        _wait_for(lambda f=folder: len(losses(f)) > 20, run)
-        ranks = [pid for pid in _processes(str(folder)) if "--local_rank" in _command(pid)]
-        chosen = next(pid for pid in ranks if f"--local_rank={victim}" in _command(pid))
-        os.kill(int(chosen), signal.SIGKILL)
-        run.communicate(timeout=90)
-        deadline = time.monotonic() + 60
-        while _processes(str(folder)):
-            assert time.monotonic() < deadline, _processes(str(folder))
-            time.sleep(0.2)
+        wait(lambda f=folder: len(losses(f)) > 20, run)
+        found = processes_with(f"--local_rank={victim}")
+        os.kill(next(pid for pid, command in found.items() if str(folder) in command), signal.SIGKILL)
+        wait(lambda f=folder: not processes_with(str(f)))
+        run.communicate(timeout=60)
         assert status(folder)["state"] != "done"
-
-
-def _command(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def _processes(text: str) -> list[str]:
-    return [path.name for path in Path("/proc").glob("[0-9]*") if text in _command(path.name)]
 
 
 @engine
@@ -254,7 +230,7 @@ def test_signal_during_a_save(config_file: ConfigFile, tmp_path: Path) -> None:
     }
     run = start(config_file(big), tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
-    _wait_for(lambda: list(folder.glob("step_*")), run)
+    wait(lambda: list(folder.glob("step_*")), run)
     while not list(folder.glob(".step_*.tmp")):
         assert run.poll() is None
     run.send_signal(signal.SIGUSR1)

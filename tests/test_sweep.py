@@ -23,7 +23,7 @@ from slurm import submit as submit_command
 from slurm import task
 from slurm.cells import standings
 from slurm.site import Site, load_site
-from tests.test_train import ROOT, losses
+from tests.processes import ROOT, losses
 
 SweepFile = Callable[..., Path]
 TINY_LR = {"optim.lr": 1e-4, "schedule.kind": "constant", "schedule.warmup_steps": 0, "schedule.steps": 3}

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,48 +17,12 @@ import pytest
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from record.metrics import read_metrics
+from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, wait
+from tests.ranks import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
-ConfigFile = Callable[..., Path]
 pytestmark = pytest.mark.engine
 
 MIDDLE: dict[str, Any] = {"schedule": {"steps": 400}, "log": {"every": 1}}
-LONG: dict[str, Any] = {"schedule": {"steps": 20_000}, "data": {"epochs": 100}, "log": {"every": 1}}
-
-
-def start(config: Path, run_dir: Path, *options: str, ranks: int = 1, **env: str) -> subprocess.Popen[str]:
-    """One process, or the deepspeed launcher with several ranks on a port of its own."""
-    command = [sys.executable, "train.py"]
-    if ranks > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = env.pop("master_port", str(probe.getsockname()[1]))
-        launcher = str(Path(sys.executable).with_name("deepspeed"))
-        command = [sys.executable, launcher, "--num_accelerators", str(ranks), "--master_port", port, "train.py"]
-    return subprocess.Popen(
-        [*command, "--config", str(config), "--run-dir", str(run_dir), *options],
-        cwd=ROOT,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **env},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    return output
-
-
-def status(run_dir: Path) -> dict[str, Any]:
-    return dict(json.loads((run_dir / "status.json").read_text()))
-
-
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    return [
-        (row["step"], row["train/loss"]) for row in read_metrics(run_dir / "metrics.jsonl")[0] if "train/loss" in row
-    ]
 
 
 @pytest.fixture
@@ -162,29 +125,10 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
 def test_two_launchers_as_two_nodes(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a cluster without SLURM cannot be trained on, one `deepspeed --no_ssh` started on each node."""
     (tmp_path / "hosts").write_text("node0 slots=1\nnode1 slots=1\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hosts")]
-    launcher += ["--no_ssh", "--master_addr", "127.0.0.1", "--master_port", port]
-    options = [
-        "train.py",
-        "--config",
-        str(config_file({"parallel": {"zero_stage": 2}})),
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    nodes = [
-        subprocess.Popen(
-            [*launcher, "--node_rank", str(rank), *options],
-            cwd=ROOT,
-            env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
+    launcher = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--master_addr", "127.0.0.1"]
+    launcher += ["--master_port", str(free_port())]
+    config = config_file({"parallel": {"zero_stage": 2}})
+    nodes = [start(config, tmp_path / "run", launcher=[*launcher, "--node_rank", str(rank)]) for rank in range(2)]
     for node in nodes:
         finish(node)
     assert status(tmp_path / "run")["state"] == "done"
@@ -197,7 +141,7 @@ def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
     long = config_file(MIDDLE)
     finish(start(long, tmp_path / "straight"))
     run = start(long, tmp_path / "run")
-    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
     run.send_signal(signal.SIGTERM)
     finish(run, 75)
     stopped = status(tmp_path / "run")
@@ -222,7 +166,7 @@ def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> N
     """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
     two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}, "optim": {"lr": 1e-4}})
     run = start(two, tmp_path / "run", ranks=2)
-    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
     (tmp_path / "run" / "stop").touch()
     run.communicate(timeout=60)
     assert status(tmp_path / "run")["state"] == "preempted"
@@ -238,13 +182,13 @@ def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> N
 def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a rank outlives DeepSpeed's runner or its child launcher, or its work is lost."""
     run = start(config_file(LONG), tmp_path / "run", ranks=2)
-    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
     if victim == "launcher killed":
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
     else:
         run.send_signal(signal.SIGKILL if victim == "runner killed" else signal.SIGTERM)
-    _wait(lambda: not processes_with(str(tmp_path / "run")), 60)
+    wait(lambda: not processes_with(str(tmp_path / "run")))
     run.communicate(timeout=60)
     assert status(tmp_path / "run")["state"] == "preempted"
 
@@ -376,7 +320,7 @@ def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
 def test_second_writer(ranks: int, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if two processes can write one run folder, or the second's other ranks wait for the one that was told."""
     run = start(config_file(LONG), tmp_path / "run")
-    _wait(lambda: run.poll() is not None or len(losses(tmp_path / "run")) > 20)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
     second = start(config_file(LONG), tmp_path / "run", ranks=ranks)
     output, _ = second.communicate(timeout=60)
     assert f"process {run.pid} on {socket.gethostname()} (since" in output
@@ -385,20 +329,8 @@ def test_second_writer(ranks: int, config_file: ConfigFile, tmp_path: Path) -> N
     finish(run, 75)
 
 
-def _wait(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def processes_with(text: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if text in command:
-            found.append(command)
-    return found
+def test_the_end_of_a_process_changes_nothing() -> None:
+    """Breaks if a library that aborts while the interpreter is torn down turns a finished run into a failed one."""
+    program = "import atexit, os, train; atexit.register(os.abort); print('said'); train.leave(75)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (75, "said\n")
