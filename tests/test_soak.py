@@ -8,7 +8,7 @@ import pytest
 
 from tests.soak import CASES, FAULTS, soak
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]  # as long as chance makes it
 
 
 def test_faults_leave_no_trace(tmp_path: Path) -> None:
