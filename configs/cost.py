@@ -116,6 +116,8 @@ def n_moments(optim: Optim) -> int:
 def state_bytes(config: RunConfig, ranks: int) -> int:
     """Weights, gradients, masters, moments and averages on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
 
+    A probed update holds the masters before it as well.
+
     Where ranks exchange gradients at stages 1 to 3 a bucket of whole ones is held; stage 3 holds two, and the gathered weights.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
@@ -124,6 +126,8 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
         gradients += BYTES[dtypes.accumulation]
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
     state = masters + n_moments(config.optim) * BYTES[dtypes.moments] + 4 * len(config.averages.ema)
+    if config.log.probe_every:
+        state += BYTES[dtypes.masters]
     per_parameter = (
         weights / (ranks if stage >= 3 else 1)
         + gradients / (ranks if stage >= 2 else 1)

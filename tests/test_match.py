@@ -66,6 +66,11 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
     by_tensor = config_file(LOGGED, PLAIN, match(scope="tensor"), {"parallel": {"zero_stage": 2}})
     finish(start(by_tensor, tmp_path / "tensors", ranks=2))
     assert losses(tmp_path / "tensors") != losses(tmp_path / "closed")
+    for stage in (1, 3):
+        options = ("--set", f"parallel.zero_stage={stage}")
+        finish(start(by_tensor, tmp_path / f"stage{stage}", *options, ranks=2))
+        for (_, one), (_, two) in zip(losses(tmp_path / f"stage{stage}"), losses(tmp_path / "tensors"), strict=True):
+            assert one == pytest.approx(two, rel=1e-6), f"stage {stage}"
     shapes = parameter_shapes(loaded.model)
     rates = {
         name: [
