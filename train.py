@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from configs.cost import parameter_shapes
 from configs.identity import differences, render_differences
-from configs.load import load_config
+from configs.load import load_config, read_json, validate
 from configs.plan import Origin, Plan, Reference, make_plan
+from configs.relations import check_reference
 from configs.render import prepare_command, render_plan
 from configs.retention import is_due, is_saved
 from configs.schedule import lr_at
@@ -144,6 +145,10 @@ def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Refere
         return None
     tensors = list(parameter_shapes(config.model)) if match.scope == "tensor" else []
     try:
+        for run, same in ((match.reference, True), (match.own, False)):
+            if run is not None and RunFolder(run).config.is_file():
+                theirs = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
+                check_reference(config, theirs, run, same)
         rates = [lr_at(config, t) for t in range(steps)]
         reference = read_norms(match.reference, rates, steps, match.norm, tensors)
         own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None

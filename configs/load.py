@@ -30,12 +30,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
         base.pop("$schema", None)
         if "base" in base:
             raise ValueError(f"{path}: its base {base_path} has a base itself; one level is allowed")
-        given = merge(base, given)
+        given = merge(with_points(base, base_path.parent), given)
     for override in overrides or []:
         given = merge(given, parse_override(override))
-    schedule = given.get("schedule")
-    if isinstance(schedule, dict) and isinstance(schedule.get("points"), str):  # a file: its content is what is meant
-        given = merge(given, {"schedule": read_points(path.parent / schedule["points"])})
+    given = with_points(given, path.parent)
     return validate(given, str(path)), given
 
 
@@ -70,12 +68,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_points(path: Path) -> dict[str, Any]:
-    """The file that schedule.points names: {"points": [[step, fraction], …]}."""
+def with_points(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the content of the file that schedule.points may name, relative to `folder`: {"points": [[step, fraction], …]}."""
+    schedule = given.get("schedule")
+    if not isinstance(schedule, dict) or not isinstance(schedule.get("points"), str):
+        return given
+    path = folder / schedule["points"]
     value = read_json(path)
     if set(value) != {"points"}:
         raise ValueError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {sorted(value)}')
-    return value
+    return merge(given, {"schedule": value})
 
 
 def parse_override(text: str) -> dict[str, Any]:

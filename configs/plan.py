@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs import cost
-from configs.identity import differences, experiment, render_differences, run_id
+from configs import cost, relations
+from configs.identity import experiment, run_id
 from configs.retention import most_at_once
-from configs.schedule import decay_sum, lr_sum
+from configs.schedule import decay_factor, decay_sum, lr_at, lr_sum
 from configs.schema import RunConfig
 
 GIB = 1 << 30
@@ -141,7 +141,7 @@ def make_plan(
     reference: Reference | None = None,
 ) -> Plan:
     """Derive the plan; ValueError where the batch does not divide, the data does not suffice, or a branch does not fit."""
-    first_window = _first_window(config, data, origin) if origin else 0
+    first_window = relations.first_window(config, data, origin) if origin else 0
     if data is not None:
         _check_data(config, data, first_window)
     micro_batch = _micro_batch(config, ranks)
@@ -165,6 +165,7 @@ def make_plan(
         for name, (names, weight_decay) in partition.items()
     }
     main_decay = groups[main_group(groups)].weight_decay
+    _check_decay(config, max(group.weight_decay for group in groups.values()))
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     micro_steps = config.sequences_per_step // ranks // micro_batch
     return Plan(
@@ -191,6 +192,17 @@ def make_plan(
         origin=origin,
         reference=reference,
     )
+
+
+def _check_decay(config: RunConfig, largest: float) -> None:
+    """ValueError where decoupled decay would turn weights over: 1 − η_t·λ_t must stay above zero."""
+    if config.optim.decay_rule != "decoupled" or largest == 0:
+        return
+    peak = max(lr_at(config, t) * decay_factor(config, t) for t in range(config.schedule.steps))
+    if peak * largest >= 1:
+        raise ValueError(
+            f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
+        )
 
 
 def _factors(config: RunConfig, reference: Reference | None) -> list[float] | None:
@@ -231,28 +243,6 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
             f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"
         )
     return asked
-
-
-def _first_window(config: RunConfig, data: DataSummary | None, origin: Origin) -> int:
-    """Where in the order a branch begins. ValueError if it has another model than its trunk, or cannot read on in its order."""
-    assert config.branch is not None
-    ours = experiment(config, data.digest if data else "")
-    model = differences(ours.get("model", {}), origin.experiment.get("model", {}), "model.")
-    if model:
-        raise ValueError(f"branch.origin {config.branch.origin} is of another model:\n{render_differences(model)}")
-    if config.branch.data == "restart":
-        return 0
-    order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
-    order += differences(
-        {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
-    )
-    order = [row for row in order if row[0] not in ("data.cross_document_attention", "data.skip_steps")]
-    if order:
-        table = render_differences(order)
-        raise ValueError(
-            f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
-        )
-    return origin.windows
 
 
 def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None:

@@ -123,6 +123,12 @@ class DecayOverride(Section):
     pattern: str = setting(..., "tensor names, as in a shell: blocks.*.attn.*", min_length=1)
     weight_decay: float = setting(..., "their λ", ge=0, le=1e6)
 
+    @model_validator(mode="after")
+    def _names_tensors(self) -> DecayOverride:
+        if "/" in self.pattern or self.pattern in ("decayed", "undecayed"):  # the names of the mask's own groups
+            raise ValueError(f"{self.pattern!r} names no tensor; patterns are as in a shell: blocks.*.attn.*")
+        return self
+
 
 class Optim(Section):
     lr: float = setting(..., "peak learning rate η", gt=0, le=1e6)

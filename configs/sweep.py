@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import model_validator
 
 from configs.identity import experiment, run_id
-from configs.load import load_config, merge, nest, parse_override, read_json, validate, validate_as
+from configs.load import load_config, merge, nest, parse_override, read_json, validate, validate_as, with_points
 from configs.plan import DataSummary
 from configs.retention import is_kept, is_saved
 from configs.schema import RunConfig, Section, setting
@@ -161,7 +161,7 @@ def _cell(
             value = value.replace("{run}", str(parent.folder))
         for name in _fields(field):
             given = merge(given, nest(name, value))
-    given = merge(given, {"name": label})
+    given = with_points(merge(given, {"name": label}), Path(source).parent)
     if step is not None and parent is not None:
         given = merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}})
     config = validate(given, f"{source}, cell {label}")

@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         run, step = parse_reference(args.run)
         if args.average and (step is not None or not args.average.replace(",", "").isdecimal()):
             raise ValueError(f"--average {args.average}: expected steps with commas between, and a run without @STEP")
-        steps = [int(text) for text in args.average.split(",")] if args.average else [step]
+        texts = args.average.split(",") if args.average else []
+        if not all(texts) or len(set(map(int, texts))) < len(texts):
+            raise ValueError(f"--average {args.average}: expected different steps, one comma between two")
+        steps = [int(text) for text in texts] or [step]
         paths = [find(RunFolder(run).checkpoints, wanted) for wanted in steps]
         config = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

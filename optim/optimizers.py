@@ -47,13 +47,15 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: b
 
 
 def build_optimizer(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> torch.optim.Optimizer:
-    """torch's fused Adam, AdamW (Loshchilov and Hutter, 1711.05101) or SGD; η is set before each step.
+    """torch's fused Adam or AdamW (Loshchilov and Hutter, 1711.05101), or SGD; η is set before each step.
+
+    SGD is not the fused one, which on CPUs leaves bfloat16 parameters as they are (pytorch/pytorch#191763).
 
     AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε). Under l2_coupled λp is added to the gradient first.
     """
     groups = parameter_groups(named, config, by_tensor)
     if config.algorithm == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
     kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 

@@ -73,8 +73,15 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
     Returns (rows sorted by step, problems). A torn last line is no problem: a writer may be at work.
     """
+    rows, problems, _ = read_log(path)
+    return rows, problems
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
+    """As `read_metrics`, and of how many steps the rows were superseded when the run resumed before them."""
     rows: dict[int, dict[str, Any]] = {}
     problems: list[str] = []
+    superseded = 0
     text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
@@ -90,11 +97,14 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 problems.append(f"{path}:{number}: not a row ({error})")
             continue
         if row.get("event") == "resume":
-            rows = {s: r for s, r in rows.items() if s <= step}
+            void = [s for s in rows if s > step]
+            superseded += len(void)
+            for s in void:
+                del rows[s]
         else:
             known = rows.setdefault(step, {})
             bad = {*known.get("nonfinite", ()), *row.get("nonfinite", ())}
             known.update(row)
             if bad:
                 known["nonfinite"] = sorted(bad)
-    return [rows[step] for step in sorted(rows)], problems
+    return [rows[step] for step in sorted(rows)], problems, superseded

@@ -24,7 +24,7 @@ def read_norms(
     folder = RunFolder(run)
     try:
         planned = json.loads(folder.config.read_text(encoding="utf-8"))["schedule"]["steps"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run} is no run folder to match ({error!r})") from None
     if planned != steps:
         raise ValueError(f"{run} is a run of {planned} steps, this one has {steps}: a matched run takes the same steps")
@@ -43,6 +43,11 @@ def read_norms(
         gaps = [step for step, value in enumerate(values) if not (isinstance(value, float) and 0 < value < math.inf)]
         if gaps:
             hint = "; record it with log.tensor_norms true" if tensors else "; let it finish first"
+            if values[gaps[0]] == 0:
+                raise ValueError(
+                    f"{run} has {column} = 0 after step {gaps[0]}: a tensor that begins at zero has no effective learning "
+                    "rate to follow; match by model, or train without it (model.bias false)"
+                )
             raise ValueError(f"{run} has no {column} after step {gaps[0]} ({len(gaps)} of {steps} are missing){hint}")
         found[name] = values
     return found

@@ -1,7 +1,7 @@
 """probes.jsonl: what updates did, every log.probe_every of them; rows as in metrics.jsonl (record/metrics.py).
 
 Per tensor, `probe/QUANTITY/blocks.0.attn.qkv.weight`, and per kind of tensor, `probe/QUANTITY/kind:attn.qkv`, its
-tensors as one vector:
+tensors as one vector (their rotation is the mean of the tensors' angles):
 
     norm          ‖w‖₂ after the update              effective_lr  η/‖w‖ (Adam), η/‖w‖² (SGD), w before the update
     rms           ‖w‖/√n                             adam_lr       mean of η/(√v + ε), v the raw second moment

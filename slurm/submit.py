@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from configs.plan import make_plan, read_summary
+from configs.identity import experiment
+from configs.plan import Origin, Plan, make_plan, order_batch, read_summary
+from configs.relations import check_reference
 from configs.render import prepare_command
 from configs.sweep import Cell, Stages, Sweep, all_cells, expand
 from record.environment import code_revision
@@ -92,13 +94,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check(stages: Stages, ranks: int) -> None:
-    """Every cell has a plan on the ranks it will get. ValueError names the first that has none."""
+    """Every cell has a plan on the ranks it will get, and fits what it starts from or follows. ValueError names the first."""
+    plans: dict[Path, Plan] = {}
     for cell in all_cells(stages):
-        known = cell.parent is None  # what a branch may still read is known once its trunk is there
+        match, parent = cell.config.schedule.match, cell.parent
         try:
-            make_plan(cell.config, ranks, read_summary(cell.config.data.path) if known else None)
+            if match is not None and parent is not None:
+                for folder, same in ((match.reference, True), (match.own, False)):
+                    if folder == str(parent.folder):
+                        check_reference(cell.config, parent.config, folder, same)
+            data = read_summary(cell.config.data.path)
+            plans[cell.folder] = make_plan(cell.config, ranks, data, _origin(cell, plans) if data else None)
         except ValueError as error:
             raise ValueError(f"{cell.label}: {error}") from None
+
+
+def _origin(cell: Cell, plans: dict[Path, Plan]) -> Origin | None:
+    """The checkpoint that a branch will start from, as its trunk's plan foretells it; None for a run that is no branch."""
+    if cell.parent is None or cell.step is None or cell.config.branch is None:
+        return None
+    trunk, data = cell.parent.config, read_summary(cell.parent.config.data.path)
+    windows = (order_batch(trunk, cell.step - 1) + 1) * trunk.sequences_per_step
+    known = experiment(trunk, data.digest if data else "")
+    return Origin(cell.config.branch.origin, "", cell.step, plans[cell.parent.folder].first_window + windows, known)
 
 
 def _is_open(cell: Cell, found: dict[Path, Standing], queued: dict[str, tuple[str, str]]) -> bool:

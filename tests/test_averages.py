@@ -15,6 +15,7 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine import checkpoint, evaluate, export
 from engine.launch import start_world
+from record.checkpoints import find
 from record.metrics import read_metrics
 from tests.live import make_trainer, train_steps
 from tests.processes import ConfigFile, finish, losses, start
@@ -95,7 +96,13 @@ def test_averages_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: pyte
     assert rows[4]["val/loss_ema_0.9"] != rows[4]["val/loss"]
     assert evaluate.main([str(tmp_path / "run"), "--average", "2,4,6"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == [2, 4, 6]
-    assert evaluate.main([str(tmp_path / "run"), "--average", "2,5"]) == 2
+    paths = [find(tmp_path / "run" / "checkpoints", step) for step in (2, 4, 6)]
+    stored = [checkpoint.read(path, "weights") for path in paths]
+    for name, tensor in evaluate.average(paths, "weights").items():
+        expected = sum(weights[name].double() for weights in stored) / 3
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-9)
+    for wrong in ("2,5", "2,,4", "2,2"):
+        assert evaluate.main([str(tmp_path / "run"), "--average", wrong]) == 2
     assert "steps there: 2, 4, 6" in capsys.readouterr().err
     assert export.main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--weights", "ema_0.5"]) == 0
     kept = load_file(tmp_path / "run" / "checkpoints" / "step_00000006" / "ema_0.5.safetensors")

@@ -106,6 +106,7 @@ def test_references_that_do_not_fit(config_file: ConfigFile, tmp_path: Path) -> 
         ({"reference": str(tmp_path / "none")}, {}, "is no run folder to match"),
         ({"reference": str(tmp_path / "run"), "scope": "tensor"}, {}, "record it with log.tensor_norms true"),
         ({"reference": str(tmp_path / "run")}, {"steps": 5}, "a matched run takes the same steps"),
+        ({"reference": str(tmp_path / "run")}, {"final_lr_fraction": 0.5}, "run has its reference's schedule"),
         ({"reference": str(tmp_path / "run"), "scope": "tensor", "norm": "weights/norm_decayed"}, {}, "leave norm out"),
     ]
     for match, schedule, message in cases:
@@ -116,6 +117,8 @@ def test_references_that_do_not_fit(config_file: ConfigFile, tmp_path: Path) -> 
         config = config_file({"schedule": {**schedule, "match": match}})
         assert message in finish(start(config, tmp_path / "new"), 2)
         assert message in finish(start(config, tmp_path / "new", "--dry-run"))
+    wider = config_file({"schedule": {"match": {"reference": str(tmp_path / "run")}}, "model": {"n_embd": 64}})
+    assert "model.n_embd: asked 64, found 32" in finish(start(wider, tmp_path / "new"), 2)
     assert not (tmp_path / "new").exists()
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text("\n".join(log.read_text().splitlines()[:4]))

@@ -288,6 +288,7 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert len(ids) == 5
     assert "of another model" in branch("wide", f"{trunk}@8", "--set", "model.n_layer=3", code=2)
     assert "or set branch.data to restart" in branch("reseeded", f"{trunk}@8", "--set", "seeds.data=5", code=2)
+    assert "set branch.optimizer to drop" in branch("sgd", f"{trunk}@8", "--set", "optim.algorithm=sgd", code=2)
     assert "steps there: 4, 8" in branch("missing", f"{trunk}@5", code=2)
     assert "beyond what the trunk read" in branch("long", f"{trunk}@8", "--set", "schedule.steps=100000", code=2)
     assert "not there yet" in branch("planned", f"{tmp_path / 'future'}@5", "--dry-run")
@@ -298,4 +299,4 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     branch("tiny", f"{trunk}@8", *tiny, "--resume", "must")
     (tmp_path / "elsewhere").rename(trunk / "checkpoints")
     branch("same", f"{trunk}@8")
-    assert not any((tmp_path / name).exists() for name in ("wide", "reseeded", "missing", "long", "planned"))
+    assert not any((tmp_path / name).exists() for name in ("wide", "sgd", "reseeded", "missing", "long", "planned"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from configs.plan import read_summary
+from configs.schedule import decay_sum
 from configs.schema import RunConfig
 from configs.sweep import Cell, expand
 from record.run import RunFolder
@@ -108,6 +109,25 @@ def test_stages(sweep_file: SweepFile) -> None:
         ({"stages": [{"name": "main"}]}, "distinct names"),
         ({"stages": [{"name": "a", "where": {"optim.weight_decay": [7]}}]}, "finds no run of 'main'"),
         ({"axes": {"schedule.steps": [10**7]}}, "at most"),
+        (
+            {
+                "set": {"schedule.steps": 3700, "checkpoint.every": 3700},
+                "stages": [{"name": "a", "branch_at": [3700]}],
+            },
+            "beyond what the trunk read",
+        ),
+        (
+            {"stages": [{"name": "a", "branch_at": [6], "set": {"optim.algorithm": "sgd", "schedule.steps": 3}}]},
+            "set branch.optimizer to drop",
+        ),
+        (
+            {"stages": [{"name": "a", "set": {"schedule.match.reference": "{run}", "schedule.steps": 5}}]},
+            "a matched run takes the same steps",
+        ),
+        (
+            {"stages": [{"name": "a", "set": {"schedule.match.reference": "{run}", "schedule.match.scope": "tensor"}}]},
+            "record it with log.tensor_norms true",
+        ),
     ],
 )
 def test_bad_sweeps(
@@ -116,6 +136,23 @@ def test_bad_sweeps(
     """Breaks if a mistake in a sweep is found only on the cluster, or its message names neither cell nor remedy."""
     assert submit_command.main([str(sweep_file(**sweep)), "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("p1_*.json")), ids=lambda path: path.stem)
+def test_small_sweeps_match_the_papers_decay(path: Path) -> None:
+    """Breaks if a small sweep's λ·Ση, whole run or branch, is not that of the experiment it stands for."""
+    small = {"p1_774m": "small_larger"}.get(path.stem, path.stem.replace("p1_", "small_"))
+    spans = [
+        sorted(
+            {
+                round(decay_sum(c.config, c.config.schedule.steps), 6)
+                for c in cells(file)
+                if c.config.schedule.match is None
+            }
+        )
+        for file in (path, path.with_name(f"{small}.json"))
+    ]
+    assert spans[1] == pytest.approx(spans[0], rel=0.02), spans
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
