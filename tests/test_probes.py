@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from configs.cost import kind_of
 from configs.plan import make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
@@ -48,6 +49,25 @@ def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]
     return found
 
 
+def quantities(run: dict[str, Any], names: list[str], lr: float, algorithm: str) -> dict[str, float]:
+    """What a probe says of these tensors as one vector, from the whole tensors; the rotation is the mean of their angles."""
+    w, v = (torch.cat([run[when][name].double().flatten() for name in names]) for when in ("after", "before"))
+    pairs = [(run["after"][name].double(), run["before"][name].double()) for name in names]
+    angles = [2 * math.asin(min(1.0, (a / a.norm() - b / b.norm()).norm().item() / 2)) for a, b in pairs]
+    found = {
+        "norm": w.norm().item(),
+        "rms": w.norm().item() / math.sqrt(w.numel()),
+        "update": ((w - v).norm() / v.norm()).item(),
+        "rotation": sum(angles) / len(angles),
+        "max": w.abs().max().item(),
+        "effective_lr": lr / v.norm().item() ** (1 if algorithm == "adam" else 2),
+    }
+    if run["second"] is not None:
+        second = torch.cat([run["second"][name].double().flatten() for name in names])
+        found["adam_lr"] = (lr / (second.sqrt() + 1e-8)).mean().item()
+    return found
+
+
 @pytest.mark.engine
 def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if a sharded quantity is not the whole tensor's: a piece missed, counted twice, or a maximum of one rank."""
@@ -58,24 +78,15 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
     ]
     for case, config, run in zip(cases, configs, run_ranks(2, probed, configs, manifest)[0], strict=True):
         row, lr, bound = run["row"], lr_at(config, 1), 2e-2 if case[0] == "bf16-true" else 1e-5
-        for name, old in run["before"].items():
-            w, v = run["after"][name].double(), old.double()
-            norm = w.norm().item()
-            expected = {
-                "norm": norm,
-                "rms": norm / math.sqrt(w.numel()),
-                "update": ((w - v).norm() / v.norm()).item(),
-                "rotation": 2 * math.asin(min(1.0, (w / w.norm() - v / v.norm()).norm().item() / 2)),
-                "max": w.abs().max().item(),
-                "effective_lr": lr / v.norm().item() ** (1 if config.optim.algorithm == "adam" else 2),
-            }
-            if run["second"] is not None:
-                expected["adam_lr"] = (lr / (run["second"][name].double().sqrt() + 1e-8)).mean().item()
-            for key, value in expected.items():
-                assert row[f"probe/{key}/{name}"] == pytest.approx(value, rel=bound, abs=1e-9), (case, key, name)
-        attention = [n for n in run["after"] if n.endswith("attn.qkv.weight")]
-        together = torch.cat([run["after"][n].double().flatten() for n in attention]).norm().item()
-        assert row["probe/norm/kind:attn.qkv"] == pytest.approx(together, rel=bound)
+        members = {name: [name] for name in run["before"]}
+        for name in run["before"]:
+            members.setdefault(f"kind:{kind_of(name)}", []).append(name)
+        members[""] = list(run["before"])  # the whole model
+        for label, names in members.items():
+            for key, value in quantities(run, names, lr, config.optim.algorithm).items():
+                if label or key in ("max", "effective_lr", "adam_lr"):
+                    place = f"probe/{key}/{label}".rstrip("/")
+                    assert row[place] == pytest.approx(value, rel=bound, abs=1e-9), (case, key, label)
         squares = sum(row[f"probe/grad_norm/{name}"] ** 2 for name in run["before"])
         assert math.sqrt(squares) == pytest.approx(run["grad_norm"], rel=1e-6), case
         predicted = {name.split("/")[-1] for name in row if "/predicted_rms/" in name}

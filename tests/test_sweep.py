@@ -66,6 +66,19 @@ def test_expansion(sweep_file: SweepFile) -> None:
     assert found[1].folder == Path("runs/wd") / f"{found[1].label}-{found[1].id}"
 
 
+def test_points_of_cells(sweep_file: SweepFile, tmp_path: Path) -> None:
+    """Breaks if a schedule's file cannot be an axis, or is looked for anywhere but beside the sweep."""
+    (tmp_path / "p.json").write_text('{"points": [[1, 0.5], [7, 0.0]]}')
+    axes = {"schedule.points": ["p.json", [[1, 1.0], [7, 0.5]]]}
+    path = sweep_file(axes=axes)
+    base = json.loads((tmp_path / "base.json").read_text()) | {
+        "schedule": {"kind": "piecewise", "steps": 6, "points": "p.json"}
+    }
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    found = cells(path)
+    assert [cell.config.schedule.points for cell in found] == [((1, 0.5), (7, 0.0)), ((1, 1.0), (7, 0.5))]
+
+
 def test_a_further_value_renames_nothing(sweep_file: SweepFile) -> None:
     """Breaks if a run's folder depends on anything but the run."""
     before = {c.folder for c in cells(sweep_file(axes={"optim.weight_decay": [0.1, 0.3], "precision": ["fp32"]}))}
