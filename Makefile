@@ -1,7 +1,7 @@
-# make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their loss curves
+# make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their report
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds
-# make system-deps  what the system tests need besides Python: SLURM (root, Debian)
+# make system-deps  what the system tests need besides Python: SLURM, Chromium (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,9 +13,9 @@ quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
 	$(TRAIN) --set name=quickstart-wd0 --set optim.weight_decay=0
 	$(TRAIN) --set name=quickstart-wd0.15
-	$(BIN)/python -m analysis.loss_curves 'runs/quickstart-*' --out runs/quickstart.png
+	$(BIN)/python -m analysis.report 'runs/quickstart-*' --out runs/report
 	@echo
-	@echo "Curves: runs/quickstart.png. Runs: runs/quickstart-*/ (metrics.jsonl, status.json, checkpoints/)."
+	@echo "Report: runs/report/index.html. Runs: runs/quickstart-*/ (metrics.jsonl, status.json, checkpoints/)."
 	@echo "Data: data/prepared/python-1024. Try next:"
 	@echo "  $(BIN)/python train.py --config configs/quickstart.json --set name=quickstart-wd1 --set optim.weight_decay=1"
 	@echo "  $(BIN)/python train.py --config configs/gpt124m_wd0.1.json --dry-run"
@@ -30,7 +30,7 @@ check: .venv/dev
 
 system-deps:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge chromium chromium-driver
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

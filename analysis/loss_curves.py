@@ -1,133 +1,146 @@
-"""Loss curves: `python -m analysis.loss_curves RUN… --out FILE.png`.
+"""Training and validation loss by λ, precision or any field; differences to the smallest λ; where the curves cross.
 
-Left: training loss (smoothed) and validation loss against step. Right, for several runs: validation loss minus that
-of the run with the smallest weight decay, where the curves cross becomes visible.
+    python -m analysis.loss_curves 'runs/quickstart-*' --out runs/curves
+
+Differences are paired: a run minus the run of the smallest λ with the same seeds, which starts from the same weights
+and reads the same windows in every step, so that the noise they share cancels.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-import matplotlib
+import numpy as np
 import pandas as pd
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
-from analysis.runs import Run, differing_fields, find_runs, label, load_run
-
-SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
-
-
-def draw(runs: list[Run], out: Path) -> None:
-    """Draw the figure for runs ordered by weight decay. The format follows the suffix of `out`."""
-    fields = differing_fields(runs)
-    colours = plt.get_cmap("viridis")([0.85 * i / max(1, len(runs) - 1) for i in range(len(runs))])
-    figure, axes = plt.subplots(1, 2 if len(runs) > 1 else 1, figsize=(11 if len(runs) > 1 else 6, 4.2), squeeze=False)
-    for run, colour in zip(runs, colours, strict=True):
-        _draw_losses(axes[0, 0], run, colour, label(run, fields))
-    _finish(axes[0, 0], "loss (nats per token)", _loss_limits(runs))
-    axes[0, 0].legend(title="line: training, dots: validation", frameon=False)
-    if len(runs) > 1:
-        axis, base = axes[0, 1], validation(runs[0])
-        for run, colour in zip(runs, colours, strict=True):
-            difference = (validation(run) - base).dropna()
-            axis.plot(difference.index, difference, "o-", color=colour, markersize=3, label=label(run, fields))
-        middle = pd.concat([(validation(run) - base).iloc[2:] for run in runs]).abs().max()
-        limit = 1.2 * middle if middle > 0 else 1.0
-        _finish(axis, f"validation loss minus that of {label(runs[0], fields)} (nats)", (-limit, limit))
-        axis.legend(frameon=False)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+from analysis.command import Options, Result, main_of
+from analysis.compare import TRAIN, VALIDATION, common_step, differences, divergence, paired_final, sound, verdict
+from analysis.figures import Figure, Line, Panel, Style, band, seed_lines, styles
+from analysis.published import published_lines
+from analysis.runs import Group, Run, baseline_of, group_runs
+from analysis.statistics import crossing_interval, final, interval, mean_and_band, seed_count, smooth
 
 
-def validation(run: Run) -> pd.Series:
-    """Validation loss by step."""
-    return run.metrics["val/loss"].dropna() if "val/loss" in run.metrics else pd.Series(dtype=float)
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks = [run for run in runs if run.origin is None] or runs
+    groups, notes = group_runs(trunks, options.by)
+    if len(trunks) < len(runs):
+        notes.append(f"{len(runs) - len(trunks)} branches are left out; analysis.bias_variance shows them")
+    looks = styles(groups)
+    losses = Figure(
+        "loss",
+        "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds.",
+        [
+            Panel(options.xlabel, "training loss (nats per token)", _curves(groups, TRAIN, looks, options)),
+            Panel(options.xlabel, "validation loss (nats per token)", _curves(groups, VALIDATION, looks, options)),
+        ],
+    )
+    extra = published_lines(trunks, options)
+    losses = Figure(
+        losses.name, losses.caption, [_limited(p, trunks, extra if i == 0 else []) for i, p in enumerate(losses.panels)]
+    )
+    figures, rows, findings = [losses], [], []
+    compared = [(group, baseline_of(group, groups)) for group in groups]
+    if any(group is not base for group, base in compared):
+        figures.append(_differences(compared, looks, options))
+    for group, base in compared:
+        row, finding = _row(group, base, options)
+        rows.append(row)
+        findings += finding
+    return Result("loss_curves", "Loss curves", findings, figures, {"Losses": pd.DataFrame(rows)}, notes)
 
 
-def smoothed_training(run: Run) -> pd.Series:
-    """Training loss by step, as a centred running mean."""
-    if "train/loss" not in run.metrics:
-        return pd.Series(dtype=float)
-    loss = run.metrics["train/loss"].dropna()
-    return loss.rolling(max(1, round(len(loss) * SMOOTHING)), center=True, min_periods=1).mean()
+def _curves(groups: list[Group], column: str, looks: dict[str, Style], options: Options) -> list[Line]:
+    lines = []
+    for group in groups:
+        curves = [(run, run.column(column)) for run in group.runs]
+        if column == TRAIN:
+            curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
+        lines += _mean_lines(
+            group.name, [(run, curve) for run, curve in curves if len(curve)], looks[group.name], options
+        )
+    return lines
 
 
-def crossing(run: Run, base: Run) -> int | None:
-    """The first evaluated step from which `run`'s validation loss stays below `base`'s to the end; None if it never does."""
-    difference = (validation(run) - validation(base)).dropna()
-    above = difference.index[difference >= 0]
-    below = difference.index[difference.index > above[-1]] if len(above) else difference.index
-    return int(below[0]) if len(below) else None
+def _mean_lines(name: str, curves: list[tuple[Run, pd.Series]], look: Style, options: Options) -> list[Line]:
+    placed = [(run, options.placed(run, curve)) for run, curve in curves]
+    if not placed:
+        return []
+    return [band(mean_and_band([curve for _, curve in placed]), name, look), *seed_lines(placed, look)]
 
 
-def summary(runs: list[Run]) -> str:
-    """Validation loss at mid-run and at the end, one line a run, and where the first run is overtaken."""
-    fields, lines = differing_fields(runs), []
-    for run in runs:
-        values = validation(run)
-        if values.empty:
-            lines.append(f"{label(run, fields)}: no validation yet ({run.state})")
-            continue
-        middle = values.index[(values.index - values.index[-1] / 2).to_series().abs().argmin()]
-        line = f"{label(run, fields)}: validation {values[middle]:.4f} at step {middle}, "
-        line += f"{values.iloc[-1]:.4f} at step {values.index[-1]}"
-        if run is not runs[0]:
-            step = crossing(run, runs[0])
-            line += (
-                f"; below {label(runs[0], fields)} from step {step} on"
-                if step is not None
-                else f"; not below {label(runs[0], fields)}"
+def _limited(panel: Panel, runs: list[Run], extra: list[Line]) -> Panel:
+    """From the lowest loss to that a twentieth into the run: the first steps would flatten everything else."""
+    lines = panel.lines + extra
+    known = [one.y for one in lines if len(one.y) > 2]
+    limits = None
+    if known:
+        low, high = min(np.nanmin(y) for y in known), max(y[max(1, len(y) // 20)] for y in known)
+        limits = (float(low - 0.05 * (high - low)), float(high)) if np.isfinite(low) and np.isfinite(high) else None
+    return Panel(panel.xlabel, panel.ylabel, lines, limits=limits)
+
+
+def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], options: Options) -> Figure:
+    panels = []
+    for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
+        lines: list[Line] = []
+        for group, base in compared:
+            if group is not base:
+                curves = differences(group, base, column)
+                if column == TRAIN:
+                    curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
+                lines += _mean_lines(f"{group.name} − {base.name}", curves, looks[group.name], options)
+        late = [np.abs(one.y[len(one.y) // 10 :]) for one in lines if len(one.y) > 2]
+        limit = 1.2 * max((float(np.nanmax(y)) for y in late), default=0.0)
+        limits = (-limit, limit) if limit else None
+        panels.append(Panel(options.xlabel, f"{name} loss − smallest λ's (nats)", lines, limits=limits, zero=True))
+    return Figure("loss_difference", "Paired differences: below zero, decay is ahead.", panels)
+
+
+def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object], list[str]]:
+    kept = sound(group)
+    upto = common_step([run.last_step for run in kept])
+    known = [run for run in kept if run.last_step >= upto]
+    row: dict[str, object] = {"run": group.name, "seeds": len(known), "step": upto}
+    row["training loss"] = round(interval([final(run.column(TRAIN), upto) for run in known]).mean, 4)
+    row["validation loss"] = round(
+        interval([v.iloc[-1] for run in known if len(v := run.column(VALIDATION).loc[:upto])]).mean, 4
+    )
+    findings = []
+    if gone := [run for run in group.runs if run not in kept]:
+        row["diverged"] = len(gone)
+        steps = ", ".join(str(divergence(run)) for run in gone)
+        findings.append(
+            f"{group.name}: {len(gone)} of {len(group.runs)} runs diverged (step {steps}); not in its means."
+        )
+    if group is base:
+        return row, findings
+    for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
+        found, upto = paired_final(group, base, column)
+        if not found.n:
+            findings.append(
+                f"{group.name}: no {name} losses to pair with those of {base.name} (same seeds, not diverged)."
             )
-        lines.append(line + (f" ({run.state})" if run.state != "done" else ""))
-        lines += run.problems
-    return "\n".join(lines)
-
-
-def _draw_losses(axis: Axes, run: Run, colour: object, name: str) -> None:
-    training, val = smoothed_training(run), validation(run)
-    axis.plot(training.index, training, color=colour, linewidth=1.3, label=name)
-    axis.plot(val.index, val, "o", color=colour, markersize=3.5)
-
-
-def _loss_limits(runs: list[Run]) -> tuple[float, float] | None:
-    """From the lowest loss to that a tenth into the run: the first steps would flatten everything else."""
-    curves = [curve for run in runs if len(curve := smoothed_training(run)) > 20]
-    if not curves:
-        return None
-    low, high = min(c.min() for c in curves), max(c.iloc[len(c) // 20] for c in curves)
-    return low - 0.05 * (high - low), high
-
-
-def _finish(axis: Axes, ylabel: str, limits: tuple[float, float] | None) -> None:
-    axis.set_xlabel("step (updates)")
-    axis.set_ylabel(ylabel)
-    if limits is not None and limits[0] < limits[1]:
-        axis.set_ylim(*limits)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+            continue
+        row[f"{name} difference"] = found.text()
+        curves = [curve.loc[:upto] for _, curve in differences(group, base, column) if curve.index[-1] >= upto]
+        if column == TRAIN:
+            curves = [smooth(curve, options.smoothing) for curve in curves]
+        where = ""
+        if (place := crossing_interval(curves)) is not None:
+            row[f"{name} crossing"] = round(place.step)
+            spread = (
+                f" [{place.low:,.0f}, {place.high:,.0f}]; {place.share:.0%} of the draws cross" if place.n > 1 else ""
+            )
+            where = f" Their mean stays below zero from step {place.step:,.0f}{spread} ({seed_count(place.n)})."
+        findings.append(
+            f"{group.name} minus {base.name}, {name} loss at step {upto:,}: {found.text()}: {verdict(found)}.{where}"
+        )
+    return row, findings
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.loss_curves", description="Draw the loss curves of runs.")
-    parser.add_argument("runs", nargs="+", help="run folders or globs")
-    parser.add_argument("--out", type=Path, default=Path("loss_curves.png"), help=".png, .svg or .pdf")
-    args = parser.parse_args(argv)
-    try:
-        runs = [load_run(path) for path in find_runs(args.runs)]
-        runs.sort(key=lambda run: run.fields.get("optim.weight_decay", 0.0))
-        draw(runs, args.out)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{summary(runs)}\n{args.out}")
-    return 0
+    return main_of("loss_curves", analyse, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,121 @@
-"""Run folders as data: what a run was, and its measurements as a table."""
+"""Run folders as data: what a run was, its measurements as a table, and which runs belong together."""
 
 from __future__ import annotations
 
 import glob
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from record.metrics import read_metrics
+from configs.plan import read_summary
+from configs.sweep import all_cells, expand
+from record.checkpoints import parse_reference
+from record.metrics import read_log
 from record.run import RunFolder
 
+LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
+SYMBOLS = {LAMBDA: "λ", RATE: "η"}
+SEEDS = "seeds."
+Key = tuple[tuple[str, str], ...]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """`fields` are the dotted fields of the resolved configuration, `varied` those that make the experiment.
 
-    `metrics` has one row per step, columns as in record/metrics.py, NaN where a row has no such value.
+    `metrics` has one row per step, columns as in record/metrics.py, NaN where a row has no such value; `superseded` rows
+    were voided by a resume.
     """
 
     path: Path
     fields: dict[str, Any]
     varied: set[str]
-    state: str
+    status: dict[str, Any]
+    plan: dict[str, Any]
     metrics: pd.DataFrame
     problems: list[str]
+    superseded: int
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def decay(self) -> float:
+        return float(self.fields.get(LAMBDA) or 0.0)
+
+    @property
+    def last_step(self) -> int:
+        return int(self.metrics.index[-1]) if len(self.metrics) else 0
+
+    @property
+    def seeds(self) -> str:
+        """The run's seeds as one text: what pairs it with a run of another λ on the same data order and initial weights."""
+        values = [self.fields[name] for name in sorted(self.fields) if name.startswith(SEEDS)]
+        return json.dumps(values[0]) if len(set(values)) == 1 else json.dumps(values)
+
+    @property
+    def origin(self) -> tuple[Path, int] | None:
+        """Trunk and step of a branch."""
+        given = self.fields.get("branch.origin")
+        if not given:
+            return None
+        path, step = parse_reference(str(given))
+        return None if step is None else (path, step)
+
+    @property
+    def reference(self) -> Path | None:
+        """The run whose effective learning rate this one follows."""
+        given = self.fields.get("schedule.match.reference")
+        return Path(given) if given else None
+
+    def column(self, name: str) -> pd.Series:
+        """One measurement by step, without gaps; empty where the run never recorded it."""
+        if name not in self.metrics:
+            return pd.Series(dtype=float)
+        return pd.to_numeric(self.metrics[name], errors="coerce").dropna()
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """As `metrics`, columns as in record/probes.py; empty for a run that was not probed."""
+        return _table(read_log(RunFolder(self.path).probes)[0])
 
 
-def find_runs(patterns: list[str]) -> list[Path]:
-    """Run folders that folders and globs name, in order, each once. ValueError for a pattern without a run."""
+def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
+    """Run folders that folders, folders of runs, globs and sweep files (their runs lie in `root`) name, each once.
+
+    Returns (folders, notes on what is missing). ValueError for a pattern without a run.
+    """
     found: list[Path] = []
+    notes: list[str] = []
     for pattern in patterns:
-        paths = [Path(pattern)] if Path(pattern).is_dir() else sorted(map(Path, glob.glob(pattern)))
-        runs = [path for path in paths if RunFolder(path).config.is_file()]
+        if pattern.endswith(".json") and Path(pattern).is_file():
+            runs = _of_sweep(pattern, root, notes)
+        else:
+            paths = [Path(pattern)] if Path(pattern).is_dir() else sorted(map(Path, glob.glob(pattern)))
+            inner = [found for path in paths for found in ([path] if _is_run(path) else sorted(path.glob("*")))]
+            runs = [path for path in inner if _is_run(path)]
         if not runs:
-            raise ValueError(f"{pattern!r} names no run folder (a folder with config.json)")
+            raise ValueError(f"{pattern!r} names no run folder (a folder with config.json), nor a folder of them")
         found += [path for path in runs if path not in found]
+    return found, notes
+
+
+def _is_run(path: Path) -> bool:
+    return RunFolder(path).config.is_file()
+
+
+def _of_sweep(sweep_file: str, root: Path, notes: list[str]) -> list[Path]:
+    _, stages = expand(sweep_file, root, read_summary)
+    cells = all_cells(stages)
+    places = [[c.folder] if c.id else sorted(c.folder.parent.glob(f"{glob.escape(c.label)}-*")) for c in cells]
+    found = [path for paths in places for path in paths if _is_run(path)]
+    if missing := len(cells) - len(found):
+        notes.append(f"{sweep_file}: {missing} of its {len(cells)} runs have no folder in {root} yet")
     return found
 
 
@@ -46,13 +124,17 @@ def load_run(path: Path) -> Run:
     folder = RunFolder(path)
     try:
         config = json.loads(folder.config.read_text(encoding="utf-8"))
-        experiment = folder.read_experiment() or {}
+        experiment = flatten(folder.read_experiment() or {})
         status = folder.read_status() or {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable run folder: {error}") from None
-    rows, problems = read_metrics(folder.metrics)
-    metrics = pd.DataFrame(rows if rows else {"step": [], "tokens": []}).set_index("step", drop=False)
-    return Run(path, flatten(config), set(flatten(experiment)), status.get("state", "unknown"), metrics, problems)
+    rows, problems, superseded = read_log(folder.metrics)
+    fields = flatten(config) | {key: experiment[key] for key in ("data.digest",) if key in experiment}
+    return Run(path, fields, set(experiment), status, folder.read_plan(), _table(rows), problems, superseded)
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows if rows else {"step": [], "tokens": []}).set_index("step", drop=False)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -67,15 +149,91 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_fields(runs: list[Run]) -> list[str]:
-    """The experiment's fields in which the runs are not all alike."""
-    names = set().union(*(run.varied for run in runs)) - {"data.digest"}
-    return sorted(name for name in names if len({json.dumps(run.fields.get(name)) for run in runs}) > 1)
+    """The experiment's fields in which the runs are not all alike; λ, η and precision first."""
+    names = set().union(*(run.varied for run in runs))
+    if "schedule.match.reference" in names:
+        names.discard("schedule.match.digest")  # follows from the reference
+    if "branch.origin" in names:
+        names.discard("branch.digest")
+    first = {LAMBDA: 0, RATE: 1, PRECISION: 2}
+    differing = [name for name in names if len({json.dumps(run.fields.get(name)) for run in runs}) > 1]
+    return sorted(differing, key=lambda name: (first.get(name, 3), name))
 
 
 def label(run: Run, fields: list[str]) -> str:
     """A legend entry: the run's values of `fields`, or its folder's name."""
-    shown = {"optim.weight_decay": "λ", "optim.lr": "η"}
-    return (
-        ", ".join(f"{shown.get(name, name.rpartition('.')[2])} = {run.fields.get(name)}" for name in fields)
-        or run.path.name
-    )
+    return ", ".join(f"{field_name(name)} = {shown(run.fields.get(name))}" for name in fields) or run.path.name
+
+
+def field_name(field: str) -> str:
+    return SYMBOLS.get(field, field.rpartition(".")[2])
+
+
+def shown(value: Any) -> str:
+    """A field's value in few letters; of a path its last part."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        text = value.rstrip("/").rpartition("/")[2]
+        return text[:12] if len(text) == 64 else text
+    return "–" if value is None else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone (or in what the caller did not ask to see): one curve."""
+
+    name: str
+    fields: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def decay(self) -> float:
+        return self.runs[0].decay
+
+    @property
+    def precision(self) -> str:
+        return str(self.runs[0].fields.get(PRECISION, "fp32"))
+
+
+def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group], list[str]]:
+    """Groups by every field in which the runs differ, or by the fields asked, ordered by their values; seeds make no group.
+
+    Returns (groups, notes); a note for every group whose runs differ in more than their seeds.
+    """
+    names = by if by is not None else [name for name in differing_fields(runs) if not name.startswith(SEEDS)]
+    if unknown := [name for name in names if not any(name in run.fields for run in runs)]:
+        raise ValueError(
+            f"no run has the field {unknown[0]!r}; fields that differ: {', '.join(differing_fields(runs))}"
+        )
+    members: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: [_order(run.fields.get(name)) for name in names] + [_order(run.seeds)]):
+        members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
+    groups, notes = [], []
+    for inside in members.values():
+        name = label(inside[0], names)
+        groups.append(Group(name, {field: inside[0].fields.get(field) for field in names}, inside))
+        if hidden := [field for field in differing_fields(inside) if not field.startswith(SEEDS)]:
+            notes.append(f"{name}: its {len(inside)} runs differ in more than seeds: {', '.join(hidden)}")
+        elif len({run.seeds for run in inside}) < len(inside):
+            notes.append(f"{name}: {len(inside)} runs, but only {len({run.seeds for run in inside})} seeds")
+    return groups, notes
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, int | float):
+        return (0, float(value), "")
+    return (1, 0.0, json.dumps(value))
+
+
+def baseline_of(group: Group, groups: list[Group]) -> Group:
+    """The group that differs from `group` in λ alone and has the smallest λ."""
+    rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
+    alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]
+    return min(alike, key=lambda g: g.decay)
+
+
+def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
+    """Runs of the two groups with the same seeds: same initial weights, same windows in every step."""
+    known = {run.seeds: run for run in base.runs}
+    return [(run, known[run.seeds]) for run in group.runs if run.seeds in known]

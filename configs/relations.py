@@ -70,7 +70,8 @@ def check_reference(config: RunConfig, theirs: RunConfig, where: str, same_sched
             f"{where} is a run of {theirs.schedule.steps} steps, this one has {steps}: a matched run takes the same steps"
         )
     rows = differences(config.model.model_dump(), theirs.model.model_dump(), "model.")
-    rows += differences(*({"tokens_per_step": c.batch.tokens_per_step} for c in (config, theirs)), "batch.")
+    ours, found = ({"tokens_per_step": c.batch.tokens_per_step} for c in (config, theirs))
+    rows += differences(ours, found, "batch.")
     if rows:
         table = render_differences(rows)
         raise ValueError(f"{where} is of another model or batch, whose norms mean nothing here:\n{table}")

@@ -1,4 +1,4 @@
-"""The first analysis recovers what is known of synthetic run folders."""
+"""Made-up run folders whose crossings, bias, variance and divergences are known: the analyses recover them."""
 
 from __future__ import annotations
 
@@ -7,83 +7,384 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.loss_curves import crossing, main, smoothed_training, validation
-from analysis.runs import differing_fields, find_runs, label, load_run
-from record.metrics import MetricsLog
-from record.run import RunFolder
+from analysis import advise, bias_variance, effective_lr, generalisation, loss_curves, precision, sweep, theory
+from analysis.command import Options
+from analysis.compare import divergence, paired_final
+from analysis.published import COSINE, published_lines
+from analysis.runs import Run, find_runs, group_runs, load_run
+from analysis.statistics import Interval, crossing, crossing_interval, interval, optimum
+from tests.recorded import base_curve, write_run
+
+PLAIN = Options()
 
 
-def write_run(path: Path, weight_decay: float, steps: int, shift: float, state: str = "done", **fields: Any) -> Path:
-    """A run whose validation loss is a common curve plus `shift` · (1 − 4·step/300): it crosses the curve at step 75."""
-    folder = RunFolder(path)
-    config = {"name": path.name, "optim": {"weight_decay": weight_decay, "lr": 0.1}, "seeds": {"init": 0}, **fields}
-    folder.create(config, config, {"optim": {"weight_decay": weight_decay, "lr": 0.1}, **fields}, {})
-    log = MetricsLog(folder.metrics)
-    for step in range(steps + 1):
-        value = 5 * np.exp(-step / 40) + 3 + shift * (1 - 4 * step / 300)
-        row = {"step": step, "tokens": step * 10} | ({"train/loss": value} if step else {})
-        log.write([row | ({"val/loss": value} if step % 10 == 0 else {})])
-    log.close()
-    folder.write_status(state, steps, 100)  # type: ignore[arg-type]
-    return path
+def load(*paths: Path) -> list[Run]:
+    return [load_run(path) for path in paths]
+
+
+def crossing_runs(root: Path, seeds: int) -> list[Path]:
+    """λ = 0.3 starts 0.1 above λ = 0 and falls below it at step 750, give or take what the seed adds."""
+    paths = []
+    for seed in range(seeds):
+        shift = 0.1 + 0.002 * (seed - (seeds - 1) / 2)
+        paths.append(write_run(root / f"a{seed}", seed=seed))
+        paths.append(
+            write_run(root / f"b{seed}", lambda s, k=shift: base_curve(s) + k * (1 - s / 750), decay=0.3, seed=seed)  # type: ignore[misc]
+        )
+    return paths
 
 
 def test_crossing_is_recovered(tmp_path: Path) -> None:
-    """Breaks if the step from which λ > 0 is ahead is read off wrongly, in either direction."""
-    base = load_run(write_run(tmp_path / "a", 0.0, 100, 0.0))
-    run = load_run(write_run(tmp_path / "b", 0.3, 100, 0.1))
-    assert crossing(run, base) == 80  # ahead after step 75; evaluated every 10 steps
-    assert crossing(base, run) is None
-    assert crossing(base, base) is None
-    assert len(smoothed_training(run)) == 100
-    assert validation(run)[100] == pytest.approx(5 * np.exp(-2.5) + 3 - 0.1 / 3)
+    """Breaks if where λ > 0 comes ahead is read off wrongly, its interval misses it, or one seed makes a claim."""
+    result = loss_curves.analyse(load(*crossing_runs(tmp_path, 5)), PLAIN)
+    row = result.tables["Losses"].iloc[1]
+    assert row["training crossing"] == pytest.approx(750, abs=15)
+    assert row["validation crossing"] == pytest.approx(750, abs=1)
+    text = " ".join(result.findings)
+    assert "λ = 0.3 minus λ = 0, validation loss at step 1,000: -0.0333" in text
+    assert "(5 seeds): helps" in text
+    alone = loss_curves.analyse(load(*crossing_runs(tmp_path, 1)), PLAIN)
+    assert "one seed: no claim" in " ".join(alone.findings)
+    assert "helps" not in " ".join(alone.findings)
 
 
-def test_legend_by_what_differs(tmp_path: Path) -> None:
-    """Breaks if a legend shows what is alike, or hides what differs."""
-    runs = [load_run(write_run(tmp_path / name, wd, 20, 0.0)) for name, wd in (("a", 0.0), ("b", 0.3))]
-    assert differing_fields(runs) == ["optim.weight_decay"]
-    assert [label(run, differing_fields(runs)) for run in runs] == ["λ = 0.0", "λ = 0.3"]
-    other = load_run(write_run(tmp_path / "c", 0.3, 20, 0.0, precision="bf16-mixed"))
-    assert differing_fields([*runs, other]) == ["optim.weight_decay", "precision"]
-    assert label(runs[0], differing_fields(runs[:1])) == "a"
+def test_pairing_cancels_the_shared_noise(tmp_path: Path) -> None:
+    """Breaks if differences are not of runs with the same seeds: here the seeds' noise is fifty times the effect."""
+    paths = []
+    for seed in range(4):
+        own = 0.5 * seed
+        paths.append(write_run(tmp_path / f"a{seed}", lambda s, k=own: base_curve(s) + k, seed=seed, noise=0.1))  # type: ignore[misc]
+        paths.append(
+            write_run(tmp_path / f"b{seed}", lambda s, k=own: base_curve(s) + k - 0.01, decay=0.1, seed=seed, noise=0.1)  # type: ignore[misc]
+        )
+    groups, _ = group_runs(load(*paths))
+    found, upto = paired_final(groups[1], groups[0], "train/loss")
+    assert (found.n, upto) == (4, 1000)
+    assert found.mean == pytest.approx(-0.01, abs=1e-9)
+    assert found.excludes_zero
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if unfinished, empty or damaged runs cannot be drawn beside finished ones, or go unmentioned."""
-    write_run(tmp_path / "runs" / "a", 0.0, 100, 0.0)
-    write_run(tmp_path / "runs" / "b", 0.3, 100, 0.1)
-    write_run(tmp_path / "runs" / "c", 0.1, 40, 0.1, state="running")
-    write_run(tmp_path / "runs" / "d", 0.2, 0, 0.0, state="running")
-    with open(tmp_path / "runs" / "b" / "metrics.jsonl", "a") as file:
-        file.write('garbage\n{"step": 1')
-    for suffix in ("png", "svg"):
-        out = tmp_path / "figures" / f"curves.{suffix}"
-        assert main([str(tmp_path / "runs" / "*"), "--out", str(out)]) == 0
-        assert out.stat().st_size > 10_000
+def test_intervals() -> None:
+    """Breaks if the t interval is another's, one value claims something, or a value that is not finite counts."""
+    found = interval([1.0, 2.0, 3.0, float("nan")])
+    half = 4.302652729911275 / np.sqrt(3)  # t(0.975, 2 degrees of freedom), standard deviation 1
+    assert (found.mean, found.n) == (2.0, 3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+    assert not Interval(1.0, float("nan"), float("nan"), 1).excludes_zero
+    assert not interval([5.0]).excludes_zero
+
+
+def test_crossings_and_optima() -> None:
+    """Breaks if a difference that never was above, or comes back, crosses; or the parabola's minimum is not found."""
+    steps = pd.Index([0, 100, 200, 300])
+    assert crossing(pd.Series([1.0, 1.0, -1.0, -1.0], steps)) == 150
+    assert crossing(pd.Series([-1.0, -1.0, -1.0, -1.0], steps)) is None
+    assert crossing(pd.Series([1.0, -1.0, -1.0, 1.0], steps)) is None
+    assert crossing(pd.Series([1.0, -1.0, 1.0, -3.0], steps)) == 225
+    shifted = [pd.Series(np.array([1.0, 1.0, -1.0, -1.0]) + shift, steps) for shift in (-0.2, 0.0, 0.2)]
+    found = crossing_interval(shifted)
+    assert found is not None
+    assert found.low <= found.step == 150 <= found.high
+    assert found.share == 1.0
+
+    decays = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0]
+
+    def losses(best: float, jitter: float) -> list[list[float]]:
+        return [[3 + 0.05 * np.log(max(d, 1e-9) / best) ** 2 + jitter * k for k in (-1, 0, 1)] for d in decays]
+
+    found_best = optimum(decays, losses(0.1, 0.001))
+    assert found_best is not None
+    assert found_best["decay"] == pytest.approx(0.1, rel=1e-6)
+    assert found_best["low"] < 0.1 < found_best["high"]
+    assert found_best["inside"] == 1.0
+    edge = optimum(decays, losses(5.0, 0.001))
+    assert edge is not None
+    assert edge["decay"] == pytest.approx(1.0)
+    assert edge["inside"] == 0.0
+    assert optimum([0.0, 0.1, 0.2], [[3.0], [2.9], [2.8]]) is None
+
+
+def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
+    """Breaks if the parts of a checkpoint's loss are not those that were put in, or the average is not set beside them."""
+    bias = {0.0: 0.10, 0.3: 0.02}
+    variance = {0.0: 0.05, 0.3: 0.20}
+    paths = []
+    for decay in (0.0, 0.3):
+        for seed in range(3):
+            trunk = tmp_path / f"trunk{decay}-{seed}"
+            level = 3 + bias[decay] + 0.001 * seed
+            whole = level + variance[decay]
+            ema = {"val/loss_ema_0.99": lambda s, k=level: np.full(len(s), k + 0.01)}
+            rates = {"optim/lr": lambda s: np.full(len(s), 0.1), "weights/norm": lambda s: np.full(len(s), 5.0)}
+            paths.append(
+                write_run(trunk, lambda s, k=whole: np.full(len(s), k), decay=decay, seed=seed, columns=ema | rates)  # type: ignore[misc]
+            )
+            for step in (500, 1000):
+                path, origin = tmp_path / f"branch{decay}-{seed}-{step}", {"origin": f"{trunk}@{step}"}
+                paths.append(
+                    write_run(
+                        path,
+                        lambda s, k=level: np.full(len(s), k),
+                        seed=seed,
+                        steps=100,
+                        branch=origin,
+                        optim={"lr": 1e-4},
+                    )  # type: ignore[misc]
+                )
+    result = bias_variance.analyse(load(*paths), PLAIN)
+    table = result.tables["Checkpoints"].set_index(["run", "step"])
+    for decay in (0.0, 0.3):
+        row = table.loc[(f"λ = {decay:g}", 500)]
+        assert row["variance part"] == pytest.approx(variance[decay], abs=1e-4)
+        assert row["bias part"] == pytest.approx(bias[decay] - bias[0.3], abs=1e-4)
+        assert row["seeds"] == 3
+    text = " ".join(result.findings)
+    assert "λ = 0.3 minus λ = 0 at step 1,000: loss +0.0700" in text
+    assert "variance part +0.1500 [+0.1500, +0.1500] (3 seeds): higher" in text
+    assert "branch end -0.0800 [-0.0800, -0.0800] (3 seeds): lower" in text
+    assert "removes 92% of the variance part" in text
+    rates_panel = result.figures[2].panels[0]
+    assert rates_panel.lines[0].x == pytest.approx([0.02, 0.02])
+    with pytest.raises(ValueError, match="no branch of one of these runs"):
+        bias_variance.analyse(load(paths[0]), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("curve", "state", "expected"),
+    [
+        (lambda s: np.where(s < 600, 3.0, 6.0), "done", (600, 640)),
+        (lambda s: np.where((s < 600) | (s > 800), 3.0, 6.0), "done", None),  # it came back
+        (lambda s: 3 + s / 5000, "done", None),  # within the margin
+        (lambda s: np.where(s < 600, 3.0, np.nan), "running", (600, 640)),
+        (lambda s: np.full(len(s), 3.0), "diverged", (1000, 1000)),
+    ],
+)
+def test_divergence_is_recovered(curve: Any, state: str, expected: tuple[int, int] | None, tmp_path: Path) -> None:
+    """Breaks if the step of a divergence is off by more than half the median's window, or a spike counts as one."""
+    found = divergence(load_run(write_run(tmp_path / "run", curve, noise=0.0, state=state)))
+    assert (found is None) if expected is None else (found is not None and expected[0] <= found <= expected[1])
+
+
+def test_precision(tmp_path: Path) -> None:
+    """Breaks if the runs that diverged are not named, enter the gaps, or a gap is not paired."""
+    paths = []
+    for seed in range(2):
+        for decay in (0.0, 0.1):
+            paths.append(write_run(tmp_path / f"f{seed}{decay}", decay=decay, seed=seed))
+            lost = decay == 0 and seed == 1
+            curve = (
+                (lambda s: base_curve(s) + np.where(s > 700, 3.0, 0.002))
+                if lost
+                else (lambda s: base_curve(s) + 0.002 * (1 + s * 0))
+            )
+            paths.append(write_run(tmp_path / f"b{seed}{decay}", curve, decay=decay, seed=seed, precision="bf16-mixed"))
+    result = precision.analyse(load(*paths), PLAIN)
+    assert result.findings[0] == "1 of 8 runs diverged."
+    cells = result.tables["Runs"].set_index("run")
+    assert 700 < cells.loc["b10.0", "diverged at"] < 740
+    assert cells["diverged at"].notna().sum() == 1
+    gaps = result.tables["Loss gap to float32"].set_index("run")["gap"]
+    assert gaps["λ = 0, precision = bf16-mixed"] == "+0.0020 (1 seed)"
+    assert gaps["λ = 0.1, precision = bf16-mixed"] == "+0.0020 [+0.0020, +0.0020] (2 seeds)"
+
+
+def test_rates_and_equilibrium(tmp_path: Path) -> None:
+    """Breaks if the effective learning rate is of another step's norm, a matched run is not set against its reference, or the
+    equilibrium is compared with another prediction."""
+    columns = {"optim/lr": lambda s: 0.1 * (s > 0), "weights/norm": lambda s: 5.0 + s}
+    probes = [
+        {
+            "step": step,
+            "tokens": 0,
+            "probe/rotation/kind:mlp.fc": 0.022,
+            "probe/predicted_rotation/blocks.0.mlp.fc.weight": 0.02,
+            "probe/predicted_rotation/blocks.1.mlp.fc.weight": 0.02,
+            "probe/rms/kind:mlp.fc": 0.3,
+            "probe/predicted_rms/blocks.0.mlp.fc.weight": 0.2,
+            "probe/adam_lr": 1.0,
+        }
+        for step in range(100, 1001, 100)
+    ]
+    reference = write_run(tmp_path / "reference", decay=0.3, columns=columns, probes=probes)
+    undecayed = write_run(
+        tmp_path / "undecayed", lambda s: base_curve(s) + 0.2, columns={**columns, "weights/norm": lambda s: 9.0 + s}
+    )
+    match = {"match": {"reference": str(reference)}}
+    matched = write_run(tmp_path / "matched", lambda s: base_curve(s) + 0.001, columns=columns, schedule=match)
+    runs = load(reference, undecayed, matched)
+    rate = effective_lr.effective_lr(runs[0])
+    assert rate.index[0] == 1
+    assert rate[1] == pytest.approx(0.1 / 5.0)
+    assert rate[10] == pytest.approx(0.1 / 14.0)
+    result = effective_lr.analyse(runs, PLAIN)
+    row = result.tables["Matched runs"].iloc[0]
+    assert row["effective LR apart (max, relative)"] == 0
+    assert row["matched: at the end"] == pytest.approx(0.001, abs=1e-4)
+    assert row["λ = 0: at the end"] == pytest.approx(0.2, abs=1e-4)
+    equilibrium = result.tables["Equilibrium"].iloc[0]
+    assert equilibrium["rotation measured/predicted"] == pytest.approx(1.1)
+    assert equilibrium["rms measured/predicted"] == pytest.approx(1.5)
+
+
+def test_sweep_finds_the_best_decay(tmp_path: Path) -> None:
+    """Breaks if the best λ is not the parabola's, a failed run takes part, or the heat map puts a loss in another's place."""
+    paths = []
+    for rate in (0.1, 0.2):
+        for decay in (0.0, 0.01, 0.1, 1.0):
+            for seed in range(3):
+                level = 3 + 0.01 * np.log10(max(decay, 1e-4) / 0.1) ** 2 + 0.001 * seed + rate
+                path = tmp_path / f"{rate}-{decay}-{seed}"
+                paths.append(
+                    write_run(path, lambda s, k=level: np.full(len(s), k), decay=decay, seed=seed, optim={"lr": rate})
+                )  # type: ignore[misc]
+    failed = write_run(
+        tmp_path / "failed", lambda s: np.full(len(s), 1.0), decay=0.1, seed=9, optim={"lr": 0.1}, state="failed"
+    )
+    result = sweep.analyse(load(*paths, failed), PLAIN)
+    best = result.tables["Best λ"]
+    assert list(best["decay"]) == pytest.approx([0.1, 0.1], rel=1e-3)
+    assert (best["low"] < 0.1).all()
+    assert (best["high"] > 0.1).all()
+    heat = result.figures[1].panels[0].heat
+    assert heat is not None
+    assert (heat.x, heat.y) == ([0.1, 0.2], [0.0, 0.01, 0.1, 1.0])
+    assert heat.z[2] == pytest.approx([3.101, 3.201])
+    assert len(result.tables["Runs"]) == 25
+
+
+def test_generalisation(tmp_path: Path) -> None:
+    """Breaks if the gap is not validation minus training loss at the same place."""
+    runs = load(
+        *(write_run(tmp_path / f"{seed}", lambda s: np.full(len(s), 3.0), seed=seed, noise=0.0) for seed in range(2))
+    )
+    assert [generalisation.gap(run) for run in runs] == pytest.approx([0.0, 0.0], abs=1e-12)
+    result = generalisation.analyse(runs, PLAIN)
+    assert result.figures[0].panels[0].diagonal
+    assert "+0.0000 to +0.0000 nats over 2 runs" in result.findings[0]
+
+
+def test_damaged_and_unfinished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a torn line, a missing column, an empty run, null rows, or rows that a resume superseded go uncounted or are
+    fatal; or unfinished runs are compared where their twins have not come to."""
+    whole = write_run(tmp_path / "runs" / "whole")
+    torn = write_run(tmp_path / "runs" / "torn", decay=0.1, upto=400, state="running")
+    with open(torn / "metrics.jsonl", "a") as file:
+        file.write(
+            'garbage\n{"step": 401, "tokens": 1, "train/loss": null, "nonfinite": ["train/loss"]}\n{"step": 402, "tra'
+        )
+    resumed = write_run(tmp_path / "runs" / "resumed", decay=0.2)
+    with open(resumed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 990, "tokens": 1, "event": "resume"}\n')
+    empty = write_run(tmp_path / "runs" / "empty", decay=0.3, upto=0, state="running")
+    (empty / "metrics.jsonl").unlink()
+    bare = write_run(tmp_path / "runs" / "bare", decay=0.4)
+    rows = [json.loads(line) for line in (bare / "metrics.jsonl").read_text().splitlines()]
+    (bare / "metrics.jsonl").write_text("".join(json.dumps({"step": r["step"], "tokens": 0}) + "\n" for r in rows))
+    for analysis in (loss_curves, sweep, effective_lr, generalisation, precision):
+        assert analysis.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0, analysis
     text = capsys.readouterr().out
-    assert "below λ = 0.0 from step 80 on" in text
-    assert "(running)" in text
-    assert "metrics.jsonl:102: not a row" in text
+    assert "metrics.jsonl:402: not a row" in text
+    assert "10 rows were superseded" in text
+    assert "nothing recorded yet (running)" in text
+    assert "2 of 5 runs are not finished" in text
+    assert "1 rows hold values that were not finite" in text
+    assert "1001 rows without a training loss" in text
+    assert "λ = 0.1 minus λ = 0, training loss at step 400" in text
+    assert load_run(resumed).last_step == 990
+    assert load_run(whole).superseded == 0
+    for name in ("loss.png", "loss.svg", "loss.csv", "generalisation.png", "loss_curves_table1.csv"):
+        assert (tmp_path / "out" / name).stat().st_size > 100, name
 
 
-def test_one_run_alone(tmp_path: Path) -> None:
-    """Breaks if a single run, or one without any row, cannot be drawn."""
-    assert main([str(write_run(tmp_path / "a", 0.0, 100, 0.0)), "--out", str(tmp_path / "a.png")]) == 0
-    (tmp_path / "a" / "metrics.jsonl").unlink()
-    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "b.png")]) == 0
+def test_runs_are_not_mixed_in_silence(tmp_path: Path) -> None:
+    """Breaks if runs that differ in what is not plotted share a curve without a word, or are kept apart for their seeds."""
+    runs = load(
+        *(write_run(tmp_path / f"a{seed}", decay=0.1, seed=seed) for seed in range(2)),
+        write_run(tmp_path / "b", decay=0.1, precision="bf16-mixed"),
+    )
+    groups, notes = group_runs(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        ("precision = bf16-mixed", 1),
+        ("precision = fp32", 2),
+    ]
+    assert not notes
+    groups, notes = group_runs(runs, ["optim.weight_decay"])
+    assert [len(group.runs) for group in groups] == [3]
+    assert notes == ["λ = 0.1: its 3 runs differ in more than seeds: precision"]
+    with pytest.raises(ValueError, match=r"no run has the field 'optim\.decay'"):
+        group_runs(runs, ["optim.decay"])
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a folder that is no run, or one with a damaged configuration, is a traceback."""
+def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a formula and its simulation part, or a wrong formula would pass."""
+    assert theory.main([]) == 0
+    assert "False" not in capsys.readouterr().out
+    bias, variance = theory.quadratic(0.05, 0.0, 1.0, 1.0, 3.0, 0.0, 2000)
+    assert bias[0] == pytest.approx(4.5)
+    assert variance[-1] == pytest.approx(0.05 / (1.0 * (2 - 0.05)) / 2)  # (h/2)·ηs²/(h(2 − ηh))
+    assert not theory.Check("", "", 1.0, 1.06, 0.05).holds
+    one = theory.regression(0.05, 0.1, np.array([1.0]), np.array([1.0]), 0.0, 10**9, 50)
+    exact = theory.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
+    assert one[0] == pytest.approx(exact[0])  # one input and an endless batch: the quadratic
+    assert theory.main(["--copies", "10"]) == 2
+
+
+def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the power law, τ or Σηλ of P1's run are not the known ones, or finished runs say nothing."""
+    assert advise.main(["configs/gpt124m_wd0.1.json"]) == 0
+    text = capsys.readouterr().out
+    for known in ("0.173", "16,667 steps of 50,000", "16.49, 1.649", "0.05477", "0.1 (as its 0.1), 0.3 (as its 0.3)"):
+        assert known in text, known
+    assert "2405.13698" in text
+    runs = [str(path) for path in crossing_runs(tmp_path, 3)]
+    assert advise.main(["configs/quickstart.json", *runs]) == 0
+    text = capsys.readouterr().out
+    assert "Runs: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
+    assert "helps" in text
+    assert "these runs have 1,000 parameters, the configuration 168,256" in text
+    assert advise.main(["configs/quickstart.json", "--set", "optim.weight_decay=0"]) == 0
+    assert "no equilibrium" in capsys.readouterr().out
+    assert advise.main(["configs/none.json"]) == 2
+
+
+def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:
+    """Breaks if the paper's curve is laid under another experiment's, or another λ's."""
+    from configs.load import load_config
+
+    given = load_config("configs/gpt124m_wd0.1.json")[0].model_dump(mode="json")
+    fields = {name: given[name] for name in ("model", "batch", "schedule", "optim")}
+    same = load_run(write_run(tmp_path / "same", steps=50_000, upto=10, decay=0.1, **fields))
+    (line,) = published_lines([same], PLAIN)
+    assert list(line.y) == list(COSINE[0.1])
+    fields["optim"] = {**given["optim"], "lr": 1e-3}
+    assert not published_lines(load(write_run(tmp_path / "other", steps=50_000, upto=10, decay=0.1, **fields)), PLAIN)
+
+
+def test_what_names_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a folder of runs, a glob or a sweep file names other runs, or a folder that is no run is a traceback."""
+    paths = [write_run(tmp_path / "wd" / name) for name in ("a", "b")]
+    assert find_runs([str(tmp_path / "wd")])[0] == paths
+    assert find_runs([str(tmp_path / "wd" / "*"), str(paths[0])])[0] == paths
     with pytest.raises(ValueError, match="names no run folder"):
-        find_runs([str(tmp_path)])
-    assert main([str(tmp_path / "nothing*"), "--out", str(tmp_path / "x.png")]) == 2
-    path = write_run(tmp_path / "a", 0.0, 10, 0.0)
-    (path / "config.json").write_text("{")
-    assert main([str(path), "--out", str(tmp_path / "x.png")]) == 2
+        find_runs([str(tmp_path / "nothing*")])
+    given = {
+        "name": "wd",
+        "base": str(Path("configs/quickstart.json").resolve()),
+        "set": {"data.path": "not/prepared"},
+        "axes": {"optim.weight_decay": [0.0, 0.1]},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="names no run folder"):
+        find_runs([str(tmp_path / "sweep.json")], tmp_path)
+    write_run(tmp_path / "wd" / "weight_decay0.1-0123456789", decay=0.1)
+    found, notes = find_runs([str(tmp_path / "sweep.json")], tmp_path)
+    assert [path.name for path in found] == ["weight_decay0.1-0123456789"]
+    assert "1 of its 2 runs have no folder" in notes[0]
+    assert loss_curves.main([str(tmp_path / "nothing*"), "--out", str(tmp_path / "x")]) == 2
+    (paths[0] / "config.json").write_text("{")
+    assert loss_curves.main([str(paths[0]), "--out", str(tmp_path / "x")]) == 2
     assert "is not a readable run folder" in capsys.readouterr().err
-    assert not (tmp_path / "x.png").exists()
-    json.loads((path / "status.json").read_text())
+    assert not (tmp_path / "x").exists()

@@ -36,3 +36,12 @@ def test_scaling_page_is_what_the_formulas_say() -> None:
     from benchmarks import scaling
 
     assert scaling.DOC.read_text() == scaling.render(), "run python -m benchmarks.scaling"
+
+
+def test_report_benchmark(tmp_path: Path) -> None:
+    """Breaks if the benchmark of the report no longer fits what it measures."""
+    command = [sys.executable, "-m", "benchmarks.analysis", "--runs", "2", "--steps", "300"]
+    subprocess.run([*command, "--out", str(tmp_path / "out.json")], cwd=ROOT, check=True, capture_output=True)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["page_bytes"] > 4_000_000
+    assert result["peak_bytes"] > 0

@@ -1,0 +1,131 @@
+"""What is known about the λ of a configuration before it is run, and what finished runs say instead.
+
+    python -m analysis.advise configs/gpt124m_wd0.1.json
+    python -m analysis.advise configs/quickstart.json configs/sweeps/small_wd_precision.json
+
+Every line names its source. The power law was fitted with μP and a decay of the learning rate to zero (2505.13738):
+advice, not truth.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pandas as pd
+
+from analysis import sweep
+from analysis.command import Options, Result, add_runs, load_runs, options_of, parser_of, show
+from analysis.compare import TRAIN, paired_final, verdict
+from analysis.runs import LAMBDA, Run, baseline_of, group_runs
+from configs.cost import n_parameters
+from configs.load import load_config
+from configs.plan import read_summary
+from configs.schedule import decay_sum, lr_sum
+from configs.schema import RunConfig
+
+P1 = {0.1: 1.65, 0.3: 4.95}  # λ → λ·Ση of P1's cosine runs
+LAW = "power law of 2505.13738, fitted with μP and decay to zero: τ = 1.084·(D/N)^−0.527"
+
+
+def power_law(config: RunConfig) -> tuple[float, float]:
+    """(τ_opt in fractions of the run, λ_opt = B/(η·τ_opt·D)); N all parameters, D the run's tokens, B tokens a step, η the peak."""
+    batch = config.batch.tokens_per_step
+    tokens = config.schedule.steps * batch
+    tau = 1.084 * (tokens / n_parameters(config.model)) ** -0.527
+    return tau, batch / (config.optim.lr * tau * tokens)
+
+
+def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
+    eta, lam, steps = config.optim.lr, config.optim.weight_decay, config.schedule.steps
+    summary, notes, findings = read_summary(config.data.path), [], []
+    total = lr_sum(config) if config.schedule.match is None else None
+    if total is None:
+        notes.append("the learning rate follows another run's norms: sums over it are known only from the run")
+    rows: list[tuple[str, str, str]] = [("λ, peak η, ηλ", f"{lam:g}, {eta:g}, {eta * lam:.3g}", "the configuration")]
+    adamw = config.optim.algorithm == "adam" and config.optim.decay_rule == "decoupled"
+    if config.optim.decay_rule != "decoupled":
+        notes.append(
+            f"decay_rule {config.optim.decay_rule!r}: time scales and laws below are of decoupled decay, and do not apply"
+        )
+    if lam > 0:
+        tau = 1 / (eta * lam)
+        passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
+        epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
+        rows.append(
+            ("time scale of the decay τ = 1/(ηλ) at the peak", f"{tau:,.0f} steps of {steps:,}{epochs}", "2405.13698")
+        )
+        if adamw:
+            b1 = config.optim.betas[0]
+            rows.append(("RMS of decayed weights under noise √(η/2λ)", f"{math.sqrt(eta / 2 / lam):.4g}", "2305.17212"))
+            angle = math.sqrt(2 * eta * lam * (1 - b1) / (1 + b1))
+            rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
+            if tau > steps:
+                findings.append(f"τ is longer than the run: λ = {lam:g} never brings the weights to their equilibrium.")
+    else:
+        findings.append(
+            "λ = 0: no time scale, no equilibrium; norms grow, and the effective learning rate falls with them."
+        )
+    if total is not None:
+        rows.append(("Ση, Σηλ over the run", f"{total:.4g}, {decay_sum(config, steps):.4g}", "the schedule"))
+        same = ", ".join(f"{target / total:.3g} (as its {known:g})" for known, target in P1.items())
+        rows.append(("λ with the λ·Ση of the published runs", same, "P1, 2310.04415: 124M parameters, 3.3 B tokens"))
+    if adamw:
+        fraction, best = power_law(config)
+        ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
+        rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", LAW))
+        findings.append(f"The power law asks for λ = {best:.3g}; this configuration has {lam:g}.")
+    if runs:
+        findings += _from_runs(config, runs, options, notes)
+    table = pd.DataFrame(rows, columns=["what", "value", "source"])
+    return Result("advise", f"λ for {config.name}", findings, [], {"Known beforehand": table}, notes)
+
+
+def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list[str]) -> list[str]:
+    """What finished runs say: the paired rule against the smallest λ, and the best λ."""
+    done = [run for run in runs if run.state in ("done", "diverged") and run.origin is None and run.reference is None]
+    if len(done) < len(runs):
+        notes.append(
+            f"{len(runs) - len(done)} runs are unfinished, branches or matched runs, and say nothing of λ here"
+        )
+    if not done:
+        return []
+    groups, more = group_runs(done, options.by)
+    notes += more
+    size = {run.plan.get("n_parameters") for run in done}
+    if size != {n_parameters(config.model)}:
+        notes.append(
+            f"these runs have {', '.join(f'{n:,}' for n in size if n)} parameters, the configuration {n_parameters(config.model):,}"
+        )
+    findings = []
+    for group in groups:
+        base = baseline_of(group, groups)
+        found, upto = paired_final(group, base, TRAIN)
+        if group is not base and found.n:
+            findings.append(
+                f"Runs: {group.name} minus {base.name}, training loss at step {upto:,}: {found.text()}: {verdict(found)}."
+            )
+    if LAMBDA in groups[0].fields:
+        findings += [f"Runs: {text}" for text in sweep.analyse(done, options).findings]
+    return findings
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_of("advise", __doc__)
+    parser.add_argument("config", help="JSON configuration")
+    add_runs(parser, "*")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a field, as of train.py")
+    args = parser.parse_args(argv)
+    try:
+        config, _ = load_config(args.config, args.set)
+        runs, notes = load_runs(args.runs, args.runs_root) if args.runs else ([], [])
+        result = analyse(config, runs, options_of(args))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(result, notes, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

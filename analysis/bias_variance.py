@@ -1,0 +1,224 @@
+"""What a checkpoint's loss is made of: tiny-learning-rate branches remove its variance and leave its bias (P1, Fig. 6).
+
+    python -m analysis.bias_variance runs/small_tiny_lr --out runs/bias_variance
+
+Of each checkpoint with a branch: its loss, the loss at the branch's end, the variance part (their difference), the bias part
+(the branch's end above the lowest mean branch end of all), and the average of the weights, if one was kept, as the estimate that
+costs nothing. Losses are validation losses: fixed tokens, and in one pass the same as training losses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+
+import numpy as np
+import pandas as pd
+
+from analysis.command import Options, Result, main_of
+from analysis.compare import VALIDATION, verdict
+from analysis.effective_lr import effective_lr, find_run
+from analysis.figures import Figure, Line, Panel, Style, band, styles
+from analysis.published import branch_curve, same_experiment
+from analysis.runs import LAMBDA, RATE, SEEDS, Group, Run, baseline_of, differing_fields, group_runs
+from analysis.statistics import Interval, interval, mean_and_band
+
+PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks, branches, notes = _families(runs)
+    if not branches:
+        raise ValueError(
+            "no branch of one of these runs is among them; make some: python train.py --config CONFIG --branch RUN@STEP "
+            "--set optim.lr=1e-5 …, or a sweep with a stage, as configs/sweeps/small_tiny_lr.json"
+        )
+    groups, more = group_runs(trunks, options.by)
+    table = decompose(groups, branches)
+    if table.empty:
+        raise ValueError("no checkpoint with a branch has a validation loss at its step and at its branch's end")
+    looks = styles(groups)
+    summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
+    figures = [_curves(groups, table, looks, options), _parts(table, looks, options), _against_rate(table, looks)]
+    return Result(
+        "bias_variance",
+        "Bias and variance of the loss",
+        _findings(groups, table) + _cheap(table),
+        figures,
+        {"Checkpoints": summary},
+        notes + more,
+    )
+
+
+def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], list[str]]:
+    """Trunks, and (trunk's folder, step) → branch; of several branches of one checkpoint that with the smallest η."""
+    branches: dict[tuple[str, int], Run] = {}
+    trunks: list[Run] = []
+    notes: list[str] = []
+    known = [run for run in runs if run.origin is not None]
+    for run in known:
+        path, step = run.origin or (run.path, 0)
+        trunk = find_run(path, runs)
+        if trunk is None:
+            notes.append(f"{run.path.name}: its trunk {path} is not among these runs")
+            continue
+        if trunk not in trunks:
+            trunks.append(trunk)
+        other = branches.get((str(trunk.path), step))
+        if other is None or run.fields[RATE] < other.fields[RATE]:
+            branches[str(trunk.path), step] = run
+    if len(branches) < len(known) - len(notes):
+        notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
+    ignored = ("branch.", SEEDS, "data.digest")
+    if unlike := [name for name in differing_fields(list(branches.values())) if not name.startswith(ignored)]:
+        notes.append(f"the branches differ in {', '.join(unlike)}: their ends may not compare")
+    return trunks, branches, notes
+
+
+def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.DataFrame:
+    """One row a checkpoint and seed: group, λ, seeds, step, loss, branch, variance, bias, ema, effective_lr."""
+    rows = []
+    for group in groups:
+        for trunk in group.runs:
+            losses, rates = trunk.column(VALIDATION), effective_lr(trunk)
+            averages = [column for column in map(str, trunk.metrics) if column.startswith(f"{VALIDATION}_ema")]
+            for (path, step), branch in branches.items():
+                ends = branch.column(VALIDATION)
+                if path != str(trunk.path) or step not in losses.index or branch.state != "done" or ends.empty:
+                    continue
+                row = {"group": group.name, "λ": group.decay, "seeds": trunk.seeds, "step": step, "loss": losses[step]}
+                row |= {"branch": ends.iloc[-1], "variance": losses[step] - ends.iloc[-1]}
+                row |= {"ema": trunk.metrics[averages[0]].get(step, np.nan) if averages else np.nan}
+                rows.append(row | {"effective_lr": rates.get(step, np.nan)})
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["bias"] = table["branch"] - table.groupby(["group", "step"])["branch"].transform("mean").min()
+        table = table.sort_values("step", kind="stable")
+    return table
+
+
+def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
+    found: dict[str, object] = {"run": key[0], "step": key[1], "seeds": len(rows)}
+    for part, title in PARTS.items():
+        value = interval(list(rows[part]))
+        if value.n:
+            found[title] = round(value.mean, 4)
+        if value.n > 1 and part in ("variance", "bias"):
+            found[f"{title} ±"] = round(value.high - value.mean, 4)
+    return found
+
+
+def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
+    lines: list[Line] = []
+    for group in groups:
+        curves = [options.placed(run, run.column(VALIDATION)) for run in group.runs]
+        lines.append(band(mean_and_band(curves), group.name, looks[group.name]))
+        rows = table[table["group"] == group.name]
+        lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
+        published = branch_curve(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
+        if published is not None:
+            x, y = published.index.to_numpy(dtype=float) * _scale(group, options), published.to_numpy()
+            lines.append(Line(x, y, f"published, λ = {group.decay:g}, branch end", "#888888", "dot", points=True))
+    late = [one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
+    low, high = min(np.nanmin(y) for y in late), max(np.nanmax(y) for y in late)
+    panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))
+    return Figure(
+        "branches",
+        "Trunks (lines) and where their tiny-learning-rate branches end, at the step they start from.",
+        [panel],
+    )
+
+
+def _scale(group: Group, options: Options) -> float:
+    return group.runs[0].fields["batch.tokens_per_step"] if options.tokens else 1
+
+
+def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step") -> list[Line]:
+    """Mean and interval over seeds at every step."""
+    found = [
+        (rows[x][rows["step"] == step].mean() * scale, interval(list(rows[part][rows["step"] == step])))
+        for step in dict.fromkeys(rows["step"])
+    ]
+    found = [(place, value) for place, value in found if value.n]
+    if not found:
+        return []
+    columns = [np.array([getattr(value, end) for _, value in found]) for end in ("mean", "low", "high")]
+    places = np.array([place for place, _ in found], dtype=float)
+    several = np.isfinite(columns[1]).all()
+    low, high = (columns[1], columns[2]) if several else (None, None)
+    return [
+        Line(
+            places, columns[0], name, look.colour, look.dash, low, high, points=True, keys={**look.keys, "seed": "mean"}
+        )
+    ]
+
+
+def _parts(table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
+    panels = []
+    for part in ("variance", "bias"):
+        lines = [
+            one
+            for name, rows in table.groupby("group", sort=False)
+            for one in _points(rows, part, str(name), looks[str(name)])
+        ]
+        panels.append(Panel("step (updates)", f"{PARTS[part]} of the loss (nats)", lines, zero=True))
+    return Figure(
+        "parts", "Variance part: loss minus branch end. Bias part: branch end above the best branch end.", panels
+    )
+
+
+def _against_rate(table: pd.DataFrame, looks: dict[str, Style]) -> Figure:
+    panels = []
+    for part in ("variance", "bias"):
+        groups = table.dropna(subset=["effective_lr"]).groupby("group", sort=False)
+        lines = [
+            one for name, rows in groups for one in _points(rows, part, str(name), looks[str(name)], x="effective_lr")
+        ]
+        panels.append(
+            Panel("effective LR η/‖w‖ at the checkpoint", f"{PARTS[part]} (nats)", lines, xlog=True, zero=True)
+        )
+    return Figure("parts_against_rate", "Both parts against the effective learning rate of the trunk.", panels)
+
+
+def _paired(rows: pd.DataFrame, base: pd.DataFrame, step: int, part: str) -> Interval:
+    ours, theirs = (t[t["step"] == step].set_index("seeds")[part] for t in (rows, base))
+    return interval(list((ours - theirs).dropna()))
+
+
+def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
+    """Mid-run and at the last checkpoint, against the smallest λ."""
+    findings = []
+    for group in groups:
+        base = baseline_of(group, groups)
+        rows, reference = (table[table["group"] == g.name] for g in (group, base))
+        steps = sorted(set(rows["step"]) & set(reference["step"]))
+        if group is base or not steps:
+            continue
+        for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
+            text = [
+                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher')}"
+                for part in ("loss", "branch", "variance")
+                if (value := _paired(rows, reference, step, part)).n
+            ]
+            findings.append(f"{group.name} minus {base.name} at step {step:,}: " + "; ".join(text) + ".")
+    return findings
+
+
+def _cheap(table: pd.DataFrame) -> list[str]:
+    known = table.dropna(subset=["ema"])
+    if known.empty:
+        return []
+    gap = (known["ema"] - known["branch"]).mean()
+    share = (known["loss"] - known["ema"]).sum() / known["variance"].sum() if known["variance"].sum() else float("nan")
+    return [
+        f"The average of the weights removes {share:.0%} of the variance part that branches remove; its loss lies {gap:+.4f} "
+        f"nats from theirs on average ({len(known)} checkpoints)."
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    return main_of("bias_variance", analyse, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

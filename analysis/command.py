@@ -1,0 +1,145 @@
+"""What the analyses have in common: options, results, and their command line.
+
+python -m analysis.NAME RUN… [--out DIR]     RUN: run folders, folders of them, globs, sweep files
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from analysis.figures import Figure, save
+from analysis.runs import Run, find_runs, load_run
+from analysis.statistics import SMOOTHING
+
+
+@dataclass(frozen=True)
+class Options:
+    by: list[str] | None = None  # fields that make a curve; None: all that differ
+    tokens: bool = False  # tokens for steps on the x axis
+    smoothing: float = SMOOTHING
+
+    @property
+    def xlabel(self) -> str:
+        return "tokens" if self.tokens else "step (updates)"
+
+    def placed(self, run: Run, curve: pd.Series) -> pd.Series:
+        """The curve over what the x axis shows."""
+        if not self.tokens:
+            return curve
+        return pd.Series(curve.to_numpy(), index=curve.index * run.fields["batch.tokens_per_step"])
+
+
+@dataclass
+class Result:
+    """`findings` are sentences derived from numbers; `notes` say what was left out or mixed. Empty figures and tables go."""
+
+    name: str
+    title: str
+    findings: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.figures = [f for f in self.figures if any(p.lines or p.heat is not None for p in f.panels)]
+        self.tables = {title: table for title, table in self.tables.items() if len(table)}
+
+
+Analysis = Callable[[list[Run], Options], Result]
+
+
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m analysis.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, help="also write every figure (PNG, SVG, CSV) and table (CSV) into this folder"
+    )
+    return parser
+
+
+def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+    parser.add_argument("runs", nargs=nargs, metavar="RUN", help="run folder, folder of runs, glob, or sweep file")
+    parser.add_argument("--runs-root", type=Path, default=Path("runs"), help="where sweeps' runs lie; default runs")
+    parser.add_argument(
+        "--by", help="fields that make a curve, e.g. optim.weight_decay,precision; default: all that differ"
+    )
+    parser.add_argument("--x", choices=("steps", "tokens"), default="steps")
+    parser.add_argument("--smoothing", type=float, default=SMOOTHING, help="running mean, as a fraction of a run")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    if not 0 <= args.smoothing <= 0.5:
+        raise ValueError(f"--smoothing {args.smoothing:g} is no fraction of a run; try 0.02, at most 0.5")
+    by = [name.strip() for name in args.by.split(",")] if args.by else None
+    return Options(by, args.x == "tokens", args.smoothing)
+
+
+def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
+    """The runs, and notes on what was missing, damaged or void in them."""
+    paths, notes = find_runs(patterns, root)
+    runs = [load_run(path) for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2)]
+    for run in runs:
+        notes += run.problems
+        if run.superseded:
+            notes.append(f"{run.path}: {run.superseded} rows were superseded when the run resumed, and are left out")
+        if run.metrics.empty:
+            notes.append(f"{run.path}: nothing recorded yet ({run.state})")
+        elif run.last_step and run.column("train/loss").empty:
+            notes.append(f"{run.path}: {len(run.metrics)} rows without a training loss")
+        if "nonfinite" in run.metrics:
+            notes.append(f"{run.path}: {run.metrics['nonfinite'].notna().sum()} rows hold values that were not finite")
+    if unfinished := [run for run in runs if run.state not in ("done", "diverged")]:
+        names = ", ".join(f"{run.path.name} {run.state} at step {run.last_step}" for run in unfinished[:5])
+        notes.append(
+            f"{len(unfinished)} of {len(runs)} runs are not finished: {names}{', …' if len(unfinished) > 5 else ''}"
+        )
+    return runs, notes
+
+
+def main_of(name: str, analysis: Analysis, description: str | None, argv: list[str] | None) -> int:
+    """The command line of an analysis of runs. Exit code 2 and one message for bad input."""
+    parser = parser_of(name, description)
+    add_runs(parser)
+    args = parser.parse_args(argv)
+    try:
+        options = options_of(args)
+        runs, notes = load_runs(args.runs, args.runs_root)
+        result = analysis(runs, options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(result, notes, args.out)
+    return 0
+
+
+def show(result: Result, notes: list[str], out: Path | None) -> None:
+    print(result.title)
+    for finding in result.findings:
+        print(f"- {finding}")
+    for title, table in result.tables.items():
+        print(f"\n{title}\n{table.to_string(index=False, na_rep='')}")
+    for note in [*notes, *result.notes]:
+        print(f"note: {note}")
+    if out is not None:
+        for path in write(result, out):
+            print(path)
+
+
+def write(result: Result, out: Path) -> list[Path]:
+    """Every figure and table of a result as files; returns them."""
+    paths = [path for figure in result.figures for path in save(figure, out)]
+    for i, table in enumerate(result.tables.values(), 1):
+        paths.append(out / f"{result.name}_table{i}.csv")
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(paths[-1], index=False)
+    return paths

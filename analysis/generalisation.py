@@ -1,0 +1,87 @@
+"""Validation against training loss for all runs: in one pass the two are the same, whatever λ (P1, Fig. 19).
+
+    python -m analysis.generalisation 'runs/*/' --out runs/generalisation
+
+At every evaluated step the validation loss is set against the training loss smoothed around that step.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from analysis.command import Options, Result, main_of
+from analysis.compare import TRAIN, VALIDATION, sound, verdict
+from analysis.figures import Figure, Line, Panel, Style, styles
+from analysis.runs import Group, Run, baseline_of, group_runs, pairs
+from analysis.statistics import final, interval, smooth
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks = [run for run in runs if run.origin is None] or runs
+    groups, notes = group_runs(trunks, options.by)
+    looks = styles(groups)
+    lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
+    rows = []
+    for group in groups:
+        gaps = interval([gap(run) for run in sound(group)])
+        row: dict[str, object] = {"run": group.name, "seeds": gaps.n, "gap at the end (nats)": gaps.text()}
+        base = baseline_of(group, groups)
+        if base is not group:
+            change = interval([gap(run) - gap(twin) for run, twin in pairs(group, base)])
+            if change.n:
+                row[f"minus that of λ = {base.decay:g}"] = change.text()
+                row["verdict"] = verdict(change, "smaller", "larger")
+        rows.append(row)
+    known = [value for group in groups for run in sound(group) if np.isfinite(value := gap(run))]
+    findings = []
+    if known:
+        findings.append(
+            f"Validation minus training loss at the end: {min(known):+.4f} to {max(known):+.4f} nats over {len(known)} runs "
+            "(other tokens, so a constant offset is the tokens' own)."
+        )
+    limits = None
+    if lines:
+        low, high = min(one.y.min() for one in lines), max(np.quantile(one.y, 0.8) for one in lines)
+        limits = (float(low - 0.02), float(high))
+    panel = Panel(
+        "training loss (nats per token)", "validation loss (nats per token)", lines, limits=limits, diagonal=True
+    )
+    figure = Figure("generalisation", "Every evaluation of every run; the grey line is equality.", [panel])
+    return Result("generalisation", "Generalisation", findings, [figure], {"Gaps": pd.DataFrame(rows)}, notes)
+
+
+def gap(run: Run) -> float:
+    """Validation loss minus the final training loss, at the run's last evaluation."""
+    validation = run.column(VALIDATION)
+    if validation.empty or validation.index[-1] == 0:
+        return float("nan")
+    return float(validation.iloc[-1]) - final(run.column(TRAIN), int(validation.index[-1]))
+
+
+def _points(group: Group, run: Run, look: Style, options: Options) -> list[Line]:
+    training, validation = smooth(run.column(TRAIN), options.smoothing), run.column(VALIDATION)
+    table = pd.concat([training, validation], axis=1).dropna().to_numpy()
+    if not len(table):
+        return []
+    return [
+        Line(
+            table[:, 0],
+            table[:, 1],
+            group.name,
+            look.colour,
+            look.dash,
+            points=True,
+            keys={**look.keys, "seed": run.seeds},
+        )
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    return main_of("generalisation", analyse, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

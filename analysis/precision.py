@@ -1,0 +1,129 @@
+"""float32 against the other precisions at each λ: loss gap, divergence, spikes, norms, skipped updates.
+
+    python -m analysis.precision configs/sweeps/small_bfloat16.json --out runs/precision
+
+A run has diverged from the first step on from which its smoothed loss (the median of 64 updates) stays a margin above its running
+minimum to the end: numerics.divergence_margin, or half a nat. A run that ended `diverged` has as well.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd
+
+from analysis.command import Options, Result, main_of
+from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound, verdict
+from analysis.effective_lr import Read
+from analysis.figures import Figure, Line, Panel, Style, line, styles
+from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, group_runs
+from analysis.statistics import mean_and_band, smooth
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks = [run for run in runs if run.origin is None] or runs
+    groups, notes = group_runs(trunks, options.by)
+    if len({group.precision for group in groups}) < 2:
+        notes.append(f"all runs have the precision {groups[0].precision}: nothing to compare it with")
+    looks = styles(groups)
+    cells = pd.DataFrame([_cell(group, run, options) for group in groups for run in group.runs])
+    diverged = cells["diverged at"].notna()
+    findings = [f"{int(diverged.sum())} of {len(cells)} runs diverged."]
+    for name, rows in cells[diverged].groupby("group", sort=False):
+        steps = ", ".join(f"{step:,.0f}" for step in rows["diverged at"])
+        findings.append(f"{name}: {len(rows)} of {int((cells['group'] == name).sum())}, at step {steps}.")
+    gaps = [row for group in groups if (row := _gap(group, groups)) is not None]
+    for row in gaps:
+        findings.append(
+            f"{row['run']} minus float32, training loss at step {row['step']:,}: {row['gap']}: {row['verdict']}."
+        )
+    panels = [
+        Panel(options.xlabel, "training loss (nats per token)", _lines(groups, looks, options, _losses), ylog=True),
+        Panel(
+            options.xlabel,
+            "norm of the weights ‖w‖",
+            _lines(groups, looks, options, lambda run: run.column("weights/norm")),
+        ),
+        Panel(options.xlabel, "largest weight max|w|", _lines(groups, looks, options, _largest)),
+        Panel(options.xlabel, "gradient norm before clipping", _lines(groups, looks, options, _gradients), ylog=True),
+    ]
+    figure = Figure(
+        "precision", "Means over seeds; runs that diverged each for itself.", [p for p in panels if p.lines]
+    )
+    tables = {"Loss gap to float32": pd.DataFrame(gaps), "Runs": cells.drop(columns="group")}
+    return Result("precision", "Precision", findings, [figure], tables, notes)
+
+
+def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
+    row: dict[str, object] = {
+        "group": group.name,
+        "run": run.path.name,
+        "precision": group.precision,
+        "η": run.fields.get(RATE),
+    }
+    row |= {"λ": run.fields.get(LAMBDA), "seeds": run.seeds, "state": run.state, "step": run.last_step}
+    row["diverged at"] = divergence(run)
+    losses = every_loss(run)
+    row["lowest smoothed loss"] = (
+        round(float(smooth(losses, options.smoothing).min()), 4) if losses.notna().any() else None
+    )
+    row["spikes"] = len(run.column("spike/loss")) + len(run.column("spike/grad_norm"))
+    row["skipped updates"] = int(run.column("nonfinite/skipped").max()) if len(run.column("nonfinite/skipped")) else 0
+    norm, largest = run.column("weights/norm"), _largest(run)
+    row["‖w‖"] = round(float(norm.iloc[-1]), 3) if len(norm) else None
+    row["max|w|"] = round(float(largest.iloc[-1]), 4) if len(largest) else None
+    return row
+
+
+def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
+    """Against the float32 runs that are alike in all else."""
+    rest = {name: value for name, value in group.fields.items() if name != PRECISION}
+    same = [
+        g for g in groups if g.precision == "fp32" and {n: v for n, v in g.fields.items() if n != PRECISION} == rest
+    ]
+    if group.precision == "fp32" or not same:
+        return None
+    found, upto = paired_final(group, same[0], TRAIN)
+    if not found.n:
+        return {"run": group.name, "step": upto, "gap": "–", "verdict": "no pair of sound runs with the same seeds"}
+    return {"run": group.name, "step": upto, "gap": found.text(), "verdict": verdict(found, "lower", "higher")}
+
+
+def _losses(run: Run) -> pd.Series:
+    return smooth(run.column(TRAIN))
+
+
+def _gradients(run: Run) -> pd.Series:
+    return smooth(run.column("optim/grad_norm"))
+
+
+def _largest(run: Run) -> pd.Series:
+    return run.probes["probe/max"].dropna() if "probe/max" in run.probes else pd.Series(dtype=float)
+
+
+def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read: Read) -> list[Line]:
+    lines = []
+    for group in groups:
+        kept = sound(group)
+        curves = [options.placed(run, curve) for run in kept if len(curve := read(run))]
+        if curves:
+            lines.append(line(mean_and_band(curves)["mean"], group.name, looks[group.name]))
+        for run in group.runs:
+            if run not in kept and len(curve := read(run)):
+                lines.append(
+                    line(
+                        options.placed(run, curve),
+                        f"{group.name}, seed {run.seeds}: diverged",
+                        looks[group.name],
+                        run.seeds,
+                    )
+                )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    return main_of("precision", analyse, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

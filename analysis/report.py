@@ -1,0 +1,137 @@
+"""One self-contained page of all that these runs say: findings, interactive figures, tables; opens anywhere, asks no network.
+
+    python -m analysis.report 'runs/quickstart-*' --out runs/report
+
+Beside index.html lie the figures as PNG, SVG and CSV, and the tables as CSV.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
+from analysis.command import Analysis, Options, Result, add_runs, load_runs, options_of, parser_of, write
+from analysis.figures import plotly
+from analysis.runs import Run, differing_fields, field_name, shown
+
+ALL: dict[str, Analysis] = {
+    "loss_curves": loss_curves.analyse,
+    "sweep": sweep.analyse,
+    "effective_lr": effective_lr.analyse,
+    "bias_variance": bias_variance.analyse,
+    "precision": precision.analyse,
+    "generalisation": generalisation.analyse,
+}
+
+
+def results_of(runs: list[Run], options: Options) -> tuple[list[Result], list[str]]:
+    """Every analysis that has something to say of these runs, and why the others have not."""
+    results, notes = [], []
+    wanted = dict(ALL)
+    if not any(run.origin for run in runs):
+        del wanted["bias_variance"]
+    if len({run.fields.get("precision") for run in runs}) < 2:
+        del wanted["precision"]
+    for name, analysis in wanted.items():
+        try:
+            results.append(analysis(runs, options))
+        except ValueError as error:
+            notes.append(f"{name} is left out: {error}")
+    return results, notes
+
+
+def differences(runs: list[Run]) -> pd.DataFrame:
+    """The runs' states and the fields in which they differ."""
+    names = differing_fields(runs)
+    alone = [name for name in names if sum(field_name(name) == field_name(other) for other in names) == 1]
+    rows = []
+    for run in runs:
+        row: dict[str, object] = {"run": run.path.name, "state": run.state, "step": run.last_step}
+        rows.append(row | {field_name(n) if n in alone else n: shown(run.fields.get(n)) for n in names})
+    return pd.DataFrame(rows)
+
+
+def render(runs: list[Run], results: list[Result], notes: list[str], title: str) -> str:
+    """The page."""
+    here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for figure in result.figures:
+            figures[f"{result.name}-{figure.name}"] = [_escaped(panel) for panel in plotly(figure)]
+    keys: dict[str, list[str]] = {}
+    for panels in figures.values():
+        for trace in (trace for panel in panels for trace in panel["data"]):
+            for key, value in trace.get("meta", {}).items():
+                keys.setdefault(key, [])
+                keys[key] += [value] if value not in keys[key] else []
+    return here.get_template("report.html").render(
+        title=title,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=runs,
+        tables={"Runs and how they differ": differences(runs)},
+        results=results,
+        notes=notes,
+        switches={key: sorted(values, key=_place) for key, values in keys.items() if len(values) > 1},
+        figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),
+        plotlyjs=Markup(get_plotlyjs()),
+        rows_of=lambda table: table.astype(object).where(table.notna(), "").to_numpy().tolist(),
+    )
+
+
+def _place(value: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(value), "")
+    except ValueError:
+        return (1, 0.0, value)
+
+
+def _escaped(panel: dict[str, Any]) -> dict[str, Any]:
+    """Plotly reads a little HTML in names and titles: names of runs are text."""
+    for trace in panel["data"]:
+        if "name" in trace:
+            trace["name"] = html.escape(trace["name"])
+    panel["layout"]["title"]["text"] = html.escape(panel["layout"]["title"]["text"])
+    return panel
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_of("report", __doc__)
+    add_runs(parser)
+    parser.add_argument("--title", default="What weight decay did", help="of the page")
+    args = parser.parse_args(argv)
+    out = args.out or Path("report")
+    try:
+        options = options_of(args)
+        runs, notes = load_runs(args.runs, args.runs_root)
+        results, more = results_of(runs, options)
+        if not results:
+            raise ValueError("no analysis has anything to say of these runs: " + "; ".join(more))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for result in results:
+        write(result, out / "figures")
+    page, text = out / "index.html", render(runs, results, notes + more, args.title)
+    draft = page.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, page)
+    for result in results:
+        for finding in result.findings:
+            print(f"- {finding}")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What may be said of a few noisy runs: intervals over seeds, paired differences, crossings, divergence, an optimum.
+
+The rule for every claim, declared here before any run: a difference counts when the 95 % t interval over seeds of the
+paired differences (same initial weights, same windows in every step) excludes zero. One seed yields no claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CONFIDENCE = 0.95
+FINAL = 0.02  # a run's final training loss is the mean over this fraction of its updates, the last ones
+SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
+WINDOW = (
+    64  # updates whose median is the smoothed loss that divergence is judged by, as while training (record/watch.py)
+)
+HUGE = 1e30  # stands for infinity, which a rolling median takes for a gap
+MARGIN = 0.5  # nats above its running minimum from which a smoothed loss counts as diverged
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` seeds; `low` and `high` are NaN where n < 2."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return bool(self.low > 0 or self.high < 0)
+
+    def text(self, digits: int = 4) -> str:
+        spread = f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]" if self.n > 1 else ""
+        return f"{self.mean:+.{digits}f}{spread} ({seed_count(self.n)})"
+
+
+def seed_count(n: int) -> str:
+    return f"{n} seed{'s' if n != 1 else ''}"
+
+
+def interval(values: list[float]) -> Interval:
+    """Student's t over the finite values."""
+    sample = np.array([value for value in values if np.isfinite(value)], dtype=float)
+    if len(sample) < 2:
+        return Interval(float(sample.mean()) if len(sample) else float("nan"), float("nan"), float("nan"), len(sample))
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
+    mean = float(sample.mean())
+    return Interval(mean, mean - float(half), mean + float(half), len(sample))
+
+
+def smooth(curve: pd.Series, fraction: float = SMOOTHING) -> pd.Series:
+    """A centred running mean."""
+    return curve.rolling(max(1, round(len(curve) * fraction)), center=True, min_periods=1).mean()
+
+
+def final(curve: pd.Series, upto: int | None = None) -> float:
+    """The mean over the last FINAL of a curve (at least one value), or of its part up to a step."""
+    curve = curve if upto is None else curve[curve.index <= upto]
+    return float(curve.iloc[-max(1, round(len(curve) * FINAL)) :].mean()) if len(curve) else float("nan")
+
+
+def mean_and_band(curves: list[pd.Series]) -> pd.DataFrame:
+    """Over seeds, step by step where all have a value: columns mean, low, high (t interval; NaN for one seed)."""
+    table = pd.concat(curves, axis=1).dropna()
+    mean, n = table.mean(axis=1), len(curves)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * table.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+
+
+def crossing(difference: pd.Series) -> float | None:
+    """The step from which a difference stays below zero to the end, between the points by interpolation; None if it does not.
+
+    A difference that was never above zero crosses nowhere: None as well.
+    """
+    values, steps = difference.to_numpy(), difference.index.to_numpy(dtype=float)
+    above = np.flatnonzero(values >= 0)
+    if not len(above) or above[-1] == len(values) - 1:
+        return None
+    i = above[-1]
+    return float(steps[i] + (steps[i + 1] - steps[i]) * values[i] / (values[i] - values[i + 1]))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where the mean of `n` differences crosses; `share` of the bootstrap's draws do, `low` to `high` (95 %)."""
+
+    step: float
+    low: float
+    high: float
+    share: float
+    n: int
+
+
+def crossing_interval(curves: list[pd.Series], draws: int = 1000) -> Crossing | None:
+    """The crossing of the mean over seeds, with a bootstrap over seeds; None if the mean does not cross."""
+    if not curves:
+        return None
+    table = pd.concat(curves, axis=1).dropna()
+    step = crossing(table.mean(axis=1))
+    if step is None:
+        return None
+    if len(curves) < 2:
+        return Crossing(step, float("nan"), float("nan"), 1.0, 1)
+    few = table.iloc[:: max(1, len(table) // 500)]
+    dice, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        means = few.to_numpy()[:, dice.integers(0, len(curves), len(curves))].mean(axis=1)
+        found.append(crossing(pd.Series(means, index=few.index)))
+    places = [place for place in found if place is not None]
+    low, high = np.quantile(places, [0.025, 0.975]) if places else (np.nan, np.nan)
+    return Crossing(step, float(low), float(high), len(places) / draws, len(curves))
+
+
+def diverged_at(loss: pd.Series, margin: float = MARGIN) -> int | None:
+    """The first step from which the smoothed loss stays `margin` nats above its running minimum, to the end; None if it does not.
+
+    `loss` has NaN where it was not finite, which counts as infinitely high; the smoothed loss is the median of the last WINDOW.
+    """
+    smoothed = loss.fillna(HUGE).rolling(WINDOW, min_periods=WINDOW).median().iloc[WINDOW - 1 :]
+    if smoothed.empty:
+        return None
+    values = smoothed.to_numpy()
+    below = np.flatnonzero(~((values > np.minimum.accumulate(values) + margin) | (values >= HUGE / 2)))
+    first = int(below[-1]) + 1 if len(below) else 0
+    return int(smoothed.index[first]) if first < len(values) else None
+
+
+def optimum(decays: list[float], losses: list[list[float]], draws: int = 2000) -> dict[str, float] | None:
+    """The λ > 0 with the lowest loss: the minimum of a parabola through the mean losses in log λ, within the λ tried.
+
+    `losses[i]` are those of λ_i by seed. Returns `decay`, `low`, `high` (95 %, bootstrap over seeds; NaN for one seed),
+    `inside`: the fraction of draws whose minimum is not at an end. None for fewer than three λ > 0.
+    """
+    known = [(np.log(d), np.array(row, float)) for d, row in zip(decays, losses, strict=True) if d > 0 and len(row)]
+    if len(known) < 3:
+        return None
+    x = np.array([place for place, _ in known])
+
+    def lowest(rows: list[np.ndarray]) -> float:
+        parabola = np.polynomial.Polynomial.fit(x, [float(row.mean()) for row in rows], 2).convert()
+        vertex = (
+            -parabola.coef[1] / (2 * parabola.coef[2]) if len(parabola.coef) > 2 and parabola.coef[2] > 0 else x.min()
+        )
+        return float(min((x.min(), x.max(), float(np.clip(vertex, x.min(), x.max()))), key=parabola))
+
+    best = lowest([row for _, row in known])
+    found = [best]
+    low = high = float("nan")
+    if min(len(row) for _, row in known) > 1:
+        dice = np.random.default_rng(0)
+        found = [lowest([dice.choice(row, len(row)) for _, row in known]) for _ in range(draws)]
+        low, high = np.exp(np.quantile(found, [0.025, 0.975]))
+    inside = float(np.mean([x.min() < place < x.max() for place in found]))
+    return {"decay": float(np.exp(best)), "low": float(low), "high": float(high), "inside": inside}

@@ -1,0 +1,147 @@
+"""Every run of a sweep in a table; the best λ with an interval; loss over η × λ with lines of equal ηλ.
+
+    python -m analysis.sweep configs/sweeps/small_wd_precision.json --out runs/sweep
+
+The best λ is the minimum of a parabola through the losses of λ > 0 in log λ; its interval is a bootstrap over seeds. λ = 0 has no
+logarithm and stands apart. Losses are validation losses where all runs have one, else final training losses.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from analysis.command import Options, Result, main_of
+from analysis.compare import TRAIN, VALIDATION, divergence, sound
+from analysis.figures import DASHES, Figure, Heat, Line, Panel
+from analysis.runs import LAMBDA, RATE, Group, Run, field_name, group_runs, label, shown
+from analysis.statistics import final, interval, optimum, seed_count
+
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    groups, notes = group_runs(runs, options.by)
+    alone = [run for run in runs if run.origin is None and run.reference is None]
+    trunks = group_runs(alone, options.by)[0] if alone else []
+    evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
+    name = "validation" if evaluated else "training"
+    table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
+    findings, lines, fits = [], [], []
+    families = _families(trunks)
+    for i, (rest, members) in enumerate(families.items()):
+        lines += _lines(rest, members, i, evaluated)
+        sentence, fit = _best(rest, members, evaluated, name)
+        findings += sentence
+        fits += fit
+    figures = []
+    if any(len(members) > 1 for members in families.values()):
+        panel = Panel("weight decay λ (λ = 0 at the left end)", f"{name} loss at the end (nats)", lines, xlog=True)
+        figures.append(
+            Figure("decay", "Loss at the end of the runs against λ; bars: 95 % t intervals over seeds.", [panel])
+        )
+    figures += _heat(trunks, evaluated, name)
+    tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
+    return Result("sweep", "Sweep", findings, figures, tables, notes)
+
+
+def ended(group: Group) -> list[Run]:
+    """The runs that are done and did not diverge: their ends compare."""
+    return [run for run in sound(group) if run.state == "done"]
+
+
+def loss_of(run: Run, evaluated: bool) -> float:
+    return final(run.column(TRAIN)) if not evaluated else float(run.column(VALIDATION).iloc[-1])
+
+
+def _row(group: Group, run: Run) -> dict[str, object]:
+    row: dict[str, object] = {"run": run.path.name}
+    row |= {field_name(k): shown(v) for k, v in group.fields.items()}
+    row |= {"seeds": run.seeds, "state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
+    validation, decay_sum = run.column(VALIDATION), run.column("optim/decay_sum")
+    row["training loss"] = round(final(run.column(TRAIN)), 4)
+    row["validation loss"] = round(float(validation.iloc[-1]), 4) if len(validation) else None
+    row["Σηλ"] = round(float(decay_sum.iloc[-1]), 4) if len(decay_sum) else None
+    row["diverged at"] = divergence(run)
+    row["reason"] = run.status.get("reason", "")
+    return row
+
+
+def _families(groups: list[Group]) -> dict[str, list[Group]]:
+    """Groups that differ in λ alone, by what the others have in common."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        names = [name for name in group.fields if name != LAMBDA]
+        found.setdefault(label(group.runs[0], names) if names else "all runs", []).append(group)
+    return found
+
+
+def _lines(rest: str, members: list[Group], index: int, evaluated: bool) -> list[Line]:
+    positive = [group.decay for group in members if group.decay > 0]
+    if not positive:
+        return []
+    values = [
+        (group.decay or min(positive) / 4, interval([loss_of(run, evaluated) for run in ended(group)]))
+        for group in members
+    ]
+    values = [(place, value) for place, value in values if value.n]
+    x, y, low, high = (np.array(c, float) for c in zip(*[(p, v.mean, v.low, v.high) for p, v in values], strict=True))
+    bars = (low, high) if np.isfinite(low).all() else (None, None)
+    colour, dash = COLOURS[index % len(COLOURS)], list(DASHES)[index % len(DASHES)]
+    keys = {"precision": members[0].precision}
+    return [Line(x, y, rest, colour, dash, low=bars[0], high=bars[1], points=True, keys=keys)]
+
+
+def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[list[str], list[dict[str, object]]]:
+    losses = [[loss_of(run, evaluated) for run in ended(group)] for group in members]
+    known = [(group, interval(row)) for group, row in zip(members, losses, strict=True) if row]
+    if len(known) < 2:
+        return [], []
+    lowest = min(known, key=lambda pair: pair[1].mean)
+    sentence = f"{rest}: the lowest mean {name} loss is {lowest[1].mean:.4f} at λ = {lowest[0].decay:g} ({seed_count(lowest[1].n)})"
+    fit = optimum([group.decay for group in members], losses)
+    if fit is None:
+        return [sentence + "; a parabola needs three λ above zero."], []
+    seeds = min(len(row) for group, row in zip(members, losses, strict=True) if group.decay > 0 and row)
+    row: dict[str, object] = {"runs": rest, "seeds": seeds} | {k: float(f"{v:.4g}") for k, v in fit.items()}
+    spread = f", 95 % [{fit['low']:.3g}, {fit['high']:.3g}]" if seeds > 1 else " (one seed: no interval, no claim)"
+    edge = (
+        ""
+        if fit["inside"] > 0.95
+        else f"; in {1 - fit['inside']:.0%} of the draws at an end of the λ tried: try others"
+    )
+    return [f"{sentence}; the parabola's minimum is at λ = {fit['decay']:.3g}{spread}{edge}."], [row]
+
+
+def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
+    panels = []
+    by_rest: dict[str, list[Group]] = {}
+    for group in groups:
+        names = [field for field in group.fields if field not in (LAMBDA, RATE)]
+        by_rest.setdefault(label(group.runs[0], names) if names else "", []).append(group)
+    for rest, members in by_rest.items():
+        decays = sorted({group.decay for group in members})
+        rates = sorted({float(group.runs[0].fields[RATE]) for group in members})
+        if len(decays) < 2 or len(rates) < 2:
+            continue
+        z = np.full((len(decays), len(rates)), np.nan)
+        for group in members:
+            losses = [loss_of(run, evaluated) for run in ended(group)]
+            place = decays.index(group.decay), rates.index(float(group.runs[0].fields[RATE]))
+            z[place] = np.mean(losses) if losses else np.nan
+        panels.append(
+            Panel("learning rate η", "weight decay λ", title=rest, heat=Heat(rates, decays, z, f"{name} loss (nats)"))
+        )
+    return (
+        [Figure("heat", "Loss over η and λ; lines of equal ηλ. Empty: diverged, or not run.", panels)] if panels else []
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    return main_of("sweep", analyse, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Run folders made up with known properties, as train.py would have recorded them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.load import merge
+from record.metrics import MetricsLog
+from record.run import RunFolder
+
+Curve = Callable[[np.ndarray], np.ndarray]
+
+
+def base_curve(step: np.ndarray) -> np.ndarray:
+    return np.asarray(3 + 4 * np.exp(-step / 150))
+
+
+def write_run(
+    path: Path,
+    curve: Curve = base_curve,
+    *,
+    decay: float = 0.0,
+    seed: int = 0,
+    steps: int = 1000,
+    eval_every: int = 50,
+    noise: float = 0.02,
+    state: str = "done",
+    upto: int | None = None,
+    columns: dict[str, Curve] | None = None,
+    probes: list[dict[str, Any]] | None = None,
+    **fields: Any,
+) -> Path:
+    """A run of `curve` plus noise of the seed's own (the same for every λ, as the data order is), recorded up to step `upto`.
+
+    `columns`: further measurements, by step. `probes`: rows of probes.jsonl. `fields`: sections of the configuration.
+    """
+    folder = RunFolder(path)
+    experiment = merge(
+        {
+            "optim": {"weight_decay": decay, "lr": 0.1},
+            "seeds": {"init": seed, "data": seed},
+            "schedule": {"steps": steps},
+            "batch": {"tokens_per_step": 64},
+        },
+        fields,
+    )
+    config = merge(
+        {"name": path.name, "precision": "fp32", "branch": None, "numerics": {"divergence_margin": None}}, experiment
+    )
+    folder.create(config, config, {**experiment, "data": {"digest": "d" * 64}}, {"n_parameters": 1000})
+    every = np.arange(steps + 1)
+    train = curve(every) + noise * np.random.default_rng(seed).standard_normal(steps + 1)
+    extra = {name: values(every) for name, values in (columns or {}).items()}
+    log = MetricsLog(folder.metrics)
+    rows = []
+    for step in range((steps if upto is None else upto) + 1):
+        row: dict[str, Any] = {
+            "step": step,
+            "tokens": 64 * step,
+            **{name: float(values[step]) for name, values in extra.items()},
+        }
+        if step:
+            row["train/loss"] = float(train[step])
+        if step % eval_every == 0 or step == steps:
+            row["val/loss"] = float(curve(every)[step])
+        rows.append(row)
+    log.write(rows)
+    log.close()
+    if probes is not None:
+        log = MetricsLog(folder.probes)
+        log.write(probes)
+        log.close()
+    folder.write_status(state, rows[-1]["step"], steps)  # type: ignore[arg-type]
+    return path
