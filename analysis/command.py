@@ -87,7 +87,10 @@ def options_of(args: argparse.Namespace) -> Options:
 def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
     """The runs, and notes on what was missing, damaged or void in them."""
     paths, notes = find_runs(patterns, root)
-    runs = [load_run(path) for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2)]
+    runs = [
+        load_run(path)
+        for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2)
+    ]
     for run in runs:
         notes += run.problems
         if run.superseded:

@@ -27,7 +27,8 @@ MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x"}
 
 @dataclass(frozen=True)
 class Line:
-    """`keys`: what the report's reader can switch it on and off by (λ, precision, seed)."""
+    """`keys`: what the report's reader can switch it on and off by (λ, precision, seed). On paper its points are drawn at
+    x·`aside`, so that lines do not hide each other."""
 
     x: np.ndarray
     y: np.ndarray
@@ -38,17 +39,23 @@ class Line:
     high: np.ndarray | None = None
     points: bool = False
     faint: bool = False
+    aside: float = 1.0
     keys: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Heat:
-    """`z` is (len(y), len(x)); `contours` of x·y are drawn over it."""
+    """`z` is (len(y), len(x)); lines of equal x·y are drawn over it."""
 
     x: list[float]
     y: list[float]
     z: np.ndarray
     colour_title: str
+
+    def log_product(self) -> np.ndarray:
+        """log₁₀ of x·y, NaN where it is 0."""
+        product = np.outer(self.y, self.x)
+        return np.log10(np.where(product > 0, product, np.nan))
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Panel:
     zero: bool = False  # a line at zero
     diagonal: bool = False
     heat: Heat | None = None
+    ticks: dict[float, str] = field(default_factory=dict)  # of the x axis, by place; empty: as the library likes
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,9 @@ def save(figure: Figure, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     columns = min(2, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    drawing, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 3.9 * rows), squeeze=False)
+    drawing, axes = plt.subplots(
+        rows, columns, figsize=(5.6 * columns, 3.9 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(figure.panels) :]:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, figure.panels, strict=False):
@@ -141,10 +151,16 @@ def save(figure: Figure, out: Path) -> list[Path]:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        drawing.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-        )
-    drawing.set_layout_engine("constrained")
+        across = max(
+            1, round(10 * columns * 5.6 / (6 + max(map(len, handles))))
+        )  # as many as fit, about ten letters an inch
+        place: dict[str, Any] = {
+            "loc": "outside lower center",
+            "ncols": min(across, len(handles)),
+            "frameon": False,
+            "fontsize": 9,
+        }
+        drawing.legend(handles.values(), handles.keys(), **place)
     paths = [out / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths[:2]:
         drawing.savefig(path, dpi=150)
@@ -161,7 +177,7 @@ def _draw(axis: Axes, panel: Panel) -> None:
     for one in panel.lines:
         style: dict[str, Any] = {"color": one.colour, "label": None if one.faint else one.name}
         if one.points:
-            axis.plot(one.x, one.y, linestyle="none", marker=MARKERS[_marker(one)], markersize=4, **style)
+            axis.plot(one.x * one.aside, one.y, linestyle="none", marker=MARKERS[_marker(one)], markersize=4, **style)
         else:
             axis.plot(
                 one.x,
@@ -174,13 +190,18 @@ def _draw(axis: Axes, panel: Panel) -> None:
         if one.low is not None and one.high is not None and not one.points:
             axis.fill_between(one.x, one.low, one.high, color=one.colour, alpha=0.18, linewidth=0)
         elif one.low is not None and one.high is not None:
-            axis.vlines(one.x, one.low, one.high, color=one.colour, linewidth=1)
+            axis.vlines(one.x * one.aside, one.low, one.high, color=one.colour, linewidth=1)
     if panel.diagonal and panel.lines:
         ends = [min(one.x.min() for one in panel.lines), max(one.x.max() for one in panel.lines)]
         axis.plot(ends, ends, color="0.5", linewidth=0.8)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
-    axis.set_xscale("log" if panel.xlog else "linear")
-    axis.set_yscale("log" if panel.ylog else "linear")
+    if panel.xlog:
+        axis.set_xscale("log")
+    if panel.ylog:
+        axis.set_yscale("log")
+    if panel.ticks:
+        axis.set_xticks(list(panel.ticks), list(panel.ticks.values()))
+        axis.set_xticks([], minor=True)
     if panel.limits is not None and panel.limits[0] < panel.limits[1]:
         axis.set_ylim(*panel.limits)
     axis.grid(alpha=0.25)
@@ -192,11 +213,10 @@ def _draw_heat(axis: Axes, heat: Heat) -> None:
     axis.figure.colorbar(mesh, ax=axis, label=heat.colour_title)
     axis.set_xticks(range(len(heat.x)), [f"{v:g}" for v in heat.x])
     axis.set_yticks(range(len(heat.y)), [f"{v:g}" for v in heat.y])
-    product = np.outer(heat.y, heat.x)
-    levels = np.unique(product[product > 0])
-    if min(product.shape) > 1 and len(levels) > 1:
-        drawn = axis.contour(product, levels=levels[:: max(1, len(levels) // 6)], colors="white", linewidths=0.7)
-        axis.clabel(drawn, fmt=lambda value: f"ηλ = {value:.3g}", fontsize=7)
+    logs = heat.log_product()
+    if min(logs.shape) > 1 and np.isfinite(logs).all(axis=1).sum() > 1:
+        drawn = axis.contour(logs, levels=6, colors="white", linewidths=0.7, linestyles="solid")
+        axis.clabel(drawn, fmt=lambda value: f"ηλ = {10**value:.2g}", fontsize=7)
 
 
 def _marker(one: Line) -> str:
@@ -268,12 +288,19 @@ def _plotly_panel(panel: Panel) -> dict[str, Any]:
     }
     if panel.limits is not None and panel.limits[0] < panel.limits[1]:
         yaxis["range"] = [float(np.log10(v)) if panel.ylog else v for v in panel.limits]
+    if panel.ticks:
+        xaxis |= {"tickvals": list(panel.ticks), "ticktext": list(panel.ticks.values())}
     if panel.heat is not None:
         heat = panel.heat
         labels = {"x": [f"{v:g}" for v in heat.x], "y": [f"{v:g}" for v in heat.y]}
         product = [[f"ηλ = {a * b:.3g}" for a in heat.x] for b in heat.y]
         cells = {"z": [_list(row) for row in heat.z], "text": product, "colorscale": "Viridis", "reversescale": True}
         data.append({"type": "heatmap", **labels, **cells, "colorbar": {"title": {"text": heat.colour_title}}})
+        lines = {"coloring": "none", "showlabels": True, "labelfont": {"color": "#fff"}, "labelformat": ".1f"}
+        shared = {"showscale": False, "hoverinfo": "skip", "contours": lines, "line": {"color": "#fff", "width": 1}}
+        data.append(
+            {"type": "contour", **labels, "z": [_list(row) for row in heat.log_product()], "ncontours": 8, **shared}
+        )
         xaxis["type"] = yaxis["type"] = "category"
     return {"data": data, "layout": {"title": {"text": panel.title}, "xaxis": xaxis, "yaxis": yaxis}}
 

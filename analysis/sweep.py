@@ -31,14 +31,17 @@ def analyse(runs: list[Run], options: Options) -> Result:
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
     findings, lines, fits = [], [], []
     families = _families(trunks)
+    decays = sorted({group.decay for group in trunks})
+    positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
-        lines += _lines(rest, members, i, evaluated)
+        lines += _lines(rest, members, i, evaluated, positive)
         sentence, fit = _best(rest, members, evaluated, name)
         findings += sentence
         fits += fit
     figures = []
     if any(len(members) > 1 for members in families.values()):
-        panel = Panel("weight decay λ (λ = 0 at the left end)", f"{name} loss at the end (nats)", lines, xlog=True)
+        ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
+        panel = Panel("weight decay λ", f"{name} loss at the end (nats)", lines, xlog=True, ticks=ticks)
         figures.append(
             Figure("decay", "Loss at the end of the runs against λ; bars: 95 % t intervals over seeds.", [panel])
         )
@@ -78,20 +81,21 @@ def _families(groups: list[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def _lines(rest: str, members: list[Group], index: int, evaluated: bool) -> list[Line]:
-    positive = [group.decay for group in members if group.decay > 0]
-    if not positive:
-        return []
-    values = [
-        (group.decay or min(positive) / 4, interval([loss_of(run, evaluated) for run in ended(group)]))
-        for group in members
-    ]
+def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
+    values = [(place_of(g.decay, positive), interval([loss_of(run, evaluated) for run in ended(g)])) for g in members]
     values = [(place, value) for place, value in values if value.n]
+    if not values or not positive:
+        return []
     x, y, low, high = (np.array(c, float) for c in zip(*[(p, v.mean, v.low, v.high) for p, v in values], strict=True))
     bars = (low, high) if np.isfinite(low).all() else (None, None)
     colour, dash = COLOURS[index % len(COLOURS)], list(DASHES)[index % len(DASHES)]
     keys = {"precision": members[0].precision}
-    return [Line(x, y, rest, colour, dash, low=bars[0], high=bars[1], points=True, keys=keys)]
+    return [Line(x, y, rest, colour, dash, low=bars[0], high=bars[1], points=True, aside=1.04**index, keys=keys)]
+
+
+def place_of(decay: float, positive: list[float]) -> float:
+    """Where λ stands on a logarithmic axis; λ = 0 left of all others."""
+    return decay or min(positive, default=1.0) / 4
 
 
 def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[list[str], list[dict[str, object]]]:
@@ -135,7 +139,15 @@ def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
             Panel("learning rate η", "weight decay λ", title=rest, heat=Heat(rates, decays, z, f"{name} loss (nats)"))
         )
     return (
-        [Figure("heat", "Loss over η and λ; lines of equal ηλ. Empty: diverged, or not run.", panels)] if panels else []
+        [
+            Figure(
+                "heat",
+                "Loss over η and λ; lines of equal ηλ (on the page labelled by log₁₀ ηλ). Empty: diverged, or not run.",
+                panels,
+            )
+        ]
+        if panels
+        else []
     )
 
 

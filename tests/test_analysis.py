@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import advise, bias_variance, effective_lr, generalisation, loss_curves, precision, sweep, theory
-from analysis.command import Options
+from analysis.command import Options, write
 from analysis.compare import divergence, paired_final
 from analysis.published import COSINE, published_lines
 from analysis.runs import Run, find_runs, group_runs, load_run
@@ -253,6 +253,9 @@ def test_sweep_finds_the_best_decay(tmp_path: Path) -> None:
     assert (heat.x, heat.y) == ([0.1, 0.2], [0.0, 0.01, 0.1, 1.0])
     assert heat.z[2] == pytest.approx([3.101, 3.201])
     assert len(result.tables["Runs"]) == 25
+    assert (tmp_path / "out" / "heat.svg") in write(result, tmp_path / "out")
+    numbers = pd.read_csv(tmp_path / "out" / "heat.csv")
+    assert numbers[(numbers["x"] == 0.2) & (numbers["row"] == 0.1)]["y"].item() == pytest.approx(3.201)
 
 
 def test_generalisation(tmp_path: Path) -> None:
