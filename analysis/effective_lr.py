@@ -2,8 +2,8 @@
 
     python -m analysis.effective_lr runs/small_matched_lr --out runs/effective
 
-The effective learning rate of update s is η_s/‖w_{s−1}‖ (P1, §4); the Adam effective learning rate, rotation and size are
-probed (log.probe_every); predictions are those of record/probes.py, under pure noise.
+The effective learning rate of update s is η_s/‖w_{s−1}‖, of SGD η_s/‖w_{s−1}‖² (P1); the Adam effective learning rate,
+rotation and size are probed (log.probe_every); predictions are those of record/probes.py, under pure noise.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from analysis.statistics import final, mean_and_band, smooth
 from configs.cost import kind_of
 
 Read = Callable[[Run], pd.Series]
+RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
 
@@ -32,7 +33,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(trunks, options.by)
     looks = styles(groups)
     panels = [
-        Panel(options.xlabel, "effective LR η/‖w‖", _lines(groups, looks, options, effective_lr), ylog=True),
+        Panel(options.xlabel, RATE_LABEL, _lines(groups, looks, options, effective_lr), ylog=True),
         Panel(
             options.xlabel, "mean Adam effective LR", _lines(groups, looks, options, _probe("probe/adam_lr")), ylog=True
         ),
@@ -48,7 +49,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     )
     if kinds:
         figures += [
-            _by_kind("effective_lr_by_kind", "effective_lr", "effective LR η/‖w‖", kinds, groups, looks, options),
+            _by_kind("effective_lr_by_kind", "effective_lr", RATE_LABEL, kinds, groups, looks, options),
             _by_kind("rotation", "rotation", "rotation (radians per update)", kinds, groups, looks, options),
             _by_kind("relative_update", "update", "relative update ‖Δw‖/‖w‖", kinds, groups, looks, options),
             _by_kind("size", "rms", "root mean square of w", kinds, groups, looks, options),
@@ -71,8 +72,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 
 def effective_lr(run: Run) -> pd.Series:
-    """η_s/‖w_{s−1}‖ of update s."""
-    norm = run.column("weights/norm")
+    """η_s/‖w_{s−1}‖ of update s; for SGD η_s/‖w_{s−1}‖² (P1, by scale invariance)."""
+    norm = run.column("weights/norm") ** (2 if run.fields.get("optim.algorithm") == "sgd" else 1)
     return (run.column("optim/lr") / pd.Series(norm.to_numpy(), index=norm.index + 1)).dropna()
 
 
@@ -180,7 +181,7 @@ def _matched(
     if not rows:
         return [], [], findings
     panels = [
-        Panel(options.xlabel, "effective LR η/‖w‖", rates, ylog=True),
+        Panel(options.xlabel, RATE_LABEL, rates, ylog=True),
         Panel(
             options.xlabel,
             "training loss minus the reference's (nats)",

@@ -219,6 +219,8 @@ def test_rates_and_equilibrium(tmp_path: Path) -> None:
     assert rate.index[0] == 1
     assert rate[1] == pytest.approx(0.1 / 5.0)
     assert rate[10] == pytest.approx(0.1 / 14.0)
+    sgd = load_run(write_run(tmp_path / "sgd", columns=columns, optim={"algorithm": "sgd"}))
+    assert effective_lr.effective_lr(sgd)[10] == pytest.approx(0.1 / 14.0**2)
     result = effective_lr.analyse(runs, PLAIN)
     row = result.tables["Matched runs"].iloc[0]
     assert row["effective LR apart (max, relative)"] == 0
