@@ -16,11 +16,11 @@ import pandas as pd
 
 from analysis import sweep
 from analysis.command import Options, Result, add_runs, load_runs, options_of, parser_of, show
-from analysis.compare import TRAIN, paired_final, verdict
+from analysis.compare import TRAIN, paired_final
 from analysis.runs import LAMBDA, Run, baseline_of, group_runs
 from configs.cost import n_parameters
 from configs.load import load_config
-from configs.plan import read_summary
+from configs.plan import make_plan, read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 
@@ -38,7 +38,10 @@ def power_law(config: RunConfig) -> tuple[float, float]:
 
 def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
     eta, lam, steps = config.optim.lr, config.optim.weight_decay, config.schedule.steps
+    plan = make_plan(config, 1, None)
     summary, notes, findings = read_summary(config.data.path), [], []
+    if summary is None:
+        notes.append(f"no prepared data in {config.data.path}: time scales are not given in epochs")
     total = lr_sum(config) if config.schedule.match is None else None
     if total is None:
         notes.append("the learning rate follows another run's norms: sums over it are known only from the run")
@@ -57,7 +60,12 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         )
         if adamw:
             b1 = config.optim.betas[0]
-            rows.append(("RMS of decayed weights under noise √(η/2λ)", f"{math.sqrt(eta / 2 / lam):.4g}", "2305.17212"))
+            rms, decayed = (
+                math.sqrt(eta / 2 / lam),
+                sum(g.parameters for g in plan.groups.values() if g.weight_decay == lam),
+            )
+            norm = rms * math.sqrt(decayed)
+            rows.append(("RMS, norm of decayed weights under noise √(η/2λ)", f"{rms:.4g}, {norm:.4g}", "2305.17212"))
             angle = math.sqrt(2 * eta * lam * (1 - b1) / (1 + b1))
             rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
             if tau > steps:
@@ -100,11 +108,10 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
     findings = []
     for group in groups:
         base = baseline_of(group, groups)
-        found, upto = paired_final(group, base, TRAIN)
-        if group is not base and found.n:
-            findings.append(
-                f"Runs: {group.name} minus {base.name}, training loss at step {upto:,}: {found.text()}: {verdict(found)}."
-            )
+        found = paired_final(group, base, TRAIN)
+        if group is not base and found.interval.n:
+            text = f"training loss at step {found.place}: {found.interval.text()}: {found.verdict()}."
+            findings.append(f"Runs: {group.name} minus {base.name}, {text}")
     if LAMBDA in groups[0].fields:
         findings += [f"Runs: {text}" for text in sweep.analyse(done, options).findings]
     return findings

@@ -3,25 +3,27 @@
     python -m analysis.bias_variance runs/small_tiny_lr --out runs/bias_variance
 
 Of each checkpoint with a branch: its loss, the loss at the branch's end, the variance part (their difference), the bias part
-(the branch's end above the lowest mean branch end of all), and the average of the weights, if one was kept, as the estimate that
-costs nothing. Losses are validation losses: fixed tokens, and in one pass the same as training losses.
+(the branch's end above that of the best checkpoint of all, seed by seed), and the average of the weights, if one was kept, as
+the estimate that costs nothing. Losses are validation losses: fixed tokens, and in one pass the same as training losses.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import VALIDATION, verdict
+from analysis.compare import VALIDATION, divergence, one_a_seed, reached, sound, verdict
 from analysis.effective_lr import effective_lr, find_run
-from analysis.figures import Figure, Line, Panel, Style, band, styles
+from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
 from analysis.published import branch_curve, same_experiment
 from analysis.runs import LAMBDA, RATE, SEEDS, Group, Run, baseline_of, differing_fields, group_runs
 from analysis.statistics import Interval, interval, mean_and_band
+from analysis.sweep import place_of
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
 
@@ -39,7 +41,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
         raise ValueError("no checkpoint with a branch has a validation loss at its step and at its branch's end")
     looks = styles(groups)
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
-    figures = [_curves(groups, table, looks, options), _parts(table, looks, options), _against_rate(table, looks)]
+    figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
+    figures += [_against_rate(table, looks), _against_decay(table)]
     return Result(
         "bias_variance",
         "Bias and variance of the loss",
@@ -79,12 +82,12 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
     """One row a checkpoint and seed: group, λ, seeds, step, loss, branch, variance, bias, ema, effective_lr."""
     rows = []
     for group in groups:
-        for trunk in group.runs:
+        for trunk in sound(group):
             losses, rates = trunk.column(VALIDATION), effective_lr(trunk)
             averages = [column for column in map(str, trunk.metrics) if column.startswith(f"{VALIDATION}_ema")]
             for (path, step), branch in branches.items():
                 ends = branch.column(VALIDATION)
-                if path != str(trunk.path) or step not in losses.index or branch.state != "done" or ends.empty:
+                if path != str(trunk.path) or step not in losses.index or not _ended(branch) or ends.empty:
                     continue
                 row = {"group": group.name, "λ": group.decay, "seeds": trunk.seeds, "step": step, "loss": losses[step]}
                 row |= {"branch": ends.iloc[-1], "variance": losses[step] - ends.iloc[-1]}
@@ -92,9 +95,16 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
                 rows.append(row | {"effective_lr": rates.get(step, np.nan)})
     table = pd.DataFrame(rows)
     if len(table):
-        table["bias"] = table["branch"] - table.groupby(["group", "step"])["branch"].transform("mean").min()
+        cells = table.groupby(["group", "step"])["branch"].agg(["mean", "size"])
+        group, step = cells[cells["size"] == cells["size"].max()]["mean"].idxmin()
+        best = table[(table["group"] == group) & (table["step"] == step)].groupby("seeds")["branch"].mean()
+        table["bias"] = table["branch"] - table["seeds"].map(best)
         table = table.sort_values("step", kind="stable")
     return table
+
+
+def _ended(branch: Run) -> bool:
+    return branch.state == "done" and divergence(branch) is None
 
 
 def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
@@ -111,15 +121,17 @@ def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
 def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
     lines: list[Line] = []
     for group in groups:
-        curves = [options.placed(run, run.column(VALIDATION)) for run in group.runs]
-        lines.append(band(mean_and_band(curves), group.name, looks[group.name]))
+        known = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
+        curves = [options.placed(run, curve) for run, curve in known]
+        if curves:
+            lines.append(band(mean_and_band(curves), group.name, looks[group.name]))
         rows = table[table["group"] == group.name]
         lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
         published = branch_curve(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
         if published is not None:
             x, y = published.index.to_numpy(dtype=float) * _scale(group, options), published.to_numpy()
             lines.append(Line(x, y, f"published, λ = {group.decay:g}, branch end", "#888888", "dot", points=True))
-    late = [one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
+    late = [one.y if one.points else one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
     low, high = min(np.nanmin(y) for y in late), max(np.nanmax(y) for y in late)
     panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))
     return Figure(
@@ -153,18 +165,16 @@ def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float 
     ]
 
 
-def _parts(table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
+def _parts(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
     panels = []
     for part in ("variance", "bias"):
-        lines = [
-            one
-            for name, rows in table.groupby("group", sort=False)
-            for one in _points(rows, part, str(name), looks[str(name)])
-        ]
-        panels.append(Panel("step (updates)", f"{PARTS[part]} of the loss (nats)", lines, zero=True))
-    return Figure(
-        "parts", "Variance part: loss minus branch end. Bias part: branch end above the best branch end.", panels
-    )
+        lines: list[Line] = []
+        for group in groups:
+            rows = table[table["group"] == group.name]
+            lines += _points(rows, part, group.name, looks[group.name], _scale(group, options))
+        panels.append(Panel(options.xlabel, f"{PARTS[part]} of the loss (nats)", lines, zero=True))
+    caption = "Variance part: loss minus branch end. Bias part: branch end above that of the best checkpoint with the same seeds."
+    return Figure("parts", caption, panels)
 
 
 def _against_rate(table: pd.DataFrame, looks: dict[str, Style]) -> Figure:
@@ -180,8 +190,30 @@ def _against_rate(table: pd.DataFrame, looks: dict[str, Style]) -> Figure:
     return Figure("parts_against_rate", "Both parts against the effective learning rate of the trunk.", panels)
 
 
+def _against_decay(table: pd.DataFrame) -> Figure:
+    """One line a checkpoint; λ = 0 at the left end."""
+    decays, steps = sorted(set(table["λ"])), sorted(set(table["step"]))
+    places = {decay: place_of(decay, [d for d in decays if d > 0]) for decay in decays}
+    panels = []
+    for part in ("variance", "bias"):
+        rows = table.assign(place=table["λ"].map(places))
+        lines = []
+        for i, step in enumerate(steps):
+            look = Style(shade(i, len(steps)), "solid", {})
+            here = rows[rows["step"] == step]
+            found = [
+                one
+                for _, family in here.groupby("group", sort=False)
+                for one in _points(family, part, "", look, x="place")
+            ]
+            lines += [replace(one, name=f"step {step:,}") for one in found]
+        ticks = {place: f"{decay:g}" for decay, place in places.items()}
+        panels.append(Panel("weight decay λ", f"{PARTS[part]} (nats)", lines, xlog=True, zero=True, ticks=ticks))
+    return Figure("parts_against_decay", "Both parts against λ, at every checkpoint with a branch.", panels)
+
+
 def _paired(rows: pd.DataFrame, base: pd.DataFrame, step: int, part: str) -> Interval:
-    ours, theirs = (t[t["step"] == step].set_index("seeds")[part] for t in (rows, base))
+    ours, theirs = (t[t["step"] == step].groupby("seeds")[part].mean() for t in (rows, base))
     return interval(list((ours - theirs).dropna()))
 
 
@@ -196,7 +228,7 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
             continue
         for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
             text = [
-                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher')}"
+                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher') if value.n > 1 else 'no claim'}"
                 for part in ("loss", "branch", "variance")
                 if (value := _paired(rows, reference, step, part)).n
             ]
@@ -205,14 +237,16 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
 
 
 def _cheap(table: pd.DataFrame) -> list[str]:
+    """How much of the variance part the average of the weights removes, per seed over its checkpoints."""
     known = table.dropna(subset=["ema"])
     if known.empty:
         return []
-    gap = (known["ema"] - known["branch"]).mean()
-    share = (known["loss"] - known["ema"]).sum() / known["variance"].sum() if known["variance"].sum() else float("nan")
+    sums = known.assign(removed=known["loss"] - known["ema"]).groupby("seeds")[["removed", "variance"]].sum()
+    share = interval(list(sums["removed"] / sums["variance"]))
+    gap = interval(list((known["ema"] - known["branch"]).groupby(known["seeds"]).mean()))
     return [
-        f"The average of the weights removes {share:.0%} of the variance part that branches remove; its loss lies {gap:+.4f} "
-        f"nats from theirs on average ({len(known)} checkpoints)."
+        f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
+        f"together); its loss lies {gap.text()} nats from theirs."
     ]
 
 

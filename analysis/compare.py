@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import pandas as pd
@@ -31,23 +32,66 @@ def sound(group: Group) -> list[Run]:
     return [run for run in group.runs if divergence(run) is None]
 
 
+def ended(group: Group) -> list[Run]:
+    """The runs that are done and did not diverge: their ends compare."""
+    return [run for run in sound(group) if run.state == "done"]
+
+
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:
-    """`column` of each run minus that of its twin in `base` (same seeds), at the steps that both have."""
+    """`column` of each run minus that of its twin in `base`, after step 0, at the steps that both have; one curve a seed."""
     alive = {id(run) for g in (group, base) for run in sound(g)}
     found = [
-        (run, (run.column(column) - twin.column(column)).dropna())
+        (run, (run.column(column) - twin.column(column)).dropna().loc[1:])
         for run, twin in pairs(group, base)
         if id(run) in alive and id(twin) in alive
     ]
-    return [(run, curve) for run, curve in found if len(curve)]
+    return one_a_seed(found)
 
 
-def paired_final(group: Group, base: Group, column: str) -> tuple[Interval, int]:
-    """The difference at the end, over seeds, and the step up to which all pairs have come."""
-    curves = [curve for _, curve in differences(group, base, column)]
-    upto = common_step([int(curve.index[-1]) for curve in curves])
-    curves = [curve.loc[:upto] for curve in curves if curve.index[-1] >= upto]
-    return interval([final(curve) if column == TRAIN else float(curve.iloc[-1]) for curve in curves]), upto
+def one_a_seed(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
+    """The mean over runs that share their seeds, empty curves left out: copies, and what --by puts together, count once."""
+    found: dict[str, list[tuple[Run, pd.Series]]] = {}
+    for run, curve in curves:
+        if len(curve):
+            found.setdefault(run.seeds, []).append((run, curve))
+    return [(m[0][0], pd.concat([c for _, c in m], axis=1).mean(axis=1)) for m in found.values()]
+
+
+def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
+    """Those that have come to the step where unfinished runs are compared: one young seed must not cut the mean short."""
+    upto = common_step([int(curve.index[-1]) for _, curve in curves])
+    return [(run, curve.loc[:upto]) for run, curve in curves if curve.index[-1] >= upto]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference over seeds at step `upto` of `steps`, from the curves that have come so far."""
+
+    interval: Interval
+    upto: int
+    steps: int
+    curves: list[pd.Series]
+
+    @property
+    def place(self) -> str:
+        return f"{self.upto:,}" + ("" if self.upto >= self.steps else f" of {self.steps:,}, unfinished")
+
+    def verdict(self, helps: str = "helps", harms: str = "harms") -> str:
+        """The declared rule in words, of a difference of losses; the order can still turn, so unfinished runs get none."""
+        if self.interval.n < 2:
+            return "one seed: no claim" if self.interval.n else "nothing to compare"
+        if self.upto < self.steps:
+            return "no claim yet"
+        return verdict(self.interval, helps, harms)
+
+
+def paired_final(group: Group, base: Group, column: str) -> Paired:
+    """The difference of training losses over the last updates, or of another column at its last step."""
+    known = differences(group, base, column)
+    upto = common_step([int(curve.index[-1]) for _, curve in known])
+    curves = [curve.loc[:upto] for _, curve in known if curve.index[-1] >= upto]
+    steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0)
+    return Paired(interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves]), upto, steps, curves)
 
 
 def common_step(last: list[int]) -> int:
@@ -56,9 +100,7 @@ def common_step(last: list[int]) -> int:
 
 
 def verdict(found: Interval, what: str = "helps", harm: str = "harms") -> str:
-    """The declared rule in words, of a difference of losses."""
-    if found.n < 2:
-        return "one seed: no claim" if found.n else "nothing to compare"
+    """The declared rule in words, of a difference over several seeds."""
     if not found.excludes_zero:
         return "undecided: the interval holds zero"
     return what if found.mean < 0 else harm

@@ -11,20 +11,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN
+from analysis.compare import TRAIN, divergence, one_a_seed, reached, sound
 from analysis.figures import Figure, Line, Panel, Style, line, styles
-from analysis.runs import Group, Run, group_runs
-from analysis.statistics import final, mean_and_band, smooth
+from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, group_runs
+from analysis.statistics import final, interval, mean_and_band, smooth
 from configs.cost import kind_of
 
 Read = Callable[[Run], pd.Series]
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
+MATCHED, PLAIN = "matched", "at its own rate"
 LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
 
@@ -85,12 +87,14 @@ def _probe(column: str) -> Read:
 
 
 def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read: Read) -> list[Line]:
-    lines = []
-    for group in groups:
-        curves = [options.placed(run, curve) for run in group.runs if len(curve := read(run))]
-        if curves:
-            lines.append(line(mean_and_band(curves)["mean"], group.name, looks[group.name]))
-    return lines
+    return [one for group in groups for one in mean_line(group, sound(group), looks[group.name], options, read)]
+
+
+def mean_line(group: Group, runs: list[Run], look: Style, options: Options, read: Read) -> list[Line]:
+    """The mean over the seeds of these runs of a group; none where nothing was recorded."""
+    curves = reached(one_a_seed([(run, read(run)) for run in runs]))
+    placed = [options.placed(run, curve) for run, curve in curves]
+    return [line(mean_and_band(placed)["mean"], group.name, look)] if placed else []
 
 
 def _by_kind(
@@ -106,11 +110,9 @@ def _by_kind(
     for kind in kinds:
         lines = _lines(groups, looks, options, _probe(f"probe/{quantity}/kind:{kind}"))
         for group in groups if quantity in ("rotation", "rms") else []:
-            curves = [c for run in group.runs if len(c := predicted(run, quantity, kind))]
-            if curves:
-                look = looks[group.name]
-                curve = options.placed(group.runs[0], mean_and_band(curves)["mean"])
-                lines.append(line(curve, f"{group.name}, predicted", Style(look.colour, "dot", look.keys)))
+            look, expected = looks[group.name], Group(f"{group.name}, predicted", group.fields, group.runs)
+            read = partial(predicted, quantity=quantity, kind=kind)
+            lines += mean_line(expected, sound(group), Style(look.colour, "dot", look.keys), options, read)
         panels.append(Panel(options.xlabel, ylabel, lines, title=kind, ylog=True))
     caption = {"rotation": " Dotted: √(2ηλ(1−β₁)/(1+β₁)).", "rms": " Dotted: √(η/2λ)."}.get(quantity, "")
     return Figure(name, f"{ylabel[0].upper()}{ylabel[1:]} by kind of tensor.{caption}", [p for p in panels if p.lines])
@@ -127,7 +129,7 @@ def _equilibrium(group: Group, kind: str) -> dict[str, object] | None:
     row: dict[str, object] = {"run": group.name, "kind": kind}
     for quantity in ("rotation", "rms"):
         values = []
-        for run in group.runs:
+        for run in sound(group):
             measured, expected = _probe(f"probe/{quantity}/kind:{kind}")(run), predicted(run, quantity, kind)
             ratio = (measured / expected).dropna()
             values.append(float(ratio.iloc[-max(1, round(len(ratio) * LATE)) :].mean()) if len(ratio) else float("nan"))
@@ -140,46 +142,52 @@ def _equilibrium(group: Group, kind: str) -> dict[str, object] | None:
 def _matched(
     runs: list[Run], looks: dict[str, Style], groups: list[Group], options: Options, notes: list[str]
 ) -> tuple[list[Figure], list[dict[str, object]], list[str]]:
-    """Runs with schedule.match laid over their reference, beside the run they would be without it."""
-    name_of = {run.path: group.name for group in groups for run in group.runs}
-    rates, distances, rows, findings = [], [], [], []
-    for run in runs:
-        if run.reference is None:
-            continue
-        reference = find_run(run.reference, runs)
-        if reference is None:
-            notes.append(f"{run.path.name}: its reference {run.reference} is not among these runs")
-            continue
-        ours, theirs = effective_lr(run), effective_lr(reference)
-        apart = (ours / theirs).map(math.log).abs().max()
-        look = looks[name_of[run.path]]
-        rates += [
-            line(options.placed(run, theirs), f"{name_of[reference.path]} (reference)", looks[name_of[reference.path]]),
-            line(options.placed(run, ours), name_of[run.path], Style(look.colour, "dash", look.keys)),
-        ]
-        row: dict[str, object] = {"run": run.path.name, "reference": reference.path.name, "state": run.state}
-        row["effective LR apart (max, relative)"] = float(f"{np.expm1(apart):.2g}")
-        plain = _unmatched(run, runs)
-        for other, title in ((run, "matched"), (plain, "λ = 0")):
-            if other is None:
+    """Runs with schedule.match laid over their references, beside the runs they would be without it."""
+    group_of = {run: group.name for group in groups for run in group.runs}
+    rates: list[Line] = []
+    distances: list[Line] = []
+    rows, findings = [], []
+    for group in groups:
+        ends: dict[str, list[tuple[Run, float]]] = {MATCHED: [], PLAIN: []}
+        for run in group.runs:
+            reference = find_run(run.reference, runs) if run.reference else None
+            if reference is None:
+                if run.reference:
+                    notes.append(f"{run.path.name}: its reference {run.reference} is not among these runs")
                 continue
-            difference = (other.column(TRAIN) - reference.column(TRAIN)).dropna()
-            late = smooth(difference, options.smoothing).iloc[len(difference) // 10 :]
-            row[f"{title}: loss apart (max, nats)"] = round(float(late.abs().max()), 4) if len(late) else None
-            row[f"{title}: at the end"] = round(final(difference), 4)
-            style = Style(looks[name_of[other.path]].colour, "dash" if other is run else "dashdot", look.keys)
-            curve = options.placed(run, smooth(difference, options.smoothing))
-            distances.append(line(curve, f"{title} − {name_of[reference.path]}", style))
-        if plain is not None and "matched: loss apart (max, nats)" in row:
-            key = "{}: loss apart (max, nats)".format
-            findings.append(
-                f"{name_of[reference.path]} ({run.fields.get('precision')}): the run without decay at its effective learning rate "
-                f"stays within {row[key('matched')]} nats of its smoothed loss, the one at its own within {row[key('λ = 0')]}; at "
-                f"the end {row['matched: at the end']:+} and {row['λ = 0: at the end']:+} (one seed: no claim)."
-            )
-        rows.append(row)
-    if not rows:
-        return [], [], findings
+            if not ends[MATCHED]:  # one seed's curves are drawn for all
+                rates += _laid_over(run, reference, looks[group.name], looks[group_of[reference]], group_of, options)
+            apart = (effective_lr(run) / effective_lr(reference)).map(math.log).abs().max()
+            row: dict[str, object] = {"run": run.path.name, "reference": reference.path.name, "state": run.state}
+            row |= {
+                "diverged at": divergence(run),
+                "effective LR apart (max, relative)": float(f"{math.expm1(apart):.2g}"),
+            }
+            for title, other in ((MATCHED, run), (PLAIN, _unmatched(run, runs))):
+                if other is None:
+                    continue
+                difference = (other.column(TRAIN) - reference.column(TRAIN)).dropna()
+                curve = smooth(difference, options.smoothing)
+                late = curve.iloc[len(curve) // 10 :].abs()
+                row[f"{title}: loss apart (max, nats)"] = round(float(late.max()), 4) if len(late) else None
+                row[f"{title}: at the end"] = round(final(difference), 4)
+                if not ends[title]:
+                    style = Style(
+                        looks[group_of[other]].colour, "dash" if other is run else "dashdot", looks[group.name].keys
+                    )
+                    name = f"{group_of[other]} − {group_of[reference]}"
+                    distances.append(line(options.placed(run, curve), name, style, ""))
+                if (
+                    divergence(other) is None
+                    and divergence(reference) is None
+                    and "done" == other.state == reference.state
+                ):
+                    ends[title].append((run, final(difference)))
+            rows.append(row)
+        if ends[MATCHED]:
+            texts = [f"{title} {interval(by_seed(known)).text()}" for title, known in ends.items() if known]
+            claim = "" if len(by_seed(ends[MATCHED])) > 1 else " One seed: no claim."
+            findings.append(f"{group.name}, minus its reference's final training loss: {'; '.join(texts)} nats.{claim}")
     panels = [
         Panel(options.xlabel, RATE_LABEL, rates, ylog=True),
         Panel(
@@ -190,11 +198,17 @@ def _matched(
             limits=_around(distances),
         ),
     ]
-    return (
-        [Figure("matched", "Runs without decay that follow a decayed run's effective learning rate.", panels)],
-        rows,
-        findings,
-    )
+    caption = "Runs without decay that follow a decayed run's effective learning rate; the first seed of each."
+    return [Figure("matched", caption, panels)] if rows else [], rows, findings
+
+
+def _laid_over(
+    run: Run, reference: Run, look: Style, theirs: Style, group_of: dict[Run, str], options: Options
+) -> list[Line]:
+    return [
+        line(options.placed(run, effective_lr(reference)), f"{group_of[reference]} (reference)", theirs, ""),
+        line(options.placed(run, effective_lr(run)), group_of[run], Style(look.colour, "dash", look.keys), ""),
+    ]
 
 
 def _around(lines: list[Line]) -> tuple[float, float]:
@@ -212,7 +226,7 @@ def find_run(path: Path, runs: list[Run]) -> Run | None:
 
 def _unmatched(run: Run, runs: list[Run]) -> Run | None:
     """The run that differs from a matched one in nothing but not being matched."""
-    skip = ("schedule.match", "branch", "name")
+    skip = ("schedule.match", "branch", "name", FOLLOWS, STARTS)
     mine = {k: v for k, v in run.fields.items() if not k.startswith(skip)}
     for other in runs:
         if other.reference is None and {k: v for k, v in other.fields.items() if not k.startswith(skip)} == mine:

@@ -87,6 +87,10 @@ class Style:
     keys: dict[str, str]
 
 
+def shade(place: int, places: int) -> str:
+    return colors.to_hex(plt.get_cmap("viridis")(0.8 * place / max(1, places - 1)))
+
+
 def styles(groups: list[Group]) -> dict[str, Style]:
     """Colour by λ (by the group itself where λ does not vary), dash by everything else."""
     varied = LAMBDA in groups[0].fields if groups else False
@@ -95,18 +99,17 @@ def styles(groups: list[Group]) -> dict[str, Style]:
     others = list(dict.fromkeys(rest.values()))
     found = {}
     for i, group in enumerate(groups):
-        place = places.index(group.decay) if varied else i
-        shade = plt.get_cmap("viridis")(0.8 * place / max(1, len(places) - 1))
+        colour = shade(int(places.index(group.decay)) if varied else i, len(places))
         dash = list(DASHES)[others.index(rest[group.name]) % len(DASHES)] if varied else list(DASHES)[i % len(DASHES)]
         keys = {"λ": f"{group.decay:g}", "precision": group.precision}
-        found[group.name] = Style(colors.to_hex(shade), dash, keys)
+        found[group.name] = Style(colour, dash, keys)
     return found
 
 
 def line(curve: pd.Series, name: str, style: Style, seed: str = "mean", **more: Any) -> Line:
-    """A curve by its index, thinned to POINTS."""
+    """A curve by its index, thinned to POINTS. `seed`: whose it is; "" for a line that no seed's switch hides."""
     x, y = thin(curve)
-    return Line(x, y, name, style.colour, style.dash, keys={**style.keys, "seed": seed}, **more)
+    return Line(x, y, name, style.colour, style.dash, keys=style.keys | ({"seed": seed} if seed else {}), **more)
 
 
 def band(table: pd.DataFrame, name: str, style: Style, **more: Any) -> Line:
@@ -123,6 +126,15 @@ def seed_lines(curves: list[tuple[Run, pd.Series]], style: Style) -> list[Line]:
     if len(curves) < 2:
         return []
     return [line(curve, f"seed {run.seeds}", style, run.seeds, faint=True) for run, curve in curves]
+
+
+def after_the_start(lines: list[Line]) -> tuple[float, float] | None:
+    """From the lowest value to those a twentieth into the lines: the first steps would flatten everything else."""
+    known = [one.y for one in lines if len(one.y) > 2]
+    if not known:
+        return None
+    low, high = min(float(np.nanmin(y)) for y in known), max(float(y[max(1, len(y) // 20)]) for y in known)
+    return (low - 0.05 * (high - low), high) if np.isfinite(low) and np.isfinite(high) else None
 
 
 def thin(curve: pd.Series) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, sound, verdict
+from analysis.compare import TRAIN, VALIDATION, ended, verdict
 from analysis.figures import Figure, Line, Panel, Style, styles
-from analysis.runs import Group, Run, baseline_of, group_runs, pairs
+from analysis.runs import Group, Run, baseline_of, by_seed, group_runs, pairs
 from analysis.statistics import final, interval, smooth
 
 
@@ -24,18 +24,20 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(trunks, options.by)
     looks = styles(groups)
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
-    rows = []
+    rows, known_runs = [], {run for group in groups for run in ended(group)}
     for group in groups:
-        gaps = interval([gap(run) for run in sound(group)])
+        gaps = interval(by_seed([(run, gap(run)) for run in ended(group)]))
         row: dict[str, object] = {"run": group.name, "seeds": gaps.n, "gap at the end (nats)": gaps.text()}
         base = baseline_of(group, groups)
         if base is not group:
-            change = interval([gap(run) - gap(twin) for run, twin in pairs(group, base)])
+            change = interval(
+                by_seed([(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs])
+            )
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
-                row["verdict"] = verdict(change, "smaller", "larger")
+                row["verdict"] = verdict(change, "smaller", "larger") if change.n > 1 else "one seed: no claim"
         rows.append(row)
-    known = [value for group in groups for run in sound(group) if np.isfinite(value := gap(run))]
+    known = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
     findings = []
     if known:
         findings.append(
@@ -70,7 +72,7 @@ def _points(group: Group, run: Run, look: Style, options: Options) -> list[Line]
             look.colour,
             look.dash,
             points=True,
-            keys={**look.keys, "seed": run.seeds},
+            keys=look.keys,
         )
     ]
 

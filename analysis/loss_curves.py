@@ -2,8 +2,8 @@
 
     python -m analysis.loss_curves 'runs/quickstart-*' --out runs/curves
 
-Differences are paired: a run minus the run of the smallest λ with the same seeds, which starts from the same weights
-and reads the same windows in every step, so that the noise they share cancels.
+Differences are paired: a run minus its twin of the smallest λ (of the first group, where λ does not vary) with the same
+seeds, which starts from the same weights and reads the same windows in every step, so that the noise they share cancels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,21 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, common_step, differences, divergence, paired_final, sound, verdict
-from analysis.figures import Figure, Line, Panel, Style, band, seed_lines, styles
+from analysis.compare import (
+    TRAIN,
+    VALIDATION,
+    common_step,
+    differences,
+    divergence,
+    one_a_seed,
+    paired_final,
+    reached,
+    sound,
+)
+from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, line, seed_lines, styles
 from analysis.published import published_lines
-from analysis.runs import Group, Run, baseline_of, group_runs
-from analysis.statistics import crossing_interval, final, interval, mean_and_band, seed_count, smooth
+from analysis.runs import LAMBDA, Group, Run, baseline_of, by_seed, group_runs
+from analysis.statistics import crossing_interval, final, interval, mean_and_band, smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -37,7 +47,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     )
     extra = published_lines(trunks, options)
     losses = Figure(
-        losses.name, losses.caption, [_limited(p, trunks, extra if i == 0 else []) for i, p in enumerate(losses.panels)]
+        losses.name, losses.caption, [_limited(p, extra if i == 0 else []) for i, p in enumerate(losses.panels)]
     )
     figures, rows, findings = [losses], [], []
     compared = [(group, baseline_of(group, groups)) for group in groups]
@@ -53,31 +63,30 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def _curves(groups: list[Group], column: str, looks: dict[str, Style], options: Options) -> list[Line]:
     lines = []
     for group in groups:
+        kept = sound(group)
         curves = [(run, run.column(column)) for run in group.runs]
         if column == TRAIN:
             curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
-        lines += _mean_lines(
-            group.name, [(run, curve) for run, curve in curves if len(curve)], looks[group.name], options
-        )
+        lines += _mean_lines(group.name, [(r, c) for r, c in curves if r in kept], looks[group.name], options)
+        for run, curve in curves:
+            if run not in kept and len(curve):
+                look = looks[group.name]
+                lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}: diverged", look, ""))
     return lines
 
 
 def _mean_lines(name: str, curves: list[tuple[Run, pd.Series]], look: Style, options: Options) -> list[Line]:
-    placed = [(run, options.placed(run, curve)) for run, curve in curves]
-    if not placed:
+    curves = one_a_seed(curves)
+    if not curves:
         return []
-    return [band(mean_and_band([curve for _, curve in placed]), name, look), *seed_lines(placed, look)]
+    known = [options.placed(run, curve) for run, curve in reached(curves)]
+    each = [(run, options.placed(run, curve)) for run, curve in curves]
+    return [band(mean_and_band(known), name, look), *seed_lines(each, look)]
 
 
-def _limited(panel: Panel, runs: list[Run], extra: list[Line]) -> Panel:
-    """From the lowest loss to that a twentieth into the run: the first steps would flatten everything else."""
+def _limited(panel: Panel, extra: list[Line]) -> Panel:
     lines = panel.lines + extra
-    known = [one.y for one in lines if len(one.y) > 2]
-    limits = None
-    if known:
-        low, high = min(np.nanmin(y) for y in known), max(y[max(1, len(y) // 20)] for y in known)
-        limits = (float(low - 0.05 * (high - low)), float(high)) if np.isfinite(low) and np.isfinite(high) else None
-    return Panel(panel.xlabel, panel.ylabel, lines, limits=limits)
+    return Panel(panel.xlabel, panel.ylabel, lines, limits=after_the_start(lines))
 
 
 def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], options: Options) -> Figure:
@@ -93,19 +102,22 @@ def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], o
         late = [np.abs(one.y[len(one.y) // 10 :]) for one in lines if len(one.y) > 2]
         limit = 1.2 * max((float(np.nanmax(y)) for y in late), default=0.0)
         limits = (-limit, limit) if limit else None
-        panels.append(Panel(options.xlabel, f"{name} loss − smallest λ's (nats)", lines, limits=limits, zero=True))
-    return Figure("loss_difference", "Paired differences: below zero, decay is ahead.", panels)
+        panels.append(Panel(options.xlabel, f"{name} loss − baseline's (nats)", lines, limits=limits, zero=True))
+    return Figure(
+        "loss_difference",
+        "Paired differences to the baseline: the same but for the smallest λ, or else the first.",
+        panels,
+    )
 
 
 def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object], list[str]]:
     kept = sound(group)
     upto = common_step([run.last_step for run in kept])
     known = [run for run in kept if run.last_step >= upto]
-    row: dict[str, object] = {"run": group.name, "seeds": len(known), "step": upto}
-    row["training loss"] = round(interval([final(run.column(TRAIN), upto) for run in known]).mean, 4)
-    row["validation loss"] = round(
-        interval([v.iloc[-1] for run in known if len(v := run.column(VALIDATION).loc[:upto])]).mean, 4
-    )
+    row: dict[str, object] = {"run": group.name, "seeds": len({run.seeds for run in known}), "step": upto}
+    row["training loss"] = round(interval(by_seed([(run, final(run.column(TRAIN), upto)) for run in known])).mean, 4)
+    ends = [(run, v.iloc[-1]) for run in known if len(v := run.column(VALIDATION).loc[1:upto])]
+    row["validation loss"] = round(interval(by_seed(ends)).mean, 4)
     findings = []
     if gone := [run for run in group.runs if run not in kept]:
         row["diverged"] = len(gone)
@@ -116,25 +128,21 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
     if group is base:
         return row, findings
     for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-        found, upto = paired_final(group, base, column)
-        if not found.n:
+        found = paired_final(group, base, column)
+        if not found.interval.n:
             findings.append(
                 f"{group.name}: no {name} losses to pair with those of {base.name} (same seeds, not diverged)."
             )
             continue
-        row[f"{name} difference"] = found.text()
-        curves = [curve.loc[:upto] for _, curve in differences(group, base, column) if curve.index[-1] >= upto]
-        if column == TRAIN:
-            curves = [smooth(curve, options.smoothing) for curve in curves]
+        row[f"{name} difference"] = found.interval.text()
+        curves = [smooth(curve, options.smoothing) for curve in found.curves] if column == TRAIN else found.curves
         where = ""
         if (place := crossing_interval(curves)) is not None:
-            row[f"{name} crossing"] = round(place.step)
-            spread = (
-                f" [{place.low:,.0f}, {place.high:,.0f}]; {place.share:.0%} of the draws cross" if place.n > 1 else ""
-            )
-            where = f" Their mean stays below zero from step {place.step:,.0f}{spread} ({seed_count(place.n)})."
+            row[f"{name} crossing"] = place.text()
+            where = f" Below zero from {place.text()} on."
+        words = found.verdict() if LAMBDA in group.fields else found.verdict("lower", "higher")
         findings.append(
-            f"{group.name} minus {base.name}, {name} loss at step {upto:,}: {found.text()}: {verdict(found)}.{where}"
+            f"{group.name} minus {base.name}, {name} loss at step {found.place}: {found.interval.text()}: {words}.{where}"
         )
     return row, findings
 

@@ -13,11 +13,11 @@ import sys
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound, verdict
-from analysis.effective_lr import Read
-from analysis.figures import Figure, Line, Panel, Style, line, styles
+from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound
+from analysis.effective_lr import Read, mean_line
+from analysis.figures import Figure, Line, Panel, Style, after_the_start, line, styles
 from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, group_runs
-from analysis.statistics import mean_and_band, smooth
+from analysis.statistics import smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -35,10 +35,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
     gaps = [row for group in groups if (row := _gap(group, groups)) is not None]
     for row in gaps:
         findings.append(
-            f"{row['run']} minus float32, training loss at step {row['step']:,}: {row['gap']}: {row['verdict']}."
+            f"{row['run']} minus float32, training loss at step {row['step']}: {row['gap']}: {row['verdict']}."
         )
+    losses = _lines(groups, looks, options, _losses)
     panels = [
-        Panel(options.xlabel, "training loss (nats per token)", _lines(groups, looks, options, _losses), ylog=True),
+        Panel(options.xlabel, "training loss (nats per token)", losses, limits=after_the_start(losses)),
         Panel(
             options.xlabel,
             "norm of the weights ‖w‖",
@@ -67,7 +68,7 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
     row["lowest smoothed loss"] = (
         round(float(smooth(losses, options.smoothing).min()), 4) if losses.notna().any() else None
     )
-    row["spikes"] = len(run.column("spike/loss")) + len(run.column("spike/grad_norm"))
+    row["updates with a spike"] = len(run.column("spike/loss").index.union(run.column("spike/grad_norm").index))
     row["skipped updates"] = int(run.column("nonfinite/skipped").max()) if len(run.column("nonfinite/skipped")) else 0
     norm, largest = run.column("weights/norm"), _largest(run)
     row["‖w‖"] = round(float(norm.iloc[-1]), 3) if len(norm) else None
@@ -83,10 +84,20 @@ def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
     ]
     if group.precision == "fp32" or not same:
         return None
-    found, upto = paired_final(group, same[0], TRAIN)
-    if not found.n:
-        return {"run": group.name, "step": upto, "gap": "–", "verdict": "no pair of sound runs with the same seeds"}
-    return {"run": group.name, "step": upto, "gap": found.text(), "verdict": verdict(found, "lower", "higher")}
+    found = paired_final(group, same[0], TRAIN)
+    if not found.interval.n:
+        return {
+            "run": group.name,
+            "step": found.place,
+            "gap": "–",
+            "verdict": "no pair of sound runs with the same seeds",
+        }
+    return {
+        "run": group.name,
+        "step": found.place,
+        "gap": found.interval.text(),
+        "verdict": found.verdict("lower", "higher"),
+    }
 
 
 def _losses(run: Run) -> pd.Series:
@@ -105,18 +116,11 @@ def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read:
     lines = []
     for group in groups:
         kept = sound(group)
-        curves = [options.placed(run, curve) for run in kept if len(curve := read(run))]
-        if curves:
-            lines.append(line(mean_and_band(curves)["mean"], group.name, looks[group.name]))
+        lines += mean_line(group, kept, looks[group.name], options, read)
         for run in group.runs:
             if run not in kept and len(curve := read(run)):
                 lines.append(
-                    line(
-                        options.placed(run, curve),
-                        f"{group.name}, seed {run.seeds}: diverged",
-                        looks[group.name],
-                        run.seeds,
-                    )
+                    line(options.placed(run, curve), f"{group.name}, seed {run.seeds}: diverged", looks[group.name], "")
                 )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from record.metrics import read_log
 from record.run import RunFolder
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
+STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
 SYMBOLS = {LAMBDA: "λ", RATE: "η"}
 SEEDS = "seeds."
 Key = tuple[tuple[str, str], ...]
@@ -112,11 +114,20 @@ def _is_run(path: Path) -> bool:
 def _of_sweep(sweep_file: str, root: Path, notes: list[str]) -> list[Path]:
     _, stages = expand(sweep_file, root, read_summary)
     cells = all_cells(stages)
-    places = [[c.folder] if c.id else sorted(c.folder.parent.glob(f"{glob.escape(c.label)}-*")) for c in cells]
-    found = [path for paths in places for path in paths if _is_run(path)]
+    places = [[c.folder] if c.id else _with_label(c.folder.parent, c.label) for c in cells]
+    found = [path for path in dict.fromkeys(path for paths in places for path in paths) if _is_run(path)]
     if missing := len(cells) - len(found):
         notes.append(f"{sweep_file}: {missing} of its {len(cells)} runs have no folder in {root} yet")
     return found
+
+
+def _with_label(root: Path, label: str) -> list[Path]:
+    """Folders LABEL-ID; not those of another cell whose label begins with this one."""
+    return [
+        path
+        for path in sorted(root.glob(f"{glob.escape(label)}-*"))
+        if re.fullmatch("[0-9a-f]{10}", path.name[len(label) + 1 :])
+    ]
 
 
 def load_run(path: Path) -> Run:
@@ -130,7 +141,31 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"{path} is not a readable run folder: {error}") from None
     rows, problems, superseded = read_log(folder.metrics)
     fields = flatten(config) | {key: experiment[key] for key in ("data.digest",) if key in experiment}
-    return Run(path, fields, set(experiment), status, folder.read_plan(), _table(rows), problems, superseded)
+    varied = set(experiment) - {"branch.digest", "schedule.match.digest"}  # of one run each: told by what that run was
+    for name, given, digest in (
+        (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
+        (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),
+    ):
+        if given:
+            fields[name] = _told(path, str(given), fields, varied) or digest or given
+            varied.add(name)
+    return Run(path, fields, varied, status, folder.read_plan(), _table(rows), problems, superseded)
+
+
+def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
+    """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
+    place, step = parse_reference(reference)
+    folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
+    if folder is None:
+        return ""
+    try:
+        theirs = flatten(json.loads(folder.config.read_text(encoding="utf-8")))
+        names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=_importance)
+    except (OSError, ValueError):
+        return ""
+    kept = [n for n in names if not n.startswith((SEEDS, "data.digest", "branch.", "schedule.match."))]
+    parts = [f"{field_name(n)} {shown(theirs.get(n))}" for n in kept if theirs.get(n) != fields.get(n)]
+    return " ".join([*parts, *([f"step {step}"] if step is not None else [])]) or "the same"
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -151,13 +186,12 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing_fields(runs: list[Run]) -> list[str]:
     """The experiment's fields in which the runs are not all alike; λ, η and precision first."""
     names = set().union(*(run.varied for run in runs))
-    if "schedule.match.reference" in names:
-        names.discard("schedule.match.digest")  # follows from the reference
-    if "branch.origin" in names:
-        names.discard("branch.digest")
-    first = {LAMBDA: 0, RATE: 1, PRECISION: 2}
     differing = [name for name in names if len({json.dumps(run.fields.get(name)) for run in runs}) > 1]
-    return sorted(differing, key=lambda name: (first.get(name, 3), name))
+    return sorted(differing, key=_importance)
+
+
+def _importance(field: str) -> tuple[int, str]:
+    return {LAMBDA: 0, RATE: 1, PRECISION: 2}.get(field, 3), field
 
 
 def label(run: Run, fields: list[str]) -> str:
@@ -211,7 +245,7 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
         members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
     groups, notes = [], []
     for inside in members.values():
-        name = label(inside[0], names)
+        name = label(inside[0], names) if names or len(inside) == 1 else "all runs"
         groups.append(Group(name, {field: inside[0].fields.get(field) for field in names}, inside))
         if hidden := [field for field in differing_fields(inside) if not field.startswith(SEEDS)]:
             notes.append(f"{name}: its {len(inside)} runs differ in more than seeds: {', '.join(hidden)}")
@@ -227,13 +261,29 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def baseline_of(group: Group, groups: list[Group]) -> Group:
-    """The group that differs from `group` in λ alone and has the smallest λ."""
+    """The group that differs from `group` in λ alone and has the smallest λ; where λ does not vary, the first group."""
+    if all(LAMBDA not in g.fields for g in groups):
+        return groups[0]
     rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
     alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]
     return min(alike, key=lambda g: g.decay)
 
 
 def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
-    """Runs of the two groups with the same seeds: same initial weights, same windows in every step."""
-    known = {run.seeds: run for run in base.runs}
-    return [(run, known[run.seeds]) for run in group.runs if run.seeds in known]
+    """Twins of the two groups: the same seeds, so the same initial weights and the same windows in every step, and alike in
+    every field but those that the groups differ in."""
+    compared = {name for name in {*group.fields, *base.fields} if group.fields.get(name) != base.fields.get(name)}
+
+    def alike(one: Run, other: Run) -> bool:
+        names = (one.varied | other.varied) - compared
+        return one.seeds == other.seeds and all(one.fields.get(name) == other.fields.get(name) for name in names)
+
+    return [(run, twin) for run in group.runs for twin in base.runs if alike(run, twin)]
+
+
+def by_seed(values: list[tuple[Run, float]]) -> list[float]:
+    """One value a seed: the mean over runs that share their seeds, so that copies count once."""
+    found: dict[str, list[float]] = {}
+    for run, value in values:
+        found.setdefault(run.seeds, []).append(value)
+    return [sum(members) / len(members) for members in found.values()]

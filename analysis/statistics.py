@@ -80,7 +80,7 @@ def crossing(difference: pd.Series) -> float | None:
     """
     values, steps = difference.to_numpy(), difference.index.to_numpy(dtype=float)
     above = np.flatnonzero(values >= 0)
-    if not len(above) or above[-1] == len(values) - 1:
+    if not (values > 0).any() or above[-1] == len(values) - 1:
         return None
     i = above[-1]
     return float(steps[i] + (steps[i + 1] - steps[i]) * values[i] / (values[i] - values[i + 1]))
@@ -88,33 +88,34 @@ def crossing(difference: pd.Series) -> float | None:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the mean of `n` differences crosses; `share` of the bootstrap's draws do, `low` to `high` (95 %)."""
+    """Where the mean of `n` differences crosses zero; before `low` its 95 % t band lay above zero at last, from `high` on it
+    lies below zero (NaN: never, or one seed)."""
 
     step: float
     low: float
     high: float
-    share: float
     n: int
 
+    def text(self) -> str:
+        if self.n < 2:
+            return f"step {self.step:,.0f} (1 seed)"
+        low, high = (f"{end:,.0f}" if np.isfinite(end) else "…" for end in (self.low, self.high))
+        return f"step {self.step:,.0f} [{low}, {high}] ({seed_count(self.n)})"
 
-def crossing_interval(curves: list[pd.Series], draws: int = 1000) -> Crossing | None:
-    """The crossing of the mean over seeds, with a bootstrap over seeds; None if the mean does not cross."""
+
+def crossing_interval(curves: list[pd.Series]) -> Crossing | None:
+    """The crossing of the mean over seeds, with the steps between which its t band holds zero; None if the mean does not cross."""
     if not curves:
         return None
-    table = pd.concat(curves, axis=1).dropna()
-    step = crossing(table.mean(axis=1))
+    band = mean_and_band(curves)
+    step = crossing(band["mean"])
     if step is None:
         return None
-    if len(curves) < 2:
-        return Crossing(step, float("nan"), float("nan"), 1.0, 1)
-    few = table.iloc[:: max(1, len(table) // 500)]
-    dice, found = np.random.default_rng(0), []
-    for _ in range(draws):
-        means = few.to_numpy()[:, dice.integers(0, len(curves), len(curves))].mean(axis=1)
-        found.append(crossing(pd.Series(means, index=few.index)))
-    places = [place for place in found if place is not None]
-    low, high = np.quantile(places, [0.025, 0.975]) if places else (np.nan, np.nan)
-    return Crossing(step, float(low), float(high), len(places) / draws, len(curves))
+    steps = band.index.to_numpy(dtype=float)
+    above, not_below = np.flatnonzero((band["low"] > 0) & (steps <= step)), np.flatnonzero(~(band["high"] < 0))
+    low = steps[above[-1]] if len(above) else np.nan
+    high = steps[not_below[-1] + 1] if len(not_below) and not_below[-1] + 1 < len(steps) else np.nan
+    return Crossing(step, float(low), float(high), len(curves))
 
 
 def diverged_at(loss: pd.Series, margin: float = MARGIN) -> int | None:
@@ -131,30 +132,37 @@ def diverged_at(loss: pd.Series, margin: float = MARGIN) -> int | None:
     return int(smoothed.index[first]) if first < len(values) else None
 
 
-def optimum(decays: list[float], losses: list[list[float]], draws: int = 2000) -> dict[str, float] | None:
+def optimum(table: pd.DataFrame, draws: int = 2000) -> dict[str, float] | None:
     """The λ > 0 with the lowest loss: the minimum of a parabola through the mean losses in log λ, within the λ tried.
 
-    `losses[i]` are those of λ_i by seed. Returns `decay`, `low`, `high` (95 %, bootstrap over seeds; NaN for one seed),
-    `inside`: the fraction of draws whose minimum is not at an end. None for fewer than three λ > 0.
+    `table`: losses, a row a seed and a column a λ. Seeds that lack a λ are left out: a seed's own level would tilt the
+    parabola. Returns `decay`, `seeds`, `low` and `high` (quantiles of a bootstrap over whole seeds, which for a few seeds is too
+    narrow; NaN for one), and `inside`: the fraction of draws whose minimum is not at an end. None for fewer than three λ > 0.
     """
-    known = [(np.log(d), np.array(row, float)) for d, row in zip(decays, losses, strict=True) if d > 0 and len(row)]
-    if len(known) < 3:
+    known = table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
+    if known.shape[1] < 3 or known.empty:
         return None
-    x = np.array([place for place, _ in known])
+    x, losses = np.log([float(str(decay)) for decay in known]), known.to_numpy(dtype=float)
 
-    def lowest(rows: list[np.ndarray]) -> float:
-        parabola = np.polynomial.Polynomial.fit(x, [float(row.mean()) for row in rows], 2).convert()
+    def lowest(rows: np.ndarray) -> float:
+        parabola = np.polynomial.Polynomial.fit(x, rows.mean(axis=0), 2).convert()
         vertex = (
             -parabola.coef[1] / (2 * parabola.coef[2]) if len(parabola.coef) > 2 and parabola.coef[2] > 0 else x.min()
         )
         return float(min((x.min(), x.max(), float(np.clip(vertex, x.min(), x.max()))), key=parabola))
 
-    best = lowest([row for _, row in known])
+    best = lowest(losses)
     found = [best]
     low = high = float("nan")
-    if min(len(row) for _, row in known) > 1:
+    if len(losses) > 1:
         dice = np.random.default_rng(0)
-        found = [lowest([dice.choice(row, len(row)) for _, row in known]) for _ in range(draws)]
+        found = [lowest(losses[dice.integers(0, len(losses), len(losses))]) for _ in range(draws)]
         low, high = np.exp(np.quantile(found, [0.025, 0.975]))
     inside = float(np.mean([x.min() < place < x.max() for place in found]))
-    return {"decay": float(np.exp(best)), "low": float(low), "high": float(high), "inside": inside}
+    return {
+        "decay": float(np.exp(best)),
+        "seeds": len(losses),
+        "low": float(low),
+        "high": float(high),
+        "inside": inside,
+    }

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, divergence, sound
+from analysis.compare import TRAIN, VALIDATION, divergence, ended
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
 from analysis.runs import LAMBDA, RATE, Group, Run, field_name, group_runs, label, shown
 from analysis.statistics import final, interval, optimum, seed_count
@@ -50,11 +50,6 @@ def analyse(runs: list[Run], options: Options) -> Result:
     return Result("sweep", "Sweep", findings, figures, tables, notes)
 
 
-def ended(group: Group) -> list[Run]:
-    """The runs that are done and did not diverge: their ends compare."""
-    return [run for run in sound(group) if run.state == "done"]
-
-
 def loss_of(run: Run, evaluated: bool) -> float:
     return final(run.column(TRAIN)) if not evaluated else float(run.column(VALIDATION).iloc[-1])
 
@@ -82,7 +77,7 @@ def _families(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
-    values = [(place_of(g.decay, positive), interval([loss_of(run, evaluated) for run in ended(g)])) for g in members]
+    values = [(place_of(g.decay, positive), interval(list(seed_losses(g, evaluated).values()))) for g in members]
     values = [(place, value) for place, value in values if value.n]
     if not values or not positive:
         return []
@@ -99,24 +94,38 @@ def place_of(decay: float, positive: list[float]) -> float:
 
 
 def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[list[str], list[dict[str, object]]]:
-    losses = [[loss_of(run, evaluated) for run in ended(group)] for group in members]
-    known = [(group, interval(row)) for group, row in zip(members, losses, strict=True) if row]
-    if len(known) < 2:
+    losses = {group.decay: seed_losses(group, evaluated) for group in members}
+    table = pd.DataFrame({decay: pd.Series(row) for decay, row in losses.items() if row})
+    shared = table.dropna()
+    if table.shape[1] < 2 or shared.empty:
         return [], []
-    lowest = min(known, key=lambda pair: pair[1].mean)
-    sentence = f"{rest}: the lowest mean {name} loss is {lowest[1].mean:.4f} at λ = {lowest[0].decay:g} ({seed_count(lowest[1].n)})"
-    fit = optimum([group.decay for group in members], losses)
+    lowest = shared.mean().idxmin()
+    claim = " (no claim)" if len(shared) < 2 else ""
+    sentence = (
+        f"{rest}: over the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
+        f"{shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
+    )
+    fit = optimum(table)
     if fit is None:
         return [sentence + "; a parabola needs three λ above zero."], []
-    seeds = min(len(row) for group, row in zip(members, losses, strict=True) if group.decay > 0 and row)
-    row: dict[str, object] = {"runs": rest, "seeds": seeds} | {k: float(f"{v:.4g}") for k, v in fit.items()}
-    spread = f", 95 % [{fit['low']:.3g}, {fit['high']:.3g}]" if seeds > 1 else " (one seed: no interval, no claim)"
+    row: dict[str, object] = {"runs": rest} | {k: float(f"{v:.4g}") for k, v in fit.items()}
+    spread = f", bootstrap over {seed_count(int(fit['seeds']))} [{fit['low']:.3g}, {fit['high']:.3g}]"
     edge = (
-        ""
-        if fit["inside"] > 0.95
-        else f"; in {1 - fit['inside']:.0%} of the draws at an end of the λ tried: try others"
+        f"; in {1 - fit['inside']:.0%} of the draws at an end of the λ tried: try others"
+        if fit["inside"] < 0.95
+        else ""
     )
-    return [f"{sentence}; the parabola's minimum is at λ = {fit['decay']:.3g}{spread}{edge}."], [row]
+    return [
+        f"{sentence}; the parabola's minimum is at λ = {fit['decay']:.3g}{spread if fit['seeds'] > 1 else ' (no interval)'}{edge}."
+    ], [row]
+
+
+def seed_losses(group: Group, evaluated: bool) -> dict[str, float]:
+    """Seeds → loss at the end, of the runs that ended."""
+    found: dict[str, list[float]] = {run.seeds: [] for run in ended(group)}
+    for run in ended(group):
+        found[run.seeds].append(loss_of(run, evaluated))
+    return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
 def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
@@ -132,7 +141,7 @@ def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
             continue
         z = np.full((len(decays), len(rates)), np.nan)
         for group in members:
-            losses = [loss_of(run, evaluated) for run in ended(group)]
+            losses = list(seed_losses(group, evaluated).values())
             place = decays.index(group.decay), rates.index(float(group.runs[0].fields[RATE]))
             z[place] = np.mean(losses) if losses else np.nan
         panels.append(

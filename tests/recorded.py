@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ Curve = Callable[[np.ndarray], np.ndarray]
 
 def base_curve(step: np.ndarray) -> np.ndarray:
     return np.asarray(3 + 4 * np.exp(-step / 150))
+
+
+def digest(reference: str) -> str:
+    return hashlib.sha256(reference.encode()).hexdigest()
 
 
 def write_run(
@@ -51,6 +56,12 @@ def write_run(
     config = merge(
         {"name": path.name, "precision": "fp32", "branch": None, "numerics": {"divergence_margin": None}}, experiment
     )
+    # In the identity a digest stands for another run, as in configs/identity.py.
+    if experiment.get("branch"):
+        experiment = {**experiment, "branch": {"digest": digest(experiment["branch"]["origin"])}}
+    if experiment["schedule"].get("match"):
+        match = {"digest": digest(experiment["schedule"]["match"]["reference"])}
+        experiment = {**experiment, "schedule": {**experiment["schedule"], "match": match}}
     folder.create(config, config, {**experiment, "data": {"digest": "d" * 64}}, {"n_parameters": 1000})
     every = np.arange(steps + 1)
     train = curve(every) + noise * np.random.default_rng(seed).standard_normal(steps + 1)

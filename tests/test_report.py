@@ -86,6 +86,10 @@ def shown(browser: webdriver.Chrome, key: str) -> dict[str, Any]:
     return dict(browser.execute_script(script, key))
 
 
+def figures(browser: webdriver.Chrome) -> list[str]:
+    return sorted({plot.get_attribute("data-figure") or "" for plot in browser.find_elements(By.CSS_SELECTOR, ".plot")})
+
+
 @needs_browser
 def test_page_is_whole_and_asks_nothing(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if the page needs the network, logs an error, leaves a figure undrawn, or a run's name is taken for HTML."""
@@ -114,6 +118,7 @@ def test_lines_are_switched(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a switch or a legend's entry leaves its lines shown, in any panel, or hides others."""
     browser.get(page.as_uri())
     figure = "loss_curves-loss"
+    every = [shown(browser, name) for name in figures(browser)]
     before = shown(browser, figure)
     assert set(before) == {"0", "1"}
     assert not any("seed" in name for names in before.values() for name in names)
@@ -124,7 +129,9 @@ def test_lines_are_switched(page: Path, browser: webdriver.Chrome) -> None:
     for panel, names in shown(browser, figure).items():
         assert len(names) < len(before[panel])
     browser.execute_script("arguments[0].click()", entry)
-    assert shown(browser, figure) == before
+    assert [shown(browser, name) for name in figures(browser)] == every, (
+        "off and on again is as before, in every figure"
+    )
     box = browser.find_element(By.CSS_SELECTOR, 'input[data-key="λ"][value="0"]')
     browser.execute_script("arguments[0].click()", box)
     for names in shown(browser, figure).values():
@@ -167,6 +174,18 @@ def test_width(width: int, page: Path, browser: webdriver.Chrome) -> None:
     for plot in browser.find_elements(By.CSS_SELECTOR, ".plot"):
         assert plot.size["width"] <= outer
         assert plot.find_element(By.CSS_SELECTOR, ".main-svg").size["width"] <= outer
+
+
+@needs_browser
+def test_print(page: Path, browser: webdriver.Chrome) -> None:
+    """Breaks if a table is cut off on paper, or what only a screen can use is printed."""
+    browser.set_window_size(760, 900)
+    browser.get(page.as_uri())
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    script = "return [...document.querySelectorAll('table')].map(t => [t.scrollWidth, t.closest('.wide').clientWidth])"
+    for inner, outer in browser.execute_script(script):
+        assert inner <= outer
+    assert not browser.find_element(By.CSS_SELECTOR, ".switches").is_displayed()
 
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
