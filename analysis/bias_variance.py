@@ -113,7 +113,7 @@ def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
         value = interval(list(rows[part]))
         if value.n:
             found[title] = round(value.mean, 4)
-        if value.n > 1 and part in ("variance", "bias"):
+        if value.n > 1 and part in ("variance", "bias", "ema"):
             found[f"{title} ±"] = round(value.high - value.mean, 4)
     return found
 
@@ -127,6 +127,8 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
             lines.append(band(mean_and_band(curves), group.name, looks[group.name]))
         rows = table[table["group"] == group.name]
         lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
+        cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
+        lines += _points(rows, "ema", f"{group.name}, average of the weights", cross, _scale(group, options))
         published = branch_curve(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
         if published is not None:
             x, y = published.index.to_numpy(dtype=float) * _scale(group, options), published.to_numpy()

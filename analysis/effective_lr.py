@@ -26,6 +26,11 @@ from configs.cost import kind_of
 
 Read = Callable[[Run], pd.Series]
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
+EXPECTED = {
+    "rotation": "rotation",
+    "update": "rotation",
+    "rms": "rms",
+}  # in equilibrium the relative update is the rotation
 MATCHED, PLAIN = "matched", "at its own rate"
 LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
@@ -109,12 +114,16 @@ def _by_kind(
     panels = []
     for kind in kinds:
         lines = _lines(groups, looks, options, _probe(f"probe/{quantity}/kind:{kind}"))
-        for group in groups if quantity in ("rotation", "rms") else []:
+        for group in groups if quantity in EXPECTED else []:
             look, expected = looks[group.name], Group(f"{group.name}, predicted", group.fields, group.runs)
-            read = partial(predicted, quantity=quantity, kind=kind)
+            read = partial(predicted, quantity=EXPECTED[quantity], kind=kind)
             lines += mean_line(expected, sound(group), Style(look.colour, "dot", look.keys), options, read)
         panels.append(Panel(options.xlabel, ylabel, lines, title=kind, ylog=True))
-    caption = {"rotation": " Dotted: √(2ηλ(1−β₁)/(1+β₁)).", "rms": " Dotted: √(η/2λ)."}.get(quantity, "")
+    caption = {
+        "rotation": " Dotted: √(2ηλ(1−β₁)/(1+β₁)).",
+        "update": " Dotted: the predicted rotation.",
+        "rms": " Dotted: √(η/2λ).",
+    }.get(quantity, "")
     return Figure(name, f"{ylabel[0].upper()}{ylabel[1:]} by kind of tensor.{caption}", [p for p in panels if p.lines])
 
 

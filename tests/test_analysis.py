@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import advise, bias_variance, effective_lr, generalisation, loss_curves, precision, sweep, theory
+from analysis import advise, bias_variance, effective_lr, generalisation, laws, loss_curves, precision, sweep, theory
 from analysis.command import Options, write
 from analysis.compare import divergence, paired_final
 from analysis.published import COSINE, published_lines
@@ -428,12 +428,12 @@ def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a formula and its simulation part, or a wrong formula would pass."""
     assert theory.main([]) == 0
     assert "False" not in capsys.readouterr().out
-    bias, variance = theory.quadratic(0.05, 0.0, 1.0, 1.0, 3.0, 0.0, 2000)
+    bias, variance = laws.quadratic(0.05, 0.0, 1.0, 1.0, 3.0, 0.0, 2000)
     assert bias[0] == pytest.approx(4.5)
     assert variance[-1] == pytest.approx(0.05 / (1.0 * (2 - 0.05)) / 2)  # (h/2)·ηs²/(h(2 − ηh))
     assert not theory.Check("", "", 1.0, 1.06, 0.05).holds
-    one = theory.regression(0.05, 0.1, np.array([1.0]), np.array([1.0]), 0.0, 10**9, 50)
-    exact = theory.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
+    one = laws.regression(0.05, 0.1, np.array([1.0]), np.array([1.0]), 0.0, 10**9, 50)
+    exact = laws.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
     assert one[0] == pytest.approx(exact[0])  # one input and an endless batch: the quadratic
     assert theory.main(["--copies", "10"]) == 2
 
