@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from analysis.figures import Figure, save
+from analysis.draw import save
+from analysis.figures import Figure
 from analysis.runs import Run, find_runs, load_run
 from analysis.statistics import SMOOTHING
 

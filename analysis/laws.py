@@ -1,4 +1,4 @@
-"""Closed forms and simulations of SGD and sign descent with decay, and of AdamW on noise; analysis/theory.py sets them side by side.
+"""Closed forms and simulations of SGD and sign descent with decay, and of AdamW on noise; analysis/theory.py compares them.
 
 All with decoupled decay, w ← (1 − ηλ)w − η·step, and Gaussian gradient noise of variance s².
 """

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
 from analysis.command import Analysis, Options, Result, add_runs, load_runs, options_of, parser_of, write
-from analysis.figures import plotly
+from analysis.draw import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
 
 ALL: dict[str, Analysis] = {
