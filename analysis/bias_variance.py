@@ -21,7 +21,7 @@ from analysis.compare import VALIDATION, divergence, one_a_seed, reached, sound,
 from analysis.effective_lr import effective_lr, find_run
 from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
 from analysis.published import branch_curve, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, Group, Run, baseline_of, differing_fields, group_runs
+from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, group_runs
 from analysis.statistics import Interval, interval, mean_and_band
 from analysis.sweep import place_of
 
@@ -72,7 +72,7 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
             branches[str(trunk.path), step] = run
     if len(branches) < len(known) - len(notes):
         notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
-    ignored = ("branch.", SEEDS, "data.digest")
+    ignored = ("branch.", SEEDS, STARTS, "data.digest")
     if unlike := [name for name in differing_fields(list(branches.values())) if not name.startswith(ignored)]:
         notes.append(f"the branches differ in {', '.join(unlike)}: their ends may not compare")
     return trunks, branches, notes
@@ -107,10 +107,15 @@ def _ended(branch: Run) -> bool:
     return branch.state == "done" and divergence(branch) is None
 
 
+def over_seeds(rows: pd.DataFrame, part: str) -> Interval:
+    """One value a seed."""
+    return interval(list(rows.groupby("seeds")[part].mean()))
+
+
 def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
-    found: dict[str, object] = {"run": key[0], "step": key[1], "seeds": len(rows)}
+    found: dict[str, object] = {"run": key[0], "step": key[1], "seeds": rows["seeds"].nunique()}
     for part, title in PARTS.items():
-        value = interval(list(rows[part]))
+        value = over_seeds(rows, part)
         if value.n:
             found[title] = round(value.mean, 4)
         if value.n > 1 and part in ("variance", "bias", "ema"):
@@ -150,7 +155,7 @@ def _scale(group: Group, options: Options) -> float:
 def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step") -> list[Line]:
     """Mean and interval over seeds at every step."""
     found = [
-        (rows[x][rows["step"] == step].mean() * scale, interval(list(rows[part][rows["step"] == step])))
+        (rows[x][rows["step"] == step].mean() * scale, over_seeds(rows[rows["step"] == step], part))
         for step in dict.fromkeys(rows["step"])
     ]
     found = [(place, value) for place, value in found if value.n]
@@ -248,7 +253,7 @@ def _cheap(table: pd.DataFrame) -> list[str]:
     gap = interval(list((known["ema"] - known["branch"]).groupby(known["seeds"]).mean()))
     return [
         f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
-        f"together); its loss lies {gap.text()} nats from theirs."
+        f"together); its loss lies {gap.text()} nats from theirs.{'' if share.n > 1 else ' One seed: no claim.'}"
     ]
 
 

@@ -45,7 +45,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
             Panel(options.xlabel, "validation loss (nats per token)", _curves(groups, VALIDATION, looks, options)),
         ],
     )
-    extra = published_lines(trunks, options)
+    if extra := published_lines(trunks, options):
+        notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")
     losses = Figure(
         losses.name, losses.caption, [_limited(p, extra if i == 0 else []) for i, p in enumerate(losses.panels)]
     )

@@ -163,6 +163,7 @@ def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
     assert "removes +0.92 [+0.9" in text
     rates_panel = result.figures[2].panels[0]
     assert rates_panel.lines[0].x == pytest.approx([0.02, 0.02])
+    assert not result.notes
     with pytest.raises(ValueError, match="no branch of one of these runs"):
         bias_variance.analyse(load(paths[0]), PLAIN)
 
