@@ -34,16 +34,12 @@ def save(figure: Figure, out: Path) -> list[Path]:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        across = max(
-            1, round(10 * columns * 5.6 / (6 + max(map(len, handles))))
-        )  # as many as fit, about ten letters an inch
-        place: dict[str, Any] = {
-            "loc": "outside lower center",
-            "ncols": min(across, len(handles)),
-            "frameon": False,
-            "fontsize": 9,
-        }
+        across = min(
+            len(handles), max(1, round(10 * columns * 5.6 / (6 + max(map(len, handles)))))
+        )  # ten letters an inch
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": across, "frameon": False, "fontsize": 9}
         drawing.legend(handles.values(), handles.keys(), **place)
+        drawing.set_size_inches(5.6 * columns, 3.9 * rows + 0.2 * -(-len(handles) // across))
     paths = [out / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths[:2]:
         drawing.savefig(path, dpi=150)
