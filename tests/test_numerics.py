@@ -104,7 +104,7 @@ def test_divergence_as_an_outcome(config_file: ConfigFile, tmp_path: Path) -> No
     wild = {"schedule": {"steps": 200, "kind": "constant"}, "optim": {"lr": 0.003, "grad_clip": 0}, "log": {"every": 1}}
     wild |= {"checkpoint": {"at": [100]}}
     finish(start(config_file(wild), tmp_path / "trunk"))
-    hot = {"optim": {"lr": 3.0}, "schedule": {"steps": 100}}
+    hot = {"optim": {"lr": 3.0, "weight_decay": 0.1}, "schedule": {"steps": 100}}
     margin = {"numerics": {"divergence_margin": 1.0, "spike_deviations": 4.0}}
     branch = ["--branch", f"{tmp_path / 'trunk'}@100"]
     finish(start(config_file(wild, hot, {"numerics": {"spike_deviations": 0}}), tmp_path / "plain", *branch))
