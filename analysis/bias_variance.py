@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import VALIDATION, divergence, one_a_seed, reached, sound, verdict
-from analysis.effective_lr import effective_lr, find_run
+from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, verdict
+from analysis.effective_lr import effective_lr
 from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
 from analysis.published import branch_curve, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, group_runs
+from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run, group_runs
 from analysis.statistics import Interval, interval, mean_and_band
 from analysis.sweep import place_of
 
@@ -87,7 +86,7 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
             averages = [column for column in map(str, trunk.metrics) if column.startswith(f"{VALIDATION}_ema")]
             for (path, step), branch in branches.items():
                 ends = branch.column(VALIDATION)
-                if path != str(trunk.path) or step not in losses.index or not _ended(branch) or ends.empty:
+                if path != str(trunk.path) or step not in losses.index or not is_ended(branch) or ends.empty:
                     continue
                 row = {"group": group.name, "λ": group.decay, "seeds": trunk.seeds, "step": step, "loss": losses[step]}
                 row |= {"branch": ends.iloc[-1], "variance": losses[step] - ends.iloc[-1]}
@@ -103,13 +102,9 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
     return table
 
 
-def _ended(branch: Run) -> bool:
-    return branch.state == "done" and divergence(branch) is None
-
-
 def over_seeds(rows: pd.DataFrame, part: str) -> Interval:
     """One value a seed."""
-    return interval(list(rows.groupby("seeds")[part].mean()))
+    return interval(rows.groupby("seeds")[part].mean())
 
 
 def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
@@ -208,12 +203,8 @@ def _against_decay(table: pd.DataFrame) -> Figure:
         for i, step in enumerate(steps):
             look = Style(shade(i, len(steps)), "solid", {})
             here = rows[rows["step"] == step]
-            found = [
-                one
-                for _, family in here.groupby("group", sort=False)
-                for one in _points(family, part, "", look, x="place")
-            ]
-            lines += [replace(one, name=f"step {step:,}") for one in found]
+            for _, family in here.groupby("group", sort=False):
+                lines += _points(family, part, f"step {step:,}", look, x="place")
         ticks = {place: f"{decay:g}" for decay, place in places.items()}
         panels.append(Panel("weight decay λ", f"{PARTS[part]} (nats)", lines, xlog=True, zero=True, ticks=ticks))
     return Figure("parts_against_decay", "Both parts against λ, at every checkpoint with a branch.", panels)

@@ -32,9 +32,13 @@ def sound(group: Group) -> list[Run]:
     return [run for run in group.runs if divergence(run) is None]
 
 
+def is_ended(run: Run) -> bool:
+    """Whether it is done and did not diverge: then its end compares."""
+    return run.state == "done" and divergence(run) is None
+
+
 def ended(group: Group) -> list[Run]:
-    """The runs that are done and did not diverge: their ends compare."""
-    return [run for run in sound(group) if run.state == "done"]
+    return [run for run in group.runs if is_ended(run)]
 
 
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:

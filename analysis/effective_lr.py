@@ -12,15 +12,14 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, one_a_seed, reached, sound
+from analysis.compare import TRAIN, divergence, is_ended, one_a_seed, reached, sound
 from analysis.figures import Figure, Line, Panel, Style, line, styles
-from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, group_runs
+from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run, group_runs
 from analysis.statistics import final, interval, mean_and_band, smooth
 from configs.cost import kind_of
 
@@ -186,15 +185,11 @@ def _matched(
                     )
                     name = f"{group_of[other]} − {group_of[reference]}"
                     distances.append(line(options.placed(run, curve), name, style, ""))
-                if (
-                    divergence(other) is None
-                    and divergence(reference) is None
-                    and "done" == other.state == reference.state
-                ):
+                if is_ended(other) and is_ended(reference):
                     ends[title].append((run, final(difference)))
             rows.append(row)
         if ends[MATCHED]:
-            texts = [f"{title} {interval(by_seed(known)).text()}" for title, known in ends.items() if known]
+            texts = [f"{title} {interval(by_seed(known).values()).text()}" for title, known in ends.items() if known]
             claim = "" if len(by_seed(ends[MATCHED])) > 1 else " One seed: no claim."
             findings.append(f"{group.name}, minus its reference's final training loss: {'; '.join(texts)} nats.{claim}")
     panels = [
@@ -223,14 +218,6 @@ def _laid_over(
 def _around(lines: list[Line]) -> tuple[float, float]:
     limit = 1.2 * max((float(np.nanmax(np.abs(one.y[len(one.y) // 10 :]))) for one in lines if len(one.y)), default=1.0)
     return -limit, limit
-
-
-def find_run(path: Path, runs: list[Run]) -> Run | None:
-    """The run of this folder, or, where folders were moved, of this name."""
-    for run in runs:
-        if run.path.resolve() == path.resolve():
-            return run
-    return next((run for run in runs if run.path.name == path.name), None)
 
 
 def _unmatched(run: Run, runs: list[Run]) -> Run | None:

@@ -26,13 +26,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
     rows, known_runs = [], {run for group in groups for run in ended(group)}
     for group in groups:
-        gaps = interval(by_seed([(run, gap(run)) for run in ended(group)]))
+        gaps = interval(by_seed([(run, gap(run)) for run in ended(group)]).values())
         row: dict[str, object] = {"run": group.name, "seeds": gaps.n, "gap at the end (nats)": gaps.text()}
         base = baseline_of(group, groups)
         if base is not group:
-            change = interval(
-                by_seed([(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs])
-            )
+            twins = [(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs]
+            change = interval(by_seed(twins).values())
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
                 row["verdict"] = verdict(change, "smaller", "larger") if change.n > 1 else "one seed: no claim"

@@ -37,19 +37,14 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if len(trunks) < len(runs):
         notes.append(f"{len(runs) - len(trunks)} branches are left out; analysis.bias_variance shows them")
     looks = styles(groups)
-    losses = Figure(
-        "loss",
-        "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds.",
-        [
-            Panel(options.xlabel, "training loss (nats per token)", _curves(groups, TRAIN, looks, options)),
-            Panel(options.xlabel, "validation loss (nats per token)", _curves(groups, VALIDATION, looks, options)),
-        ],
-    )
-    if extra := published_lines(trunks, options):
+    if published := published_lines(trunks, options):
         notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")
-    losses = Figure(
-        losses.name, losses.caption, [_limited(p, extra if i == 0 else []) for i, p in enumerate(losses.panels)]
-    )
+    panels = []
+    for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", [])):
+        lines = _curves(groups, column, looks, options) + extra
+        panels.append(Panel(options.xlabel, f"{name} loss (nats per token)", lines, limits=after_the_start(lines)))
+    caption = "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds."
+    losses = Figure("loss", caption, panels)
     figures, rows, findings = [losses], [], []
     compared = [(group, baseline_of(group, groups)) for group in groups]
     if any(group is not base for group, base in compared):
@@ -85,11 +80,6 @@ def _mean_lines(name: str, curves: list[tuple[Run, pd.Series]], look: Style, opt
     return [band(mean_and_band(known), name, look), *seed_lines(each, look)]
 
 
-def _limited(panel: Panel, extra: list[Line]) -> Panel:
-    lines = panel.lines + extra
-    return Panel(panel.xlabel, panel.ylabel, lines, limits=after_the_start(lines))
-
-
 def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], options: Options) -> Figure:
     panels = []
     for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
@@ -116,9 +106,10 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
     upto = common_step([run.last_step for run in kept])
     known = [run for run in kept if run.last_step >= upto]
     row: dict[str, object] = {"run": group.name, "seeds": len({run.seeds for run in known}), "step": upto}
-    row["training loss"] = round(interval(by_seed([(run, final(run.column(TRAIN), upto)) for run in known])).mean, 4)
+    means = by_seed([(run, final(run.column(TRAIN), upto)) for run in known])
+    row["training loss"] = round(interval(means.values()).mean, 4)
     ends = [(run, v.iloc[-1]) for run in known if len(v := run.column(VALIDATION).loc[1:upto])]
-    row["validation loss"] = round(interval(by_seed(ends)).mean, 4)
+    row["validation loss"] = round(interval(by_seed(ends).values()).mean, 4)
     findings = []
     if gone := [run for run in group.runs if run not in kept]:
         row["diverged"] = len(gone)

@@ -130,6 +130,14 @@ def _with_label(root: Path, label: str) -> list[Path]:
     ]
 
 
+def find_run(path: Path, runs: list[Run]) -> Run | None:
+    """The run of this folder, or, where folders were moved, of this name."""
+    for run in runs:
+        if run.path.resolve() == path.resolve():
+            return run
+    return next((run for run in runs if run.path.name == path.name), None)
+
+
 def load_run(path: Path) -> Run:
     """Read a run folder; works on unfinished runs. ValueError if it has no readable configuration."""
     folder = RunFolder(path)
@@ -281,9 +289,9 @@ def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
     return [(run, twin) for run in group.runs for twin in base.runs if alike(run, twin)]
 
 
-def by_seed(values: list[tuple[Run, float]]) -> list[float]:
-    """One value a seed: the mean over runs that share their seeds, so that copies count once."""
+def by_seed(values: list[tuple[Run, float]]) -> dict[str, float]:
+    """Seeds → value: the mean over runs that share their seeds, so that copies count once."""
     found: dict[str, list[float]] = {}
     for run, value in values:
         found.setdefault(run.seeds, []).append(value)
-    return [sum(members) / len(members) for members in found.values()]
+    return {seeds: sum(members) / len(members) for seeds, members in found.items()}

@@ -6,6 +6,7 @@ paired differences (same initial weights, same windows in every step) excludes z
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def seed_count(n: int) -> str:
     return f"{n} seed{'s' if n != 1 else ''}"
 
 
-def interval(values: list[float]) -> Interval:
+def interval(values: Iterable[float]) -> Interval:
     """Student's t over the finite values."""
     sample = np.array([value for value in values if np.isfinite(value)], dtype=float)
     if len(sample) < 2:

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.command import Options, Result, main_of
 from analysis.compare import TRAIN, VALIDATION, divergence, ended
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
-from analysis.runs import LAMBDA, RATE, Group, Run, field_name, group_runs, label, shown
+from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
 from analysis.statistics import final, interval, optimum, seed_count
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
@@ -77,7 +77,7 @@ def _families(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
-    values = [(place_of(g.decay, positive), interval(list(seed_losses(g, evaluated).values()))) for g in members]
+    values = [(place_of(g.decay, positive), interval(seed_losses(g, evaluated).values())) for g in members]
     values = [(place, value) for place, value in values if value.n]
     if not values or not positive:
         return []
@@ -122,10 +122,7 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
 
 def seed_losses(group: Group, evaluated: bool) -> dict[str, float]:
     """Seeds → loss at the end, of the runs that ended."""
-    found: dict[str, list[float]] = {run.seeds: [] for run in ended(group)}
-    for run in ended(group):
-        found[run.seeds].append(loss_of(run, evaluated))
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
+    return by_seed([(run, loss_of(run, evaluated)) for run in ended(group)])
 
 
 def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
@@ -147,17 +144,8 @@ def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
         panels.append(
             Panel("learning rate η", "weight decay λ", title=rest, heat=Heat(rates, decays, z, f"{name} loss (nats)"))
         )
-    return (
-        [
-            Figure(
-                "heat",
-                "Loss over η and λ; lines of equal ηλ (on the page labelled by log₁₀ ηλ). Empty: diverged, or not run.",
-                panels,
-            )
-        ]
-        if panels
-        else []
-    )
+    caption = "Loss over η and λ; lines of equal ηλ (on the page labelled by log₁₀ ηλ). Empty: diverged, or not run."
+    return [Figure("heat", caption, panels)]
 
 
 def main(argv: list[str] | None = None) -> int:

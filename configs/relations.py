@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.identity import differences, experiment, render_differences
 from configs.schedule import lr_at
@@ -19,8 +19,12 @@ def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) ->
     model = differences(ours.get("model", {}), origin.experiment.get("model", {}), "model.")
     if model:
         raise ValueError(f"branch.origin {config.branch.origin} is of another model:\n{render_differences(model)}")
-    if config.branch.optimizer == "keep":
-        _check_optimizer(config, origin)
+    asked, found = _optimizer(ours), _optimizer(origin.experiment)
+    if config.branch.optimizer == "keep" and asked != found:
+        raise ValueError(
+            f"branch.optimizer keep: this branch is of {asked}, the state in {origin.reference} of {found}; "
+            "set branch.optimizer to drop, or keep the trunk's algorithm and whether it has momentum"
+        )
     if config.branch.data == "restart":
         return 0
     order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
@@ -36,26 +40,11 @@ def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) ->
     return origin.windows
 
 
-def _check_optimizer(config: RunConfig, origin: Origin) -> None:
-    asked, found = (
-        (algorithm, momentum > 0 if algorithm == "sgd" else None)
-        for algorithm, momentum in (
-            (config.optim.algorithm, config.optim.momentum),
-            tuple(
-                origin.experiment.get("optim", {}).get(name, Optim.model_fields[name].default)
-                for name in ("algorithm", "momentum")
-            ),
-        )
-    )
-    if asked != found:
-        raise ValueError(
-            f"branch.optimizer keep: this branch is of {_optimizer(*asked)}, the state in {origin.reference} of "
-            f"{_optimizer(*found)}; set branch.optimizer to drop, or keep the trunk's algorithm and whether it has momentum"
-        )
-
-
-def _optimizer(algorithm: str, momentum: bool | None) -> str:
-    return algorithm if momentum is None else f"{algorithm} {'with' if momentum else 'without'} momentum"
+def _optimizer(experiment_fields: dict[str, Any]) -> str:
+    """What of the optimiser decides which state it has."""
+    given = experiment_fields.get("optim", {})
+    algorithm, momentum = (given.get(name, Optim.model_fields[name].default) for name in ("algorithm", "momentum"))
+    return str(algorithm) if algorithm == "adam" else f"{algorithm} {'with' if momentum else 'without'} momentum"
 
 
 def check_reference(config: RunConfig, theirs: RunConfig, where: str, same_schedule: bool = True) -> None:
