@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.runs import Run, load_run
 from configs.load import merge
 from record.metrics import MetricsLog
 from record.run import RunFolder
@@ -87,3 +88,7 @@ def write_run(
         log.close()
     folder.write_status(state, rows[-1]["step"], steps)  # type: ignore[arg-type]
     return path
+
+
+def load(*paths: Path) -> list[Run]:
+    return [load_run(path) for path in paths]
