@@ -24,9 +24,8 @@ from configs.load import load_config
 from configs.plan import make_plan
 from engine import checkpoint
 from engine.launch import start_world
-from engine.precision import autocast_dtype
+from engine.session import build_model
 from engine.trainer import Trainer
-from model.gpt import GPT
 from record.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     config, _ = load_config(args.config, args.set)
     world = start_world("checkpoint", 600, None)
-    model = GPT(config.model, autocast_dtype(config.precision))
+    model = build_model(config, 0, world.device)
     model.init_weights(0)
     trainer = Trainer(model, config, make_plan(config, 1, None), world)
     times: dict[str, list[float]] = {}

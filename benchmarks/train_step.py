@@ -29,9 +29,8 @@ from configs.plan import Plan, make_plan
 from configs.schema import Log, RunConfig
 from data.manifest import Manifest
 from engine.launch import World, start_world
-from engine.precision import autocast_dtype, set_matmul_precision
-from engine.session import Session
-from model.gpt import GPT
+from engine.precision import set_matmul_precision
+from engine.session import Session, build_model
 from record.environment import environment
 from record.metrics import MetricsLog
 from record.recorder import Recorder
@@ -70,7 +69,7 @@ def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World
 
 def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
     """Seconds of each step of a bare loop."""
-    model = GPT(config.model, autocast_dtype(config.precision))
+    model = build_model(config, 0, world.device)
     model.init_weights(0)
     model.to(world.device)
     groups = [

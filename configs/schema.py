@@ -282,6 +282,16 @@ class Parallel(Section):
         "only algorithms that give the same bits each time: slower on a GPU, nothing new on a CPU",
         operational=True,
     )
+    compile: bool | None = setting(
+        None,
+        "torch.compile of the blocks; null: on CUDA, where a C compiler is found (docs/speed.md)",
+        operational=True,
+    )
+    recompute: bool = setting(
+        False,
+        "keep only each block's input for the backward pass and run the block again: less memory, more time",
+        operational=True,
+    )
 
 
 class Eval(Section):
@@ -431,6 +441,10 @@ class RunConfig(Section):
             raise ValueError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
         if self.model.dropout and self.batch.micro_batch is None:
             raise ValueError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
+        if self.model.dropout and self.parallel.compile:
+            raise ValueError(
+                "parallel.compile with model.dropout: compiled blocks draw other masks; leave one of them out"
+            )
         stage = self.parallel.zero_stage
         for option, value in sorted(self.deepspeed.items()):
             if option not in DEEPSPEED_OPTIONS:

@@ -43,7 +43,7 @@ def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device:
     if manifest is None:
         raise ValueError(f"no prepared data in {config.data.path}")
     set_matmul_precision(config.precision, device)
-    model = build_model(config, manifest.eot).eval()
+    model = build_model(config, manifest.eot, device).eval()
     model.load_state_dict(weights)
     model.to(device, getattr(torch, TABLE[config.precision].weights))
     total, count = 0.0, 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from engine.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
+        if not keep_freed_memory():
+            logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(

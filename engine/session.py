@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,10 +38,26 @@ from record.watch import LossWatch
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: RunConfig, eot: int) -> GPT:
+def build_model(config: RunConfig, eot: int, device: torch.device) -> GPT:
     """The network of a configuration, over data whose documents end with token `eot`; uninitialised."""
     separate_at = None if config.data.cross_document_attention else eot
-    return GPT(config.model, autocast_dtype(config.precision), separate_at, config.optim.z_loss)
+    autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
+    return GPT(config.model, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
+
+
+def is_compiled(config: RunConfig, device: torch.device) -> bool:
+    """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and there is no C compiler."""
+    asked, compiler = config.parallel.compile, shutil.which(os.environ.get("CXX", "g++"))
+    if asked and compiler is None:
+        raise ValueError(
+            "parallel.compile needs a C++ compiler, and there is no g++ on the path (nor does CXX name one); install one, "
+            "or leave parallel.compile out"
+        )
+    if asked is not None or device.type != "cuda" or config.model.dropout:
+        return bool(asked)
+    if compiler is None:
+        logger.warning("no g++ on the path: the blocks are not compiled, and the run is slower than it could be")
+    return compiler is not None
 
 
 class Session:
@@ -71,7 +89,8 @@ class Session:
         self.recorder = recorder
         forget_peak(self.world.device)
         self.memory_before = peak_bytes(self.world.device)
-        model = build_model(self.config, self._eot)
+        model = build_model(self.config, self._eot, self.world.device)
+        self.compiled = model.compiled
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
         forget_peak(self.world.device)
@@ -143,6 +162,7 @@ class Session:
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
             "deterministic": self.config.parallel.deterministic,
+            "compiled": self.compiled,
             "memory_before_bytes": self.memory_before,
             "precision": self.config.precision,
             "dtypes": self.trainer.dtypes,

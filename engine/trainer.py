@@ -220,7 +220,8 @@ class Trainer:
         hook = linear.register_forward_hook(lambda _m, _i, output: seen.update(matmul=dtype_name(output.dtype)))
         tokens = torch.zeros(1, self.config.model.seq_len, dtype=torch.long, device=self.ds.device)
         self.ds.eval()
-        seen["loss"] = dtype_name(self.ds(tokens, tokens).dtype)
+        with torch.compiler.set_stance("force_eager"):  # hooks see nothing inside compiled code
+            seen["loss"] = dtype_name(self.ds(tokens, tokens).dtype)
         hook.remove()
         return seen
 
@@ -256,6 +257,8 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: d
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    if ds_config["zero_optimization"]["stage"] == 3 and (whole := getattr(model, "compiled_modules", ())):
+        deepspeed.utils.set_z3_leaf_modules(model, list(whole))  # gathered as one: no hooks inside compiled code
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
     if dist.get_world_size() == 1 and ds_config["zero_optimization"]["stage"] == 0:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Model
 from model.loss import cross_entropy_sum, logit_statistics
@@ -67,7 +68,8 @@ class GPT(nn.Module):
     """The network. `autocast` is the dtype of matrix products under bf16-mixed, None otherwise.
 
     `separate_at` is the end-of-text token where attention stays within a document, None where it does not
-    (data.cross_document_attention). `z_loss` is optim.z_loss, for training only.
+    (data.cross_document_attention). `z_loss` is optim.z_loss, for training only. `compiled`: blocks and softmax by
+    torch.compile. `recompute`: the backward pass keeps each block's input only, and runs the block again.
 
     Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
     """
@@ -78,36 +80,55 @@ class GPT(nn.Module):
         autocast: torch.dtype | None = None,
         separate_at: int | None = None,
         z_loss: float = 0.0,
+        compiled: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.autocast, self.separate_at, self.z_loss = config, autocast, separate_at, z_loss
+        self.compiled, self.recompute = compiled, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.seq_len, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = _layernorm(config)
         if not config.tied_head:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.compiled_modules = (Block,) if compiled else ()
+        if compiled:  # each block's forward, not the module: the parameters keep their names
+            for block in self.blocks:
+                block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
     def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False) -> Tensor:
         """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T).
 
         With `statistics`, for probes, logit_statistics instead.
         """
+        targets = targets.flatten()
         with self._autocast(inputs.device):
-            logits = self.logits(inputs)
-        if statistics:
-            return logit_statistics(logits, targets)
-        return cross_entropy_sum(logits, targets, self.z_loss if self.training else 0.0)
+            x = self.hidden(inputs).flatten(0, 1)  # (B·T, C)
+            if statistics:
+                return logit_statistics(x, self.head_weight, targets)
+        z_loss = self.z_loss if self.training else 0.0
+        return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, T) token ids → (B, T, V)."""
+        with self._autocast(inputs.device):
+            return F.linear(self.hidden(inputs), self.head_weight)
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """(B, T) token ids → the last hidden states (B, T, C), normalised."""
         x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         mask = None if self.separate_at is None else document_mask(inputs, self.separate_at)
+        recompute = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, mask)
-        x = self.ln_f(x)
-        return F.linear(x, self.wte.weight if self.config.tied_head else self.head.weight)
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+        return self.ln_f(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C)"""
+        return self.wte.weight if self.config.tied_head else self.head.weight
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -13,9 +13,9 @@ from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.launch import World
-from engine.precision import autocast_dtype, set_matmul_precision
+from engine.precision import set_matmul_precision
+from engine.session import build_model
 from engine.trainer import Trainer
-from model.gpt import GPT
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")  # what AdamW's checkpoints hold
 
@@ -31,7 +31,8 @@ class Step:
 
 def make_trainer(config: RunConfig, manifest: Manifest, world: World) -> Trainer:
     set_matmul_precision(config.precision, world.device)
-    model = GPT(config.model, autocast_dtype(config.precision))
+    torch.compiler.reset()  # what one process compiles is bounded, and tests compile many models
+    model = build_model(config, manifest.eot, world.device)
     model.init_weights(config.seeds.init)
     return Trainer(model, config, make_plan(config, world.ranks, manifest.summary()), world)
 

@@ -33,7 +33,7 @@ CASE = {
 }  # η small, since Adam amplifies rounding in near-zero gradients by η/‖w‖
 
 # Largest difference to the float32 reference over six updates: losses (nats), weights relative to the tensor's norm.
-BOUNDS = {"fp32": (1e-6, 1e-6), "bf16-mixed": (1e-3, 2e-2), "bf16-master": (1e-3, 2e-2), "bf16-true": (1e-3, 2e-2)}
+BOUNDS = {"fp32": (1e-6, 4e-6), "bf16-mixed": (1e-3, 2e-2), "bf16-master": (1e-3, 2e-2), "bf16-true": (1e-3, 2e-2)}
 
 
 def engine_runs(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]:

@@ -143,9 +143,9 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
 
 def test_statistics_ignore_padding() -> None:
     """Breaks if padding rows enter the loss, or a rank that has only padding breaks the others."""
-    logits, targets = torch.randn(2, 3, 5), torch.tensor([[1, 2, 3], [-100, -100, -100]])
-    assert torch.equal(logit_statistics(logits, targets), logit_statistics(logits[:1], targets[:1]))
-    assert logit_statistics(logits[1:], targets[1:]).tolist() == [0.0, 0.0, 0.0, -math.inf]
+    x, head, targets = torch.randn(6, 4), torch.randn(5, 4), torch.tensor([1, 2, 3, -100, -100, -100])
+    assert torch.equal(logit_statistics(x, head, targets), logit_statistics(x[:3], head, targets[:3]))
+    assert logit_statistics(x[3:], head, targets[3:]).tolist() == [0.0, 0.0, 0.0, -math.inf]
 
 
 @pytest.mark.engine
