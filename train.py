@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             check_folder(folder, plan.experiment or {}, "must")
             return replay_step(config, manifest, plan, folder, args.replay)
         check_folder(folder, plan.experiment or {}, args.resume)  # early; again under the lock
-        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step)]
+        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step, args.profile)]
     except ValueError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
@@ -101,12 +102,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay", type=int, metavar="STEP", help="take one step of the run again, print its tensors, write nothing"
     )
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="trace N updates from the third on, into the run folder"
+    )
     parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(argv)
     if args.step is not None and args.resume != "must":
         parser.error("--step goes with --resume must")
+    if args.profile < 0:
+        parser.error("--profile takes a number of updates")
     if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
         parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
     return args
@@ -184,6 +190,7 @@ def run(
     folder: RunFolder,
     resume: str,
     step: int | None,
+    profile: int = 0,
 ) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
     from engine.stopping import StopRequest, launcher_ancestors
@@ -192,6 +199,7 @@ def run(
     import torch.distributed as dist
 
     from engine.agree import on_every_rank, on_first_rank
+    from engine.profiling import profiled
     from engine.session import Session
 
     world = join_world(config, folder)
@@ -214,8 +222,9 @@ def run(
             path = session.restore(resume, step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
             on_first_rank(lambda: note_start(folder, session, given))
+            tick = stack.enter_context(profiled(profile if first else 0, folder.path, session.step))
             try:
-                state, reason = train(session, stop)
+                state, reason = train(session, stop, tick)
             except ValueError as error:  # from here on a ValueError is no longer the user's
                 raise RuntimeError(f"training failed: {error}") from error
         except ValueError:  # bad input: the folder's status stays what it was
@@ -278,8 +287,11 @@ def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> No
     folder.write_status("running", session.step, session.plan.steps, "", session.order_digest)
 
 
-def train(session: Session, stop: StopRequest) -> tuple[State, str]:
-    """The loop: between steps evaluate, save, stop, in this order; then one step. Returns how it ended and why."""
+def train(session: Session, stop: StopRequest, tick: Callable[[], None] = lambda: None) -> tuple[State, str]:
+    """The loop: between steps evaluate, save, stop, in this order; then one step. Returns how it ended and why.
+
+    `tick` is called after each update.
+    """
     config, steps = session.config, session.plan.steps
     resumed_at, reason = session.step, ""
     batches = session.batches()
@@ -305,6 +317,7 @@ def train(session: Session, stop: StopRequest) -> tuple[State, str]:
             if done:
                 return session.outcome()
             result = session.train_step(batches, lambda: stop.pending)
+            tick()
             if not (result.applied or result.skipped or result.abandoned):
                 return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} in update {session.step + 1}"
             reason = stop_reason(stop) if result.stop else ""

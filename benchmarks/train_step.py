@@ -1,17 +1,22 @@
-"""Tokens per second of train.py's own loop against a bare PyTorch loop, in one run.
+"""Tokens per second of train.py's own loop against a bare PyTorch loop, the machine's matmul rate, and another trainer.
 
     python -m benchmarks.train_step --config configs/gpt_micro.json
-    python -m benchmarks.train_step --config configs/gpt124m_wd0.1.json --set precision=fp32 --set batch.tokens_per_step=1024
+    python -m benchmarks.train_step --config configs/gpt124m_wd0.1.json --set batch.tokens_per_step=8192 \\
+        --peer "python /path/to/nanoGPT/train.py … --log_interval=1"
 
 The bare loop has the same model, precision, micro-batch, accumulation, clipping and fused AdamW, its tokens already in
-memory, and no DeepSpeed, data order, metrics or norms. Both are timed in alternating rounds; the figure is the ratio
-of the medians over steps. Also measured: the seconds from launching `python train.py` to the beginning of its first update.
+memory, and no DeepSpeed, data order, metrics or norms. The matmul rate is of F.linear at the model's own shapes,
+weighted by their FLOPs. A peer is a command that prints `time <milliseconds>ms` for each update of as many tokens, as
+nanoGPT does. Each round measures all of them in turn; figures are medians over the updates of all rounds. Also measured:
+the seconds and the peak memory of `python train.py` as a process, and where the time of an update goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,23 +27,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.nn import functional as F
 
 import train
+from benchmarks.spans import Spans
+from configs import cost
 from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
 from configs.schema import Log, RunConfig
+from data.loader import Prefetcher
 from data.manifest import Manifest
-from engine.launch import World, start_world
+from engine.launch import World, device_name, start_world
 from engine.precision import set_matmul_precision
 from engine.session import Session, build_model
 from record.environment import environment
-from record.metrics import MetricsLog
+from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder
 from record.run import RunFolder
 from tests.synthetic import write_synthetic
 
 RESULTS = Path(__file__).parent / "results"
-WARM_UP = 2  # steps of each round that are not counted
+WARM_UP = 2  # updates of each round that are not counted
+LAUNCHED = 3  # updates of the run as a process
 
 
 class Clock(Recorder):
@@ -56,59 +67,125 @@ class NeverStop:
     reason, pending = "", False
 
 
-def loop_seconds(config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> list[float]:
-    """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included."""
-    run = RunFolder(folder)
-    run.create(config.model_dump(mode="json"), {}, plan.experiment or {}, plan.as_dict())
-    session, clock = Session(config, manifest, plan, run, world), Clock(MetricsLog(run.metrics), None, plan.tokens)
-    clock.times = []
-    session.start(clock)
-    train.train(session, NeverStop())  # type: ignore[arg-type]
-    return [b - a for a, b in pairwise(clock.times)][WARM_UP:]
+class Bench:
+    """One configuration on this machine."""
+
+    def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> None:
+        self.config, self.manifest, self.plan, self.world, self.folder = config, manifest, plan, world, folder
+
+    def loop(self, name: str, spans: Spans | None = None) -> list[float]:
+        """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included."""
+        run = RunFolder(self.folder / name)
+        run.create(self.config.model_dump(mode="json"), {}, self.plan.experiment or {}, self.plan.as_dict())
+        session = Session(self.config, self.manifest, self.plan, run, self.world)
+        clock = Clock(MetricsLog(run.metrics), None, self.plan.tokens)
+        clock.times = []
+        session.start(clock)
+
+        def after_update() -> None:
+            if spans is not None and len(clock.times) == WARM_UP:
+                _watch(spans, session)
+
+        train.train(session, NeverStop(), after_update)  # type: ignore[arg-type]
+        if spans is not None:
+            spans.stop()
+        return [b - a for a, b in pairwise(clock.times)][WARM_UP - 1 :]
+
+    def bare(self) -> list[float]:
+        """Seconds of each step of a bare loop."""
+        config, plan, device = self.config, self.plan, self.world.device
+        model = build_model(config, self.manifest.eot, device)
+        model.init_weights(0)
+        model.to(device)
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=True)
+        tokens = torch.randint(0, 64, (plan.micro_steps, plan.micro_batch, config.model.seq_len + 1), device=device)
+        times = [time.perf_counter()]
+        for _ in range(config.schedule.steps):
+            for micro in tokens:
+                loss = model(micro[:, :-1], micro[:, 1:]) / config.batch.tokens_per_step
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+            times.append(time.perf_counter())
+        return [b - a for a, b in pairwise(times)][WARM_UP:]
+
+    def matmul_rate(self) -> float:
+        """FLOP/s of the model's matrix products alone, forward shapes, one micro-batch: their FLOPs over their time."""
+        model, device = self.config.model, self.world.device
+        dtype = torch.bfloat16 if self.config.precision.startswith("bf16") else torch.float32
+        rows, d = self.plan.micro_batch * model.seq_len, model.n_embd
+        shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * model.n_layer + [(d, model.vocab_size)]
+        seconds = {}
+        for inner, outer in set(shapes):
+            x, weight = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, outer))
+            times = []
+            for _ in range(5):
+                begun = Spans.now()
+                F.linear(x, weight)
+                times.append(Spans.now() - begun)
+            seconds[inner, outer] = statistics.median(times)
+        return sum(2 * rows * a * b for a, b in shapes) / sum(seconds[shape] for shape in shapes)
+
+    def launched(self) -> dict[str, float]:
+        """Of `python train.py`: seconds to row 0 on disk, when the first update begins; peak memory of its updates, bytes."""
+        given = self.config.model_dump(mode="json")
+        given["schedule"]["steps"], given["log"] = LAUNCHED, {"every": 1}
+        (self.folder / "launch.json").write_text(json.dumps(given))
+        run = self.folder / "launch"
+        command = ["train.py", "--config", str(self.folder / "launch.json"), "--run-dir", str(run)]
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        metrics = run / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and '"step": 0,' in metrics.read_text()):
+            time.sleep(0.05)
+        seconds = time.perf_counter() - begun
+        _, said = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"train.py failed:\n{said[-2000:]}")
+        peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(metrics)[0])
+        before = (RunFolder(run).last_start() or {})["memory_before_bytes"]
+        estimate = self.plan.state_bytes + self.plan.activation_bytes
+        return {
+            "launch_to_first_step_s": seconds,
+            "peak_memory_bytes": peak,
+            "estimate_over_measured": estimate / (peak - before),
+        }
 
 
-def bare_seconds(config: RunConfig, plan: Plan, world: World) -> list[float]:
-    """Seconds of each step of a bare loop."""
-    model = build_model(config, 0, world.device)
-    model.init_weights(0)
-    model.to(world.device)
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=True)
-    tokens = torch.randint(0, 64, (plan.micro_steps, plan.micro_batch, config.model.seq_len + 1), device=world.device)
-    times = []
-    for _ in range(config.schedule.steps):
-        times.append(time.perf_counter())
-        for micro in tokens:
-            loss = model(micro[:, :-1], micro[:, 1:]) / config.batch.tokens_per_step
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-    return [b - a for a, b in pairwise(times)][WARM_UP:]
+def _watch(spans: Spans, session: Session) -> None:
+    """Name what an update does."""
+    trainer = session.trainer
+    spans.watch(Prefetcher, "__next__", "data")
+    spans.watch(trainer.ds, "forward", "forward")
+    spans.watch(trainer.ds, "backward", "backward")
+    spans.watch(trainer.ds, "step", "optimiser")
+    spans.watch(trainer.fragments, "square_norms", "norms")
+    spans.watch(session, "_norms", "logging")
+    spans.watch(session.recorder, "add", "logging")
+    spans.watch(session.recorder, "flush", "logging")
+    for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast", "reduce"):
+        spans.watch(dist, name, "communication")
+    spans.watch(session, "train_step", "rest")
 
 
-def launch_seconds(config: RunConfig, folder: Path) -> float:
-    """From starting `python train.py` to row 0 on disk: all is set up and validated, the first update begins."""
-    (folder / "launch.json").write_text(
-        config.model_copy(update={"log": config.log.model_copy(update={"every": 1})}).model_dump_json()
-    )
-    begun = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "--config", str(folder / "launch.json"), "--run-dir", str(folder / "launch")],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    metrics = folder / "launch" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and '"step": 0,' in metrics.read_text()):
-        time.sleep(0.05)
-    seconds = time.perf_counter() - begun
-    process.terminate()
-    process.wait()
-    return seconds
+def peer_seconds(command: str) -> list[float]:
+    """Seconds of each update that another trainer prints."""
+    found = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
+    times = [float(ms) / 1000 for ms in re.findall(r"time\s+([\d.]+)\s*ms", found.stdout)][WARM_UP:]
+    if found.returncode or not times:
+        raise SystemExit(
+            f"--peer ended with exit code {found.returncode} and {len(times)} updates after the first {WARM_UP}; expected "
+            f"lines with `time <milliseconds>ms`, one an update:\n{(found.stdout + found.stderr)[-2000:]}"
+        )
+    return times
 
 
 def main() -> int:
@@ -119,17 +196,20 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a round")
+    parser.add_argument("--steps", type=int, default=10, help="updates of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", metavar="COMMAND", help="another trainer, run in every round")
     parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args()
+    if args.steps < WARM_UP + 2:
+        parser.error(f"--steps takes {WARM_UP + 2} or more: the first {WARM_UP} warm up, the last is probed")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _, given = load_config(args.config, args.set)
         given = merge(
             given,
             {
-                "data": {"path": str(folder / "data")},
+                "data": {"path": str(folder / "data"), "train_tokens": None},
                 "schedule": {"steps": args.steps, "warmup_steps": 0},
                 "eval": {"every": None, "tokens": 1},
                 "checkpoint": {"every": None},
@@ -137,47 +217,86 @@ def main() -> int:
             },
         )
         config = validate(given, args.config)
-        tokens = config.batch.tokens_per_step * args.steps + 1
-        manifest = write_synthetic(folder / "data", tokens, 2 * config.model.seq_len)
-        plan = make_plan(config, 1, manifest.summary())
         if config.precision in ("bf16-master", "bf16-true"):
             raise SystemExit(f"the bare loop has no equivalent of {config.precision}: use fp32, tf32 or bf16-mixed")
+        manifest = write_synthetic(
+            folder / "data", config.batch.tokens_per_step * args.steps + 1, 2 * config.model.seq_len
+        )
+        plan = make_plan(config, 1, manifest.summary())
         parallel = config.parallel
         world = start_world("benchmark", 600, parallel.threads_per_rank, parallel.deterministic)
         set_matmul_precision(config.precision, world.device)
-        ours, bare, probed = [], [], []
-        for index in range(args.rounds):
-            bare += bare_seconds(config, plan, world)
-            *plain, with_probe = loop_seconds(config, manifest, plan, world, folder / f"run{index}")
-            ours += plain
-            probed.append(with_probe)
-        launch = launch_seconds(config, folder)
-    rates = {
-        name: config.batch.tokens_per_step / statistics.median(times)
-        for name, times in (("train.py", ours), ("bare", bare))
-    }
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
-        "tokens_per_s": rates,
-        "ratio": rates["train.py"] / rates["bare"],
-        "launch_to_first_step_s": launch,
-        # What a probe adds to its step, spread over the steps between probes at the default cadence, as a fraction of them.
-        "probe_cost": (statistics.median(probed) / statistics.median(ours) - 1) / (Log().probe_every or 1),
-        "steps_timed": len(ours),
-        "tokens_per_step": config.batch.tokens_per_step,
-        "micro_batch": plan.micro_batch,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
-        **environment(),
-    }
+        bench = Bench(config, manifest, plan, world, folder)
+        result = measure(bench, args.rounds, args.peer)
+    result = {"command": "python -m benchmarks.train_step " + shlex.join(sys.argv[1:]), **result, **environment()}
     path = args.out or RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
-        f"probes {result['probe_cost']:.2%} at the default cadence; launch to first step {launch:.1f} s; {path}"
-    )
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(render(result))
+    print(path)
     return 0
+
+
+def measure(bench: Bench, rounds: int, peer: str | None) -> dict[str, Any]:
+    """All rounds, then one with spans, then a run as a process."""
+    config, plan = bench.config, bench.plan
+    seconds: dict[str, list[float]] = {"train.py": [], "bare": [], **({"peer": []} if peer else {})}
+    probed, matmul = [], []
+    for index in range(rounds):
+        matmul.append(bench.matmul_rate())
+        seconds["bare"] += bench.bare()
+        *plain, with_probe = bench.loop(f"run{index}")
+        seconds["train.py"] += plain
+        probed.append(with_probe)
+        if peer:
+            seconds["peer"] += peer_seconds(peer)
+    spans = Spans()
+    bench.loop("spans", spans)
+    total = sum(spans.seconds.values())
+    update = {name: statistics.median(times) for name, times in seconds.items()}
+    rates = {name: config.batch.tokens_per_step / s for name, s in update.items()}
+    flops = rates["train.py"] * cost.flops_per_token(config.model)
+    device = device_name(bench.world.device)
+    # What a probe adds to its step, spread over the steps between probes at the default cadence, as a fraction of them.
+    probe = (statistics.median(probed) / update["train.py"] - 1) / (Log().probe_every or 1)
+    return {
+        "tokens_per_s": rates,
+        "ratio": rates["train.py"] / rates["bare"],
+        **({"ratio_to_peer": rates["train.py"] / rates["peer"], "peer": peer} if peer else {}),
+        "flop_per_s": flops,
+        "matmul_flop_per_s": statistics.median(matmul),
+        "fraction_of_matmul": flops / statistics.median(matmul),
+        "mfu": cost.mfu(config.model, rates["train.py"], device, config.precision, 1),
+        "share_of_time": {name: s / total for name, s in sorted(spans.seconds.items(), key=lambda item: -item[1])},
+        "probe_cost": probe,
+        **bench.launched(),
+        "seconds": seconds,
+        "tokens_per_step": config.batch.tokens_per_step,
+        "micro_batch": plan.micro_batch,
+        "precision": config.precision,
+        "compiled": build_model(config, 0, bench.world.device).compiled,
+        "recompute": config.parallel.recompute,
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    rates = result["tokens_per_s"]
+    lines = [
+        f"train.py {rates['train.py']:,.0f} tokens/s, bare loop {rates['bare']:,.0f}: ratio {result['ratio']:.3f}; "
+        f"probes {result['probe_cost']:.2%} at the default cadence",
+        f"{result['flop_per_s'] / 1e9:,.0f} GFLOP/s (6 per matmul weight and token, 12·L·d·T for attention), "
+        f"{result['fraction_of_matmul']:.3f} of the matmul rate {result['matmul_flop_per_s'] / 1e9:,.0f}",
+        "share of an update: " + ", ".join(f"{name} {share:.1%}" for name, share in result["share_of_time"].items()),
+        f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB, the plan's estimate over what was measured "
+        f"{result['estimate_over_measured']:.3f}; launch to first update {result['launch_to_first_step_s']:.1f} s",
+    ]
+    if "peer" in rates:
+        lines.insert(1, f"peer {rates['peer']:,.0f} tokens/s: train.py has {result['ratio_to_peer']:.3f} of it")
+    if result["mfu"] is not None:
+        lines.append(f"MFU {result['mfu']:.3f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Shapes: V vocabulary, T seq_len, d n_embd, L n_layer. A test compares the parame
 from __future__ import annotations
 
 import math
+import re
 from fnmatch import fnmatchcase
 
 from configs.precision import BYTES, TABLE
@@ -108,9 +109,46 @@ def flops_per_token(model: Model) -> int:
     return 6 * (matmul + head) + 12 * model.n_layer * model.n_embd * model.seq_len
 
 
+# Dense peak, TFLOP/s, of bfloat16, TF32 and float32 (vendors' data sheets); the first whose words are all in a device's name.
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "A100": (312, 156, 19.5),
+    "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 418, 60),
+    "H100": (989, 494, 67),
+    "H200 NVL": (835, 418, 60),
+    "H200": (989, 494, 67),
+    "B200": (2250, 1100, 75),
+    "L4": (121, 60, 30.3),
+    "L40S": (362, 183, 91.6),
+    "RTX 4090": (165.2, 82.6, 82.6),
+}
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """FLOP/s of a device at the arithmetic of a precision's matrix products; None for a device not in the table."""
+    words = set(re.split(r"[\s-]+", device.lower()))
+    known = next((peaks for name, peaks in PEAKS.items() if set(name.lower().split()) <= words), None)
+    kind = ("bfloat16", "tensorfloat32", "float32").index(TABLE[precision].matmul)
+    return known[kind] * 1e12 if known else None
+
+
+def mfu(model: Model, tokens_per_s: float, device: str, precision: str, devices: int) -> float | None:
+    """Model FLOPs utilisation (PaLM, 2204.02311, appendix B), a fraction; None where the device's peak is not known."""
+    peak = peak_flops(device, precision)
+    return tokens_per_s * flops_per_token(model) / (peak * devices) if peak else None
+
+
+LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
+
+
 def n_moments(optim: Optim) -> int:
     """Values the optimiser keeps per parameter."""
     return 2 if optim.algorithm == "adam" else int(optim.momentum > 0)
+
+
+def bucket_elements(config: RunConfig) -> int:
+    """Gradients that ranks exchange at once: DeepSpeed allocates its default of 5·10⁸ whole, also for a smaller model."""
+    return int(config.deepspeed.get("reduce_bucket_size", min(n_parameters(config.model), 500_000_000)))
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
@@ -134,7 +172,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
         + state / (ranks if stage >= 1 else 1)
     )
     parameters = n_parameters(config.model)
-    bucket = min(parameters, config.deepspeed.get("reduce_bucket_size", 500_000_000)) * BYTES[dtypes.gradients]
+    bucket = bucket_elements(config) * BYTES[dtypes.gradients]
     buffers = 0.0
     if stage == 3:
         buffers = 2 * bucket + min(parameters, config.deepspeed.get("stage3_max_live_parameters", 10**9)) * weights
@@ -167,13 +205,22 @@ def device_hours(config: RunConfig, flops_per_s: float) -> float:
 
 
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
-    """Activations kept for the backward pass of one micro-batch, logits and their gradient included."""
-    model, wide = config.model, BYTES[TABLE[config.precision].weights]
-    # Per token and block: residual stream twice, LayerNorm outputs, q k v, attention output, MLP hidden twice.
-    narrow = wide if TABLE[config.precision].matmul != "bfloat16" else 2
-    block = model.n_embd * (2 * wide + 14 * narrow)
-    logits = model.vocab_size * (2 * narrow * (narrow == 2) + 12)
-    return micro_batch * model.seq_len * (model.n_layer * block + logits)
+    """What one micro-batch adds: activations kept for its backward pass, weights cast for it, and the loss's working memory."""
+    model, dtypes = config.model, TABLE[config.precision]
+    wide, narrow = BYTES[dtypes.weights], 2 if dtypes.matmul == "bfloat16" else BYTES[dtypes.weights]
+    tokens, head = micro_batch * model.seq_len, model.vocab_size * model.n_embd
+    # Per token: residual stream twice; LayerNorm outputs, q k v, attention output, MLP hidden twice.
+    block = tokens * model.n_embd * (2 * wide + 14 * narrow)
+    blocks = block * model.n_layer
+    if config.parallel.recompute:
+        blocks = block + tokens * model.n_embd * wide * model.n_layer
+    cast = narrow * n_parameters(model) if narrow < wide else 0
+    chunk = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size * narrow
+    chunks = math.ceil(tokens * model.vocab_size / LOGITS_AT_ONCE)
+    of_head = head * (
+        narrow + (4 if chunks > 1 or narrow < wide else 0)
+    )  # a chunk's gradient of the head, and their sum
+    return blocks + cast + chunk + of_head + 2 * tokens * model.n_embd * narrow
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from configs.cost import bucket_elements
 from configs.plan import Plan
 from configs.precision import TABLE
 from configs.schema import RunConfig
@@ -22,7 +23,12 @@ def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.micro_steps,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": stage, "compute_grad_norm": ds_norm or stage == 0, **config.deepspeed},
+        "zero_optimization": {
+            "stage": stage,
+            "compute_grad_norm": ds_norm or stage == 0,
+            "reduce_bucket_size": bucket_elements(config),
+            **config.deepspeed,
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {
             "enabled": dtypes.weights == "bfloat16",

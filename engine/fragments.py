@@ -8,7 +8,7 @@ DeepSpeed keeps what.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +83,10 @@ class Fragments:
         """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
         return self._combine(square_sums, tensors, dist.ReduceOp.SUM)
 
-    def sums(self, tensors: list[Tensor]) -> Tensor:
-        """Sum of the elements per parameter, float64 (len(names),)."""
-        return self._combine(
-            lambda found: torch.stack([t.sum(dtype=torch.float64) for t in found]), tensors, dist.ReduceOp.SUM
-        )
+    def sums(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Sum of the elements per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
+        found = [tensor.sum(dtype=torch.float64) for tensor in tensors]  # one at a time
+        return self._combine(torch.stack, found, dist.ReduceOp.SUM)
 
     def maxima(self, tensors: list[Tensor]) -> Tensor:
         """Largest finite magnitude per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""

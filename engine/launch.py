@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,16 +9,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from engine.memory import keep_freed_memory
-
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class World:
     rank: int
     ranks: int
     device: torch.device
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def start_world(run: str, timeout_s: float, threads: int | None, deterministic: bool = False) -> World:
@@ -46,8 +45,6 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
-        if not keep_freed_memory():
-            logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(

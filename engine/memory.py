@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from pathlib import Path
 
@@ -12,11 +13,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed; whether it does (there are other C libraries).
+    """Let glibc's malloc keep what is freed, unless the environment already says how it is to work (MALLOC_…).
 
-    By default it maps every large tensor anew and gives it back, so that the kernel zeroes its pages each time, in a
-    step of GPT-2 124M on a CPU a third of all time (docs/speed.md).
+    By default it maps every large tensor anew and gives it back, and the kernel zeroes its pages each time (docs/speed.md).
+    False where there is nothing to set: other C libraries have no mallopt.
     """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return True
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28}  # nothing mapped, nothing given back
     return mallopt is not None and all(mallopt(option, value) for option, value in wanted.items())

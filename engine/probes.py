@@ -1,12 +1,14 @@
 """What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probes.py).
 
-Written over fragments, so that every ZeRO stage gives the unsharded values. A probe only looks: it draws nothing at
+Written over fragments, so that every ZeRO stage gives the unsharded values; beside the masters before the update it
+holds one tensor at a time. A probe only looks: it draws nothing at
 random, and every bit of training is as without it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,8 +39,7 @@ class Probe:
         penalty = self.trainer.config.optim.decay_rule == "l2_loss"
         plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
         self.big = self.fragments.square_norms(plain).sum().item()
-        products = [(g.float() * w.float()) for g, w in zip(gradients, self.before, strict=True)]
-        self.products = self.fragments.sums(products)
+        self.products = self.fragments.sums(g.float() * w.float() for g, w in zip(gradients, self.before, strict=True))
 
     def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
         """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
@@ -57,15 +58,14 @@ class Probe:
         groups = f.groups()
         rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
-        changes = [a.float() - b.float() for a, b in zip(after, self.before, strict=True)]
-        d2, n2 = f.square_norms(changes), f.square_norms(after)
-        del changes
+        changes = (square_sums([a.float() - b.float()]) for a, b in zip(after, self.before, strict=True))
+        d2, n2 = f.sums(changes), f.square_norms(after)
         columns = {"w2": n2, "before2": w2, "d2": d2, "g2": self.grad_squares, "gw": self.products}
         columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
         columns["max"] = f.maxima(after)
         if optim.algorithm == "adam":
-            second = [(float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq").float()) for p in f.local]
-            columns["adam"] = f.sums([lr / (v.sqrt() + optim.eps) for lr, v in second])
+            second = ((float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq").float()) for p in f.local)
+            columns["adam"] = f.sums(lr / (v.sqrt() + optim.eps) for lr, v in second)
         table = {key: column.tolist() for key, column in columns.items()}
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
@@ -97,12 +97,13 @@ class Probe:
         """Angle between each tensor before and after (radians): 2·asin(‖ŵ′ − ŵ‖/2), exact where the cosine rounds to 1."""
         places = {name: i for i, name in enumerate(self.fragments.names)}
         one, other = (1 / before.clamp_min(1e-300)).tolist(), (1 / after.clamp_min(1e-300)).tolist()
-        squares = []  # one tensor at a time: float64 copies are large
-        for fragment, old in zip(self.fragments.local, self.before, strict=True):
-            i = places[fragment.name]
-            apart = (fragment.weight.double() * other[i]).sub_(old.double(), alpha=one[i])
-            squares.append(apart.square_().sum())
-        return 2 * torch.asin((self.fragments.sums(squares).sqrt() / 2).clamp(max=1.0))
+
+        def squares() -> Iterator[Tensor]:
+            for fragment, old in zip(self.fragments.local, self.before, strict=True):
+                i = places[fragment.name]
+                yield (fragment.weight.double() * other[i]).sub_(old.double(), alpha=one[i]).square_()
+
+        return 2 * torch.asin((self.fragments.sums(squares()).sqrt() / 2).clamp(max=1.0))
 
     @torch.no_grad()
     def _model(self) -> dict[str, float]:

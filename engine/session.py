@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from configs import cost
 from configs.identity import differences, render_differences
 from configs.plan import Plan, order_batch
 from configs.retention import is_due
@@ -22,8 +23,8 @@ from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_bat
 from data.manifest import Manifest
 from engine import checkpoint
 from engine.agree import on_first_rank
-from engine.launch import World
-from engine.memory import forget_peak, peak_bytes
+from engine.launch import World, device_name
+from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.precision import autocast_dtype, set_matmul_precision
 from engine.probes import Probe
 from engine.trainer import StepResult, Trainer
@@ -93,6 +94,10 @@ class Session:
         self.compiled = model.compiled
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
+        if (
+            self.world.device.type == "cpu" and not keep_freed_memory()
+        ):  # not before: what setting up freed is given back
+            logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
         forget_peak(self.world.device)
 
     def restore(self, resume: str, step: int | None = None) -> Path | None:
@@ -157,7 +162,7 @@ class Session:
             **environment(),
             "step": self.step,
             "ranks": self.world.ranks,
-            "device": torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else "cpu",
+            "device": device_name(self.world.device),
             "threads_per_rank": torch.get_num_threads(),
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
@@ -219,7 +224,10 @@ class Session:
         if probe is not None:
             self.recorder.add_probe(self.step, probe.finish())
         seconds = time.perf_counter() - start
-        row |= {"time/step_s": seconds, "perf/tokens_per_s": self.config.batch.tokens_per_step / seconds}
+        rate = self.config.batch.tokens_per_step / seconds
+        row |= {"time/step_s": seconds, "perf/tokens_per_s": rate}
+        mfu = cost.mfu(self.config.model, rate, device_name(self.world.device), self.config.precision, self.world.ranks)
+        row |= {"perf/mfu": mfu} if mfu is not None else {}
         flush = is_due(self.config.log.every, self.step)
         self.recorder.add(self.step, row | ({"perf/peak_memory_bytes": peak_bytes(self.world.device)} if flush else {}))
         if flush:

@@ -152,10 +152,11 @@ class Trainer:
         # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global tokens.
         scale = micro_steps * self.world.ranks / self.config.batch.tokens_per_step
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
+        if self.ds.device.type == "cuda":
+            tokens = tokens.pin_memory().to(self.ds.device, non_blocking=True)
         for m, micro in enumerate(tokens):
             if m and self.ds.device.type == "cpu" and self.any_rank(wish()):
                 return math.nan, True, True
-            micro = micro.to(self.ds.device, non_blocking=True)
             self._seed_dropout(step, m * self.world.ranks + self.world.rank)
             loss = self.ds(micro[:, :-1], micro[:, 1:])
             total[0] += loss.detach()

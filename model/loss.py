@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 1 << 27  # logits of a chunk: 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
+from configs.cost import LOGITS_AT_ONCE
+
+CHUNK_ELEMENTS = LOGITS_AT_ONCE
 CACHE_ELEMENTS = 1 << 21  # on a CPU, logits whose softmax is taken at once: 8 MiB of float32, which stay in its cache
 
 

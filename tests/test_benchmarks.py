@@ -11,12 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
+PEER = f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: time 250.00ms\\n' * 3)\""
 
 
 @pytest.mark.parametrize(
     ("module", "options", "keys"),
     [
-        ("train_step", ["--steps", "6", "--rounds", "1"], {"tokens_per_s", "ratio", "launch_to_first_step_s"}),
+        ("train_step", ["--steps", "6", "--rounds", "1", "--peer", PEER], {"ratio", "launch_to_first_step_s", "mfu"}),
+        ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
         ("checkpoint", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
     ],
 )
@@ -29,6 +31,12 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
     result = json.loads(out.read_text())
     assert keys <= set(result)
     assert result["command"].startswith(f"python -m benchmarks.{module}")
+    if module == "train_step":
+        assert result["tokens_per_s"]["peer"] == result["tokens_per_step"] / 0.25
+        assert result["ratio_to_peer"] == result["tokens_per_s"]["train.py"] / result["tokens_per_s"]["peer"]
+        assert sum(result["share_of_time"].values()) == pytest.approx(1)
+        assert {"forward", "backward", "optimiser", "data", "logging", "communication"} <= set(result["share_of_time"])
+        assert 0.1 < result["fraction_of_matmul"] < 1.5
 
 
 def test_scaling_page_is_what_the_formulas_say() -> None:

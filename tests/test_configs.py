@@ -225,3 +225,24 @@ def test_groups_do_not_depend_on_lambda(tiny_config: Callable[..., RunConfig]) -
 def test_flops_by_hand(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if the FLOP count loses a term: d=32, L=2, T=16, V=512 by hand."""
     assert cost.flops_per_token(tiny_config().model) == 6 * (2 * 12 * 32 * 32 + 512 * 32) + 12 * 2 * 32 * 16
+
+
+def test_mfu_by_hand(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if MFU is against another device's or precision's peak, or a device nobody knows gets one."""
+    model, flops = tiny_config().model, 6 * (2 * 12 * 32 * 32 + 512 * 32) + 12 * 2 * 32 * 16
+    assert cost.mfu(model, 1e6, "NVIDIA H200", "bf16-mixed", 1) == pytest.approx(1e6 * flops / 989e12)
+    assert cost.mfu(model, 1e6, "NVIDIA H200", "fp32", 4) == pytest.approx(1e6 * flops / (4 * 67e12))
+    assert cost.mfu(model, 1e6, "cpu", "fp32", 1) is None
+    found = {
+        "NVIDIA A100-SXM4-80GB": 312,
+        "NVIDIA H100 80GB HBM3": 989,
+        "NVIDIA H100 PCIe": 756,
+        "NVIDIA B200": 2250,
+        "NVIDIA L4": 121,
+        "NVIDIA L40S": 362,
+        "NVIDIA GeForce RTX 4090": 165.2,
+    }
+    for device, peak in found.items():
+        assert cost.peak_flops(device, "bf16-true") == peak * 1e12, device
+    for unknown in ("NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4080", "AMD Instinct MI300X"):
+        assert cost.peak_flops(unknown, "bf16-mixed") is None, unknown

@@ -12,10 +12,12 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
 from engine.precision import set_matmul_precision
+from model import loss
 from tests.live import make_trainer, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 from tests.test_checkpoint import resumed_runs, same_files
+from tests.test_fast import error, reference
 from tests.test_parity import BOUNDS, CASE, CASES, engine_runs
 
 pytestmark = [
@@ -64,6 +66,45 @@ def test_deterministic_mode(tiny_data: tuple[Path, Manifest], tiny_config: Calla
         config = tiny_config({"precision": precision, "data": {"cross_document_attention": False}})
         first, second = (run_ranks(1, deterministic_run, config, tiny_data[1], gpu=True)[0] for _ in range(2))
         assert first == second, precision
+
+
+def test_fused_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if the chunked loss, compiled or not, is not the reference's on a GPU, value and gradients."""
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    set_matmul_precision("fp32", device)
+    x, head, targets = (
+        torch.randn(512, 64, device=device),
+        0.2 * torch.randn(1000, 64, device=device),
+        torch.arange(512),
+    )
+    targets = targets.to(device)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 200 * 1000)
+    value, *exact = reference(x, head, targets, 0.01)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        for compiled in (False, True):
+            inputs = [t.clone().requires_grad_() for t in (x, head)]
+            found = loss.cross_entropy_sum(inputs[0], inputs[1], targets, 0.01, dtype, compiled)
+            assert found.item() == pytest.approx(value.item(), rel=bound)
+            for gradient, wanted in zip(torch.autograd.grad(found, inputs), exact, strict=True):
+                assert error(gradient, wanted) < bound
+
+
+def test_compiled_and_recomputed(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Breaks if compiled or recomputed blocks train otherwise on a GPU at some stage, or do not resume bit-exactly."""
+    ways = [(stage, {"compile": c, "recompute": r}) for stage in range(4) for c, r in ((False, False), (True, True))]
+    configs = [tiny_config(CASE, {"precision": "bf16-mixed", "parallel": {"zero_stage": s, **way}}) for s, way in ways]
+    runs = run_ranks(1, resumed_runs, configs, tiny_data[1], tmp_path, gpu=True)[0]
+    for (stage, way), run in zip(ways, runs, strict=True):
+        losses = [step.loss for step in run["straight"]]
+        assert losses == pytest.approx([s.loss for s in runs[0]["straight"]], rel=GPU_BOUNDS["bf16-mixed"][0]), (
+            stage,
+            way,
+        )
+        assert losses == [s.loss for s in run["resumed"]], (stage, way)
+        same_files(*run["files"])
 
 
 def test_tf32_is_its_own_label() -> None:

@@ -1,0 +1,45 @@
+"""A torch profiler trace of a few updates, for chrome://tracing or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def profiled(steps: int, folder: Path, first_step: int) -> Iterator[Callable[[], None]]:
+    """Gives what is to be called after each update; nothing is traced if `steps` is 0.
+
+    The first two updates are left out, in which memory is found and kernels are compiled. The file is
+    trace_step_<first traced>.json.gz in `folder`, whole or not there; a run that ends early has fewer updates in it.
+    """
+    if not steps:
+        yield lambda: None
+        return
+    path, done = folder / f"trace_step_{first_step + 3:08d}.json.gz", 0
+
+    def write(found: profile) -> None:
+        if done > 2:
+            unfinished = path.with_name(f"unfinished_{path.name}")
+            found.export_chrome_trace(str(unfinished))
+            unfinished.replace(path)
+            logger.info("%s: trace of %d update(s)", path, min(steps, done - 2))
+
+    kinds = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
+    with profile(activities=kinds, schedule=plan, on_trace_ready=write) as profiler:
+
+        def after_update() -> None:
+            nonlocal done
+            done += 1
+            profiler.step()
+
+        yield after_update
+    if done < 3:
+        logger.warning("no trace: the run ended before its third update")
