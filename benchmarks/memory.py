@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.launched import launch
 from configs.load import load_config, merge, validate
 from record.environment import environment
 from record.metrics import read_metrics
-from record.run import RunFolder
-from tests.ranks import free_port
 from tests.synthetic import write_synthetic
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,17 +43,9 @@ def measure(given: dict[str, Any], ranks: int, work: Path) -> dict[str, float | 
 
 def _peak(given: dict[str, Any], ranks: int, work: Path, environ: dict[str, str]) -> tuple[dict[str, Any], int]:
     """The plan of a run, and what rank 0 took."""
-    work.mkdir()
-    run, config = work / "run", work / "config.json"
-    config.write_text(json.dumps(given))
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-    launcher += ["--master_port", str(free_port())]
-    env = os.environ | environ | ({} if Path("/dev/nvidia0").exists() else {"DS_ACCELERATOR": "cpu"})
-    command = [sys.executable, *launcher, "train.py", "--config", str(config), "--run-dir", str(run)]
-    subprocess.run(command, env=env, check=True, capture_output=True)
-    plan, start = json.loads((run / "plan.json").read_text()), RunFolder(run).last_start() or {}
-    peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(run / "metrics.jsonl")[0])
-    return plan, peak - start["memory_before_bytes"]
+    run = launch(given, ranks, work, environ)
+    peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(run.metrics)[0])
+    return run.read_plan(), peak - (run.last_start() or {})["memory_before_bytes"]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ PEER = f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: t
     ("module", "options", "keys"),
     [
         ("train_step", ["--steps", "6", "--rounds", "1", "--peer", PEER], {"ratio", "launch_to_first_step_s", "mfu"}),
+        ("ranks", ["--steps", "3"], {"ratio_to_one_rank"}),
         ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
         ("checkpoint", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
     ],
@@ -39,11 +41,11 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
         assert 0.1 < result["fraction_of_matmul"] < 1.5
 
 
-def test_scaling_page_is_what_the_formulas_say() -> None:
-    """Breaks if docs/scaling.md and the code or the committed results drift apart."""
-    from benchmarks import scaling
-
-    assert scaling.DOC.read_text() == scaling.render(), "run python -m benchmarks.scaling"
+@pytest.mark.parametrize("page", ["scaling", "speed"])
+def test_page_is_what_the_results_say(page: str) -> None:
+    """Breaks if a page of figures and the code or the committed results drift apart."""
+    module = importlib.import_module(f"benchmarks.{page}")
+    assert module.DOC.read_text() == module.render(), f"run python -m benchmarks.{page}"
 
 
 def test_report_benchmark(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Writes docs/speed.md from the committed results.
+
+python -m benchmarks.speed
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.means import MEANS
+from configs import cost
+from configs.load import load_config
+from configs.plan import GIB
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOC = ROOT / "docs" / "speed.md"
+HEAD = """\
+# Speed
+
+Written by `python -m benchmarks.speed` from the result files it names, each with the command that made it; a test compares.
+Machines differ and drift: what counts are the ratios, each of figures from one run. Measure yours with
+`python -m benchmarks.train_step --config CONFIG`, add `--peer COMMAND` for another trainer beside it, and look into an
+update with `train.py --profile 3`.
+"""
+KEPT = """\
+## Kept
+
+- **The loss in chunks, with its gradient** (`model/loss.py`). The head's product, the softmax and the gradients of both are
+  made for a chunk of tokens while its logits are at hand; on a CPU the softmax in pieces that stay in the cache. Nothing is
+  computed twice, and the logits of a micro-batch never exist whole (last section).
+- **Freed memory kept** (`engine/memory.py`). By default glibc maps every large tensor anew, and the kernel zeroes its pages.
+- **`parallel.compile`**, each block by itself: on CUDA by default, where a compiler is found; on a CPU it gains little and
+  costs its compilation at every start. Parameters keep their names, and it works at every ZeRO stage (blocks are gathered whole
+  at stage 3).
+- **`parallel.recompute`**, activations of one block at a time: for memory, at the price of a second forward pass.
+- **The largest micro-batch that fits** (the plan's choice): weights are cast and gradients accumulated once per micro-step.
+- Fused AdamW on CPU and GPU; gradient norms once an update, by one kernel call per list; no all-reduce of DeepSpeed's where a
+  rank is alone; batches read ahead in a thread, and copied to a GPU once an update from pinned memory.
+"""
+REJECTED = """\
+## Rejected
+
+- **Casting weights once per step, not per micro-step.** The line "micro-batch of a quarter" has four times the casts and
+  accumulations; at the micro-batch that the plan chooses there is next to nothing left to save, and a second copy to keep right.
+- **Huge pages** for tensors (`THP_MEM_ALLOC_ENABLE=1`): what the table says of time, against memory aligned to 2 MiB.
+- **Attention by two products in bfloat16** on a CPU: faster there, but the scores are rounded to bfloat16 before the softmax,
+  and then `bf16-mixed` would mean another experiment than on a GPU.
+- **A library's fused loss** (Liger): Triton only, while the chunked loss is 40 lines and the same on CPU and GPU.
+- **No synchronisation between log steps**: each update is checked for non-finite values before it is applied, which is one
+  synchronisation an update; all its other figures come with it.
+- **DeepSpeed's compiled all-reduce for CPUs**: needs a compiler and a minute at the first start; what gradients' exchange costs
+  here is in the table of ranks.
+- **CUDA graphs, padding the vocabulary** (50,304 is a multiple of 128 already): left until a GPU has been measured.
+"""
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def read(pattern: str) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))}
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def training() -> str:
+    """Every measured configuration, and where its updates' time goes."""
+    lines = [
+        "## train.py's loop",
+        "",
+        "Tokens per second, data, logging and norms included. GFLOP/s: 6 per matmul weight and token, and 12·L·d·T for attention.",
+        "Bare loop: the same model and optimiser without DeepSpeed, data order and metrics. Matmul: `F.linear` at the model's own",
+        "shapes, weighted, in the same process. Peer: the command in the file.",
+        "",
+        row("result file", "device", "tokens/s", "GFLOP/s", "/ bare loop", "/ peer", "/ matmul", "probes"),
+        "|---" * 8 + "|",
+    ]
+    shares = ["", "Shares of an update:", ""]
+    for name, found in read("train_step-*.json").items():
+        device = found["device"] if found["device"] != "cpu" else f"{found['threads']} cores"
+        rate, share = found["tokens_per_s"]["train.py"], found["share_of_time"]
+        ratios = [_ratio(found.get(key)) for key in ("ratio", "ratio_to_peer", "fraction_of_matmul")]
+        probes = f"{max(found['probe_cost'], 0):.1%}"
+        lines.append(row(f"`{name}`", device, f"{rate:,.0f}", f"{found['flop_per_s'] / 1e9:,.0f}", *ratios, probes))
+        parts = ", ".join(f"{part} {value:.1%}" for part, value in share.items() if value >= 0.0005)
+        shares.append(f"- `{name}`: {parts}")
+    return "\n".join(lines + shares)
+
+
+def means() -> str:
+    """What each means gains."""
+    lines = [
+        "## Means",
+        "",
+        "Time of an update and peak memory, over those of the loop as shipped.",
+        "",
+        row("change", "result file", "time", "memory"),
+        "|---" * 4 + "|",
+    ]
+    for name, found in read("means-*.json").items():
+        for key, ratio in found["time_over_shipped"].items():
+            if key != "shipped":
+                lines.append(
+                    row(MEANS[key], f"`{name}`", f"× {ratio:.2f}", f"× {found['memory_over_shipped'][key]:.2f}")
+                )
+    return "\n".join(lines)
+
+
+def ranks() -> str:
+    lines = [
+        "## Ranks on one machine",
+        "",
+        "Tokens per second over those of one rank with all cores.",
+        "",
+        row("case", "result file", "ratio"),
+        "|---|---|---|",
+    ]
+    for name, found in read("ranks-*.json").items():
+        for case, ratio in found["ratio_to_one_rank"].items():
+            lines.append(row(case, f"`{name}`", f"{ratio:.2f}"))
+    return "\n".join(lines)
+
+
+def logits() -> str:
+    """What the chunked loss spares, by arithmetic."""
+    lines = [
+        "## Memory of the logits",
+        "",
+        "GPT-2's vocabulary at context 1024, `bf16-mixed`, GiB by arithmetic: whole are the logits in bfloat16, their float32 copy,",
+        "the log-softmax and its gradient; in chunks one chunk's logits and the head's gradient.",
+        "",
+        row("micro-batch", "whole", "in chunks"),
+        "|---|---|---|",
+    ]
+    model = load_config(ROOT / "configs" / "gpt124m_ctx1024.json")[0].model
+    for micro_batch in (1, 4, 16, 64):
+        tokens = micro_batch * model.seq_len
+        whole = tokens * model.vocab_size * (2 + 4 + 4 + 4)
+        chunk = min(tokens * model.vocab_size, cost.LOGITS_AT_ONCE) * 2 + model.vocab_size * model.n_embd * 6
+        lines.append(row(micro_batch, f"{whole / GIB:.2f}", f"{chunk / GIB:.2f}"))
+    return "\n".join(lines)
+
+
+def gpu() -> str:
+    found = read("gpu*.json")
+    said = ", ".join(f"`benchmarks/results/{name}`" for name in found) or "none has been measured yet"
+    return f"## GPUs\n\n`benchmarks/gpu.sh` proves and measures everything on one GPU in under nine minutes: {said}."
+
+
+def render() -> str:
+    return (
+        "\n\n".join([HEAD.rstrip(), training(), means(), KEPT.rstrip(), REJECTED.rstrip(), ranks(), logits(), gpu()])
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    DOC.write_text(render())
+    sys.exit(0)
