@@ -1,7 +1,7 @@
 # make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their report
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds
-# make system-deps  what the system tests need besides Python: SLURM, Chromium (root, Debian)
+# make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +30,7 @@ check: .venv/dev
 
 system-deps:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge chromium chromium-driver
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge chromium chromium-driver g++
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -133,7 +133,7 @@ def logits() -> str:
     lines = [
         "## Memory of the logits",
         "",
-        "GPT-2's vocabulary at context 1024, `bf16-mixed`, GiB by arithmetic: whole are the logits in bfloat16, their float32 copy,",
+        "GPT-2's vocabulary at context 1024, `bf16-mixed`, GiB by arithmetic: whole are the bfloat16 logits, their float32 copy,",
         "the log-softmax and its gradient; in chunks one chunk's logits and the head's gradient.",
         "",
         row("micro-batch", "whole", "in chunks"),

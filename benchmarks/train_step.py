@@ -39,6 +39,7 @@ from configs.schema import Log, RunConfig
 from data.loader import Prefetcher
 from data.manifest import Manifest
 from engine.launch import World, device_name, start_world
+from engine.memory import keep_freed_memory
 from engine.precision import set_matmul_precision
 from engine.session import Session, build_model
 from record.environment import environment
@@ -240,6 +241,8 @@ def main() -> int:
 def measure(bench: Bench, rounds: int, peer: str | None) -> dict[str, Any]:
     """All rounds, then one with spans, then a run as a process."""
     config, plan = bench.config, bench.plan
+    if bench.world.device.type == "cpu":
+        keep_freed_memory()  # for the bare loop too
     seconds: dict[str, list[float]] = {"train.py": [], "bare": [], **({"peer": []} if peer else {})}
     probed, matmul = [], []
     for index in range(rounds):

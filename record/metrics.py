@@ -11,6 +11,7 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     norm/<tensor>         the same of one tensor, with log.tensor_norms
     time/step_s           seconds of the update: data, forward, backward, optimiser, norms
     perf/tokens_per_s     tokens_per_step over it
+    perf/mfu              model FLOPs utilisation, a fraction; only on devices whose peak is known (configs/cost.py)
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
 
 and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens), `val/loss_ema_0.99`
