@@ -14,6 +14,7 @@ the seconds and the peak memory of `python train.py` as a process, and where the
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import shlex
@@ -86,10 +87,11 @@ class Bench:
         def after_update() -> None:
             if spans is not None and len(clock.times) == WARM_UP:
                 _watch(spans, session)
+            if spans is not None and len(clock.times) == self.config.schedule.steps - 1:  # the last is probed
+                spans.stop()
 
         train.train(session, NeverStop(), after_update)  # type: ignore[arg-type]
-        if spans is not None:
-            spans.stop()
+        gc.collect()  # a compiled model is in a cycle
         return [b - a for a, b in pairwise(clock.times)][WARM_UP - 1 :]
 
     def bare(self) -> list[float]:
@@ -270,6 +272,7 @@ def measure(bench: Bench, rounds: int, peer: str | None) -> dict[str, Any]:
         "matmul_flop_per_s": statistics.median(matmul),
         "fraction_of_matmul": flops / statistics.median(matmul),
         "mfu": cost.mfu(config.model, rates["train.py"], device, config.precision, 1),
+        "spans_over_update": total / (config.schedule.steps - 1 - WARM_UP) / update["train.py"],
         "share_of_time": {name: s / total for name, s in sorted(spans.seconds.items(), key=lambda item: -item[1])},
         "probe_cost": probe,
         **bench.launched(),

@@ -127,6 +127,8 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 def peak_flops(device: str, precision: str) -> float | None:
     """FLOP/s of a device at the arithmetic of a precision's matrix products; None for a device not in the table."""
     words = set(re.split(r"[\s-]+", device.lower()))
+    if words & {"laptop", "mig", "d"}:  # parts or lesser ones of the same name
+        return None
     known = next((peaks for name, peaks in PEAKS.items() if set(name.lower().split()) <= words), None)
     kind = ("bfloat16", "tensorfloat32", "float32").index(TABLE[precision].matmul)
     return known[kind] * 1e12 if known else None

@@ -1,8 +1,8 @@
 """The training loss of the last hidden states: the head's matrix product and cross-entropy, a chunk of tokens at a time.
 
-Shapes: N tokens, C width, V vocabulary. The logits of all tokens never exist at once: each chunk's are made in the
-dtype of the matrix product, their softmax is taken in float32 whatever that is, and they are turned into their own
-gradient in place. So the gradients of hidden states and head are known when the forward pass ends.
+Shapes: N tokens, C width, V vocabulary. Of GPT-2's vocabulary at most 2,668 tokens' logits exist at once, in the dtype of
+the matrix product; their softmax is taken in float32 whatever that is, and they are turned into their own gradient in
+place. So the gradients of hidden states and head are known when the forward pass ends.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from configs.cost import LOGITS_AT_ONCE
 
 CHUNK_ELEMENTS = LOGITS_AT_ONCE
-CACHE_ELEMENTS = 1 << 21  # on a CPU, logits whose softmax is taken at once: 8 MiB of float32, which stay in its cache
+# Logits whose softmax is taken at once: on a CPU 8 MiB of float32, which stay in its cache; on a GPU 128 MiB.
+CACHE_ELEMENTS, CUDA_ELEMENTS = 1 << 21, 1 << 25
 
 
 def cross_entropy_sum(
@@ -73,6 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         of_x, of_head = ctx.saved_tensors
         return of_x.mul_(scale), of_head.mul_(scale), None, None, None, None, None
@@ -98,7 +101,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _softmax_rows(logits: Tensor) -> int:
-    return len(logits) if logits.device.type == "cuda" else max(1, CACHE_ELEMENTS // logits.shape[1])
+    return max(1, (CUDA_ELEMENTS if logits.device.type == "cuda" else CACHE_ELEMENTS) // logits.shape[1])
 
 
 def _chunks(tensor: Tensor, targets: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,7 +117,7 @@ def logit_statistics(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     counted = targets >= 0
     if not counted.any():
         return found
-    for rows, wanted in _chunks(x[counted], targets[counted], CHUNK_ELEMENTS // len(head)):
+    for rows, wanted in _chunks(x[counted], targets[counted], CUDA_ELEMENTS // len(head)):
         logits = F.linear(rows, head).float()  # (n, V)
         loss = F.cross_entropy(logits, wanted, reduction="sum")
         wrong = (logits.argmax(-1) != wanted).sum()
