@@ -222,7 +222,9 @@ def run(
             path = session.restore(resume, step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
             on_first_rank(lambda: note_start(folder, session, given))
-            tick = stack.enter_context(profiled(profile if first else 0, folder.path, session.step))
+            tick = stack.enter_context(
+                profiled(profile if first else 0, folder.path, session.step, plan.steps - session.step)
+            )
             try:
                 state, reason = train(session, stop, tick)
             except ValueError as error:  # from here on a ValueError is no longer the user's

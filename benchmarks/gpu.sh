@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Everything there is to prove and measure on one GPU, without network, in under nine minutes, into one results file:
 #     [PEER='python nanoGPT/train.py …'] benchmarks/gpu.sh [RESULTS.json]
-# Each part has a limit of its own; one that fails or overruns is named in the file, and the rest goes on.
+# Each part has a limit of its own, 530 s in all; one that fails or overruns is named in the file with its last lines, and
+# the rest goes on. A peer, another trainer for the 124M model at 65,536 tokens an update, comes on top.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results/gpu.json}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+"$python" -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"' || exit 2
 
 part() { # NAME SECONDS COMMAND…
     local name=$1 limit=$2 begun=$SECONDS
@@ -20,24 +22,27 @@ part() { # NAME SECONDS COMMAND…
 step() { part "$1" "$2" "$python" -m benchmarks.train_step --out "$work/$1.json" "${@:3}"; }
 
 # The corpus is made on the CPU meanwhile: the sources of all installed packages.
-"$python" -m data.prepare --source python-source --packages --vocab-size 8192 --out "$work/data" >"$work/data.log" 2>&1 &
+timeout 400 "$python" -m data.prepare --source python-source --packages --vocab-size 8192 --workers 4 --out "$work/data" >"$work/data.log" 2>&1 &
 data=$!
 
 large=(--config configs/gpt124m_ctx1024.json --set batch.memory_gib=48)
-part tests 170 "$python" -m pytest -m gpu -q --junitxml "$work/tests.xml"
-step gpt124m-bf16-mixed 75 "${large[@]}" --steps 8 ${PEER:+--peer "$PEER"}
-step gpt124m-bf16-mixed-deterministic 45 "${large[@]}" --set parallel.deterministic=true --steps 6 --rounds 2
-step gpt124m-fp32 45 "${large[@]}" --set precision=fp32 --steps 4 --rounds 1
-step gpt774m-bf16-mixed 60 --config configs/gpt774m.json --set batch.memory_gib=48 --steps 5 --rounds 1
-step micro 25 --config configs/gpt_micro.json --steps 30 --rounds 2
-part checkpoint 25 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --out "$work/checkpoint.json"
-part means 45 "$python" -m benchmarks.means "${large[@]}" --set batch.tokens_per_step=65536 --means eager whole recompute --rounds 1 --out "$work/means.json"
+small=(--set batch.tokens_per_step=65536)
+part tests 150 "$python" -m pytest -m gpu -q --junitxml "$work/tests.xml"
+step gpt124m-bf16-mixed 70 "${large[@]}" --steps 8 --rounds 2
+step gpt124m-bf16-mixed-deterministic 35 "${large[@]}" "${small[@]}" --set parallel.deterministic=true --steps 8 --rounds 1
+step gpt124m-fp32 35 "${large[@]}" "${small[@]}" --set precision=fp32 --steps 4 --rounds 1
+step gpt774m-bf16-mixed 60 --config configs/gpt774m.json --set batch.memory_gib=48 "${small[@]}" --steps 6 --rounds 1
+step micro 20 --config configs/gpt_micro.json --steps 20 --rounds 1
+part checkpoint 20 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --rounds 1 --out "$work/checkpoint.json"
+part means 50 "$python" -m benchmarks.means "${large[@]}" "${small[@]}" --means eager whole recompute --rounds 1 --out "$work/means.json"
+[ -z "${PEER:-}" ] || step gpt124m-bf16-mixed-peer 180 "${large[@]}" "${small[@]}" --steps 8 --rounds 2 --peer "$PEER"
 
-wait $data || echo "data 1 0" >>"$work/parts"
+wait $data
+echo "data $? $SECONDS" | tee -a "$work/parts"
 for decay in 0 0.1; do
     part "wd$decay" 45 "$python" train.py --config configs/gpt124m_ctx1024.json --set data.path="$work/data" --set data.epochs=1 \
-        --set optim.weight_decay=$decay --set batch.tokens_per_step=65536 --set batch.memory_gib=48 --set schedule.steps=200 \
-        --set schedule.warmup_steps=20 --set eval.every=50 --run-dir "$work/run$decay"
+        --set optim.weight_decay=$decay "${small[@]}" --set batch.memory_gib=48 --set schedule.steps=150 \
+        --set schedule.warmup_steps=15 --set eval.every=50 --run-dir "$work/run$decay"
 done
 
 "$python" - "$work" "$results" <<'PY'
@@ -47,6 +52,9 @@ from record.metrics import read_metrics
 
 work, results = map(pathlib.Path, sys.argv[1:])
 parts = {name: {"exit_code": int(code), "seconds": int(s)} for name, code, s in map(str.split, (work / "parts").read_text().splitlines())}
+for name, part in parts.items():
+    if part["exit_code"]:
+        part["said"] = (work / f"{name}.log").read_text(errors="replace").splitlines()[-20:]
 tests = work / "tests.xml"
 suite = ElementTree.parse(tests).getroot().find("testsuite").attrib if tests.exists() else {}
 found = {"command": "benchmarks/gpu.sh", "parts": parts, "tests": {k: suite.get(k) for k in ("tests", "failures", "errors", "skipped")}}

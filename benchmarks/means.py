@@ -73,7 +73,7 @@ def update_seconds(config: RunConfig, means: str, updates: int) -> dict[str, Any
     if world.device.type == "cpu" and means != "malloc":
         keep_freed_memory()
     plan = make_plan(config, 1, None)
-    pieces = (4 if means == "quarter" else 1) * plan.micro_steps
+    pieces = min(config.sequences_per_step, (4 if means == "quarter" else 1) * plan.micro_steps)
     tokens = torch.randint(
         0, config.model.vocab_size, (config.sequences_per_step, config.model.seq_len + 1), device=world.device
     )

@@ -13,15 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def profiled(steps: int, folder: Path, first_step: int) -> Iterator[Callable[[], None]]:
+def profiled(steps: int, folder: Path, first_step: int, left: int) -> Iterator[Callable[[], None]]:
     """Gives what is to be called after each update; nothing is traced if `steps` is 0.
 
     The first two updates are left out, in which memory is found and kernels are compiled. The file is
-    trace_step_<first traced>.json.gz in `folder`, whole or not there; a run that ends early has fewer updates in it.
+    trace_step_<first traced>.json.gz in `folder`, whole or not there. A run that has fewer updates `left` traces those.
     """
     if not steps:
         yield lambda: None
         return
+    steps = max(1, min(steps, left - 2))
     path, done = folder / f"trace_step_{first_step + 3:08d}.json.gz", 0
 
     def write(found: profile) -> None:

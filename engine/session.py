@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +50,24 @@ def build_model(config: RunConfig, eot: int, device: torch.device) -> GPT:
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and there is no C compiler."""
-    asked, compiler = config.parallel.compile, shutil.which(os.environ.get("CXX", "g++"))
-    if asked and compiler is None:
-        raise ValueError(
-            "parallel.compile needs a C++ compiler, and there is no g++ on the path (nor does CXX name one); install one, "
-            "or leave parallel.compile out"
-        )
+    """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and something it needs is missing."""
+    asked, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
+    missing = (
+        []
+        if shutil.which(shlex.split(compiler)[0])
+        else [f"a C++ compiler ({compiler} is not on the path; CXX names one)"]
+    )
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python's headers (python3-dev)")
+    if device.type == "cuda" and find_spec("triton") is None:
+        missing.append("triton")
+    if asked and missing:
+        raise ValueError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
     if asked is not None or device.type != "cuda" or config.model.dropout:
         return bool(asked)
-    if compiler is None:
-        logger.warning("no g++ on the path: the blocks are not compiled, and the run is slower than it could be")
-    return compiler is not None
+    if missing:
+        logger.warning("without %s the blocks are not compiled, and the run is slower", " and ".join(missing))
+    return not missing
 
 
 class Session:

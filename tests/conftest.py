@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "schedule": {"warmup_steps": 2, "steps": 6},
     "batch": {"tokens_per_step": 128, "micro_batch": 2},
     "eval": {"tokens": 512},
+    "parallel": {"compile": False},
 }
 
 

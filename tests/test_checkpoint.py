@@ -26,7 +26,7 @@ pytestmark = pytest.mark.engine
 
 def resumed_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
     """Each case twice: six updates in one go, and three, a checkpoint, a new engine, three more."""
-    world = start_world("resume", 120, None)
+    world = start_world("resume", 120, None, configs[0].parallel.deterministic)
     found = []
     for index, config in enumerate(configs):
         whole = make_trainer(config, manifest, world)

@@ -244,11 +244,6 @@ def test_mfu_by_hand(tiny_config: Callable[..., RunConfig]) -> None:
     }
     for device, peak in found.items():
         assert cost.peak_flops(device, "bf16-true") == peak * 1e12, device
-    for unknown in (
-        "NVIDIA A10G",
-        "NVIDIA L40",
-        "NVIDIA GeForce RTX 4080",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "AMD Instinct MI300X",
-    ):
+    laptop = "NVIDIA GeForce RTX 4090 Laptop GPU"
+    for device in ("NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4080", laptop, "AMD Instinct MI300X"):
         assert cost.peak_flops(device, "bf16-mixed") is None, device

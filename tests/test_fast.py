@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from data.manifest import Manifest
 from engine.session import is_compiled
 from model import loss
 from model.gpt import GPT
+from record.metrics import read_metrics
+from record.run import RunFolder
 from tests.processes import ROOT
 from tests.ranks import run_ranks
 from tests.test_checkpoint import resumed_runs, same_files
@@ -31,7 +34,9 @@ from tests.test_parity import BOUNDS
 CPU = torch.device("cpu")
 engine = pytest.mark.engine
 compiles = pytest.mark.skipif(
-    shutil.which("g++") is None and not os.environ.get("REQUIRE_COMPILER"), reason="no C++ compiler"
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists())
+    and not os.environ.get("REQUIRE_COMPILER"),
+    reason="no C++ compiler or no Python.h",
 )
 
 
@@ -98,10 +103,6 @@ def test_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(seen.elements, seen_by_probe.elements) == 16 * 4096
 
 
-def paths(configs: list[RunConfig], manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
-    return run_ranks(2, resumed_runs, configs, manifest, folder, timeout_s=600)[0]
-
-
 @engine
 @compiles
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -111,17 +112,46 @@ def test_every_stage_and_resume(
     """Breaks if compiled or recomputed blocks train otherwise than plain ones at some ZeRO stage, or do not resume bit-exactly."""
     both = {"compile": True, "recompute": True}
     cases: list[tuple[str, dict[str, Any]]] = [("fp32", {}), ("fp32", {"recompute": True}), ("fp32", both)]
-    cases += [("bf16-mixed", {}), ("bf16-mixed", {"compile": True})] if stage == 3 else []
     given = {"optim": {"lr": 2e-3}}
     configs = [tiny_config(given, {"precision": p, "parallel": {"zero_stage": stage, **way}}) for p, way in cases]
     plain: list[float] = []
-    for (precision, way), run in zip(cases, paths(configs, tiny_data[1], tmp_path), strict=True):
+    for (precision, way), run in zip(
+        cases, run_ranks(2, resumed_runs, configs, tiny_data[1], tmp_path, timeout_s=600)[0], strict=True
+    ):
         losses = [step.loss for step in run["straight"]]
         plain = plain if way else losses
         bound = BOUNDS[precision][0] if way.get("compile") else 0.0  # recomputing alone changes no bit
         assert losses == pytest.approx(plain, rel=bound, abs=0), f"{precision} {way}"
         assert losses == [step.loss for step in run["resumed"]], f"{precision} {way}"
         same_files(*run["files"])
+
+
+@engine
+@compiles
+@pytest.mark.parametrize(("precision", "stage"), [("bf16-mixed", 3), ("bf16-master", 1)])
+def test_compiled_run(precision: str, stage: int, config_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Breaks if validation, probes or averages are otherwise where the blocks are compiled."""
+    seen = {"log": {"probe_every": 3}, "eval": {"every": 3}, "averages": {"ema": [0.9]}, "optim": {"lr": 2e-3}}
+    found = []
+    for compiled in (False, True):
+        config = config_file(seen, {"precision": precision, "parallel": {"zero_stage": stage, "compile": compiled}})
+        run = RunFolder(tmp_path / f"compiled_{compiled}")
+        command = [sys.executable, "train.py", "--config", str(config), "--run-dir", str(run.path)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert (run.last_start() or {})["compiled"] == compiled
+        found.append([*read_metrics(run.metrics)[0], *read_metrics(run.probes)[0]])
+    for plain, fast in zip(*found, strict=True):
+        assert set(plain) == set(fast)
+        for key in (
+            "train/loss",
+            "val/loss",
+            "val/loss_ema_0.9",
+            "probe/loss",
+            "probe/loss_ema_0.9",
+            "probe/logsumexp",
+        ):
+            if key in plain:
+                assert fast[key] == pytest.approx(plain[key], abs=BOUNDS[precision][0]), key
 
 
 @compiles
@@ -136,7 +166,7 @@ def test_compiling_is_refused_or_said(tiny_config: Callable[..., RunConfig], mon
     asked = tiny_config({"parallel": {"compile": True}})
     assert not is_compiled(tiny_config(), CPU)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(no-such-compiler"):
         is_compiled(asked, CPU)
     with pytest.raises(ValueError, match="draw other masks"):
         tiny_config({"parallel": {"compile": True}, "model": {"dropout": 0.1}})

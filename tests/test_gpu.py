@@ -46,8 +46,11 @@ def test_every_precision_and_stage(tiny_data: tuple[Path, Manifest], tiny_config
 def test_resume_is_bit_identical(
     tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """Breaks if fused AdamW's state on the device, its step included, does not survive a checkpoint."""
-    configs = [tiny_config({"precision": p, "parallel": {"zero_stage": stage}}) for p, stage in GPU_CASES]
+    """Breaks if, with parallel.deterministic, a checkpoint loses some of fused AdamW's state on the device, its step included."""
+    configs = [
+        tiny_config({"precision": p, "parallel": {"zero_stage": stage, "deterministic": True}})
+        for p, stage in GPU_CASES
+    ]
     for case, run in zip(
         GPU_CASES, run_ranks(1, resumed_runs, configs, tiny_data[1], tmp_path, gpu=True)[0], strict=True
     ):
@@ -94,8 +97,9 @@ def test_compiled_and_recomputed(
     tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """Breaks if compiled or recomputed blocks train otherwise on a GPU at some stage, or do not resume bit-exactly."""
-    ways = [(stage, {"compile": c, "recompute": r}) for stage in range(4) for c, r in ((False, False), (True, True))]
-    configs = [tiny_config(CASE, {"precision": "bf16-mixed", "parallel": {"zero_stage": s, **way}}) for s, way in ways]
+    ways = [(stage, {"compile": both, "recompute": both}) for stage in range(4) for both in (False, True)]
+    exact = {"precision": "bf16-mixed", "parallel": {"deterministic": True}}
+    configs = [tiny_config(CASE, exact, {"parallel": {"zero_stage": stage, **way}}) for stage, way in ways]
     runs = run_ranks(1, resumed_runs, configs, tiny_data[1], tmp_path, gpu=True)[0]
     for (stage, way), run in zip(ways, runs, strict=True):
         losses = [step.loss for step in run["straight"]]
