@@ -219,9 +219,8 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     cast = narrow * n_parameters(model) if narrow < wide else 0
     chunk = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size * narrow
     chunks = math.ceil(tokens * model.vocab_size / LOGITS_AT_ONCE)
-    of_head = head * (
-        narrow + (4 if chunks > 1 or narrow < wide else 0)
-    )  # a chunk's gradient of the head, and their sum
+    # Of the head: a chunk's gradient, and the sum over chunks.
+    of_head = head * (narrow + (4 if chunks > 1 or narrow < wide else 0))
     return blocks + cast + chunk + of_head + 2 * tokens * model.n_embd * narrow
 
 

@@ -13,12 +13,12 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed, unless the environment already says how it is to work (MALLOC_…).
+    """Let glibc's malloc keep what is freed, unless the environment says when it is to map (MALLOC_MMAP_…).
 
     By default it maps every large tensor anew and gives it back, and the kernel zeroes its pages each time (docs/speed.md).
     False where there is nothing to set: other C libraries have no mallopt.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_MMAP_") for name in os.environ):
         return True
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28}  # nothing mapped, nothing given back

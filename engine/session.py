@@ -52,11 +52,9 @@ def build_model(config: RunConfig, eot: int, device: torch.device) -> GPT:
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
     """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and something it needs is missing."""
     asked, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
-    missing = (
-        []
-        if shutil.which(shlex.split(compiler)[0])
-        else [f"a C++ compiler ({compiler} is not on the path; CXX names one)"]
-    )
+    missing = []
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        missing.append(f"a C++ compiler ({compiler} is not on the path; CXX names one)")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         missing.append("Python's headers (python3-dev)")
     if device.type == "cuda" and find_spec("triton") is None:
@@ -103,9 +101,8 @@ class Session:
         self.compiled = model.compiled
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
-        if (
-            self.world.device.type == "cpu" and not keep_freed_memory()
-        ):  # not before: what setting up freed is given back
+        # Not before: what setting up freed is given back.
+        if self.world.device.type == "cpu" and not keep_freed_memory():
             logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
         forget_peak(self.world.device)
 
