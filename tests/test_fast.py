@@ -92,7 +92,8 @@ class Largest(TorchDispatchMode):
 
 def test_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if training, validation or a probe holds the logits of all tokens at once: 50304 × 1024 × micro-batch of them."""
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 16 * 4096)
+    for limit in ("CHUNK_ELEMENTS", "CUDA_ELEMENTS"):
+        monkeypatch.setattr(loss, limit, 16 * 4096)
     model = GPT(Model(n_layer=1, n_head=1, n_embd=8, seq_len=32, vocab_size=4096))
     model.init_weights(0)
     tokens = torch.randint(4096, (8, 33))
