@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything there is to prove and measure on one GPU, without network, in under nine minutes, into one results file:
 #     [PEER='python nanoGPT/train.py …'] benchmarks/gpu.sh [RESULTS.json]
-# Each part has a limit of its own, 530 s in all; one that fails or overruns is named in the file with its last lines, and
-# the rest goes on. A peer, another trainer for the 124M model at 65,536 tokens an update, comes on top.
+# Each part has a limit of its own, 520 s in all; one that fails or overruns is named in the file with its last lines, and
+# the rest goes on. PEER: another trainer of the 124M model at 65,536 tokens an update; by default benchmarks/peer.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results/gpu.json}
@@ -27,20 +27,20 @@ data=$!
 
 large=(--config configs/gpt124m_ctx1024.json --set batch.memory_gib=48)
 small=(--set batch.tokens_per_step=65536)
-part tests 150 "$python" -m pytest -m gpu -q --junitxml "$work/tests.xml"
-step gpt124m-bf16-mixed 70 "${large[@]}" --steps 8 --rounds 2
-step gpt124m-bf16-mixed-deterministic 35 "${large[@]}" "${small[@]}" --set parallel.deterministic=true --steps 8 --rounds 1
-step gpt124m-fp32 35 "${large[@]}" "${small[@]}" --set precision=fp32 --steps 4 --rounds 1
-step gpt774m-bf16-mixed 60 --config configs/gpt774m.json --set batch.memory_gib=48 "${small[@]}" --steps 6 --rounds 1
-step micro 20 --config configs/gpt_micro.json --steps 20 --rounds 1
-part checkpoint 20 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --rounds 1 --out "$work/checkpoint.json"
-part means 50 "$python" -m benchmarks.means "${large[@]}" "${small[@]}" --means eager whole recompute --rounds 1 --out "$work/means.json"
-[ -z "${PEER:-}" ] || step gpt124m-bf16-mixed-peer 180 "${large[@]}" "${small[@]}" --steps 8 --rounds 2 --peer "$PEER"
+part tests 130 "$python" -m pytest -m gpu -q --junitxml "$work/tests.xml"
+peer=${PEER:-"$python -m benchmarks.peer --seq-len 1024 --micro-batch 32 --micro-steps 2 --updates 12 --compile"}
+step gpt124m-bf16-mixed 120 "${large[@]}" "${small[@]}" --steps 12 --rounds 1 --peer "$peer"
+step gpt124m-bf16-mixed-deterministic 30 "${large[@]}" "${small[@]}" --set parallel.deterministic=true --steps 8 --rounds 1
+step gpt124m-fp32 30 "${large[@]}" "${small[@]}" --set precision=fp32 --steps 4 --rounds 1
+step gpt774m-bf16-mixed 55 --config configs/gpt774m.json --set batch.memory_gib=48 "${small[@]}" --steps 6 --rounds 1
+step micro 15 --config configs/gpt_micro.json --steps 20 --rounds 1
+part checkpoint 15 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --rounds 1 --out "$work/checkpoint.json"
+part means 45 "$python" -m benchmarks.means "${large[@]}" "${small[@]}" --means eager whole --rounds 1 --out "$work/means.json"
 
 wait $data
 echo "data $? $SECONDS" | tee -a "$work/parts"
 for decay in 0 0.1; do
-    part "wd$decay" 45 "$python" train.py --config configs/gpt124m_ctx1024.json --set data.path="$work/data" --set data.epochs=1 \
+    part "wd$decay" 40 "$python" train.py --config configs/gpt124m_ctx1024.json --set data.path="$work/data" --set data.epochs=1 \
         --set optim.weight_decay=$decay "${small[@]}" --set batch.memory_gib=48 --set schedule.steps=150 \
         --set schedule.warmup_steps=15 --set eval.every=50 --run-dir "$work/run$decay"
 done
