@@ -5,7 +5,7 @@
 Each case is a real run of two updates of two micro-steps under the deepspeed launcher, the second one probed.
 Measured is the peak of rank 0 during the updates less what the process held before the model was built; estimated is the
 plan's state and activations. `measured_bytes` is with every tensor mapped by itself and given back when it is freed: what
-is in use. `heap_bytes` is as train.py runs on a CPU, where freed memory is kept for the next tensor.
+is in use. `heap_bytes`, of float32 on one rank, is as train.py runs on a CPU, where freed memory is kept for the next tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32"
 def measure(given: dict[str, Any], ranks: int, work: Path) -> dict[str, float | None]:
     """Estimated and measured bytes of one case."""
     plan, measured = _peak(given, ranks, work / "live", {"MALLOC_MMAP_THRESHOLD_": "131072"})
-    heap = _peak(given, ranks, work / "heap", {})[1] if ranks == 1 else None
+    with_heap = ranks == 1 and given["precision"] == "fp32"
+    heap = _peak(given, ranks, work / "heap", {})[1] if with_heap else None
     return {
         "state_bytes": plan["state_bytes"],
         "activation_bytes": plan["activation_bytes"],
