@@ -9,7 +9,6 @@ and on load, and on load the check that the forward pass sees the loaded weights
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -20,15 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
 from engine import checkpoint
 from engine.launch import start_world
-from engine.session import build_model
+from engine.network import build_model
 from engine.trainer import Trainer
-from record.environment import environment
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def timed(act: Callable[[], Any]) -> float:
@@ -79,17 +76,14 @@ def main() -> int:
             shutil.rmtree(ours)
             shutil.rmtree(theirs)
     result = {
-        "command": "python -m benchmarks.checkpoint " + " ".join(sys.argv[1:]),
         **{name: statistics.median(values) for name, values in times.items()},
         **sizes,
         "zero_stage": config.parallel.zero_stage,
         "precision": config.precision,
-        **environment(),
     }
     path = args.out or RESULTS / f"checkpoint-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print({name: value for name, value in result.items() if name.endswith(("_s", "_bytes"))}, path)
+    print({name: value for name, value in result.items() if name.endswith(("_s", "_bytes"))})
+    write_result(path, "checkpoint", result)
     return 0
 
 

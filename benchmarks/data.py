@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.outcome import RESULTS, write_result
 from configs.load import validate
 from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
@@ -31,9 +32,7 @@ from data.prepare import Options, prepare
 from data.shards import Shard
 from data.sources import open_source
 from data.tokenizer import train_sentencepiece
-from record.environment import environment
 
-RESULTS = Path(__file__).parent / "results" / "data.json"
 SHARD_TOKENS = 1 << 27
 
 
@@ -139,16 +138,13 @@ def main() -> int:
         billion = sparse_data(folder / "billion", 10**9, 10**6)
         corpus = sparse_data(folder / "corpus", 9 * 10**9, 8 * 10**6)
         result = {
-            "command": "python -m benchmarks.data",
             "preparation": preparation(folder),
             "loader_tokens_per_s": loading(folder / "billion", billion),
             "full_pass": full_pass(folder / "billion", billion),
             "open_9e9_tokens_s": opening(folder / "corpus", corpus),
-            **environment(),
         }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in list(result)[1:5]}, indent=1), RESULTS)
+    print(json.dumps(result, indent=1))
+    write_result(RESULTS / "data.json", "data", result)
     return 0
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,16 +24,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import model.gpt
+from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from engine.launch import device_name, start_world
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
+from engine.network import build_model
 from engine.precision import set_matmul_precision
-from engine.session import build_model
-from record.environment import environment
 
-RESULTS = Path(__file__).parent / "results"
 MEANS = {
     "shipped": "",
     "malloc": "memory mapped anew for every tensor, as glibc does by default (CPU)",
@@ -126,7 +124,6 @@ def main() -> int:
     median = {n: statistics.median(s for run in found for s in run["seconds"]) for n, found in runs.items()}
     peak = {n: max(run["peak_bytes"] for run in found) for n, found in runs.items()}
     result = {
-        "command": "python -m benchmarks.means " + shlex.join(sys.argv[1:]),
         "tokens_per_s": {n: runs[n][0]["tokens"] / s for n, s in median.items()},
         "time_over_shipped": {n: s / median["shipped"] for n, s in median.items()},
         "memory_over_shipped": {n: bytes_ / peak["shipped"] for n, bytes_ in peak.items()},
@@ -134,14 +131,12 @@ def main() -> int:
         "seconds": {n: [s for run in found for s in run["seconds"]] for n, found in runs.items()},
         "precision": config.precision,
         "device": runs["shipped"][0]["device"],
-        **environment(),
     }
     kind = "cuda" if gpu else "cpu"
     path = args.out or RESULTS / f"means-{Path(args.config).stem}-{config.precision}-{kind}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
     for name, ratio in result["time_over_shipped"].items():
         print(f"{name:10} time × {ratio:.3f}, memory × {result['memory_over_shipped'][name]:.3f}  {MEANS[name]}")
-    print(path)
+    write_result(path, "means", result)
     return 0
 
 

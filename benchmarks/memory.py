@@ -11,19 +11,17 @@ is in use. `heap_bytes`, of float32 on one rank, is as train.py runs on a CPU, w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.launched import launch
+from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config, merge, validate
-from record.environment import environment
 from record.metrics import read_metrics
 from tests.synthetic import write_synthetic
 
-RESULTS = Path(__file__).parent / "results"
 CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16-mixed", 0, 1),
          ("bf16-mixed", 1, 2), ("bf16-master", 1, 2), ("bf16-true", 1, 1)]  # fmt: skip
 
@@ -78,10 +76,7 @@ def main() -> int:
             found[name] = measure(given_case, ranks, Path(work))
             print(name, found[name], flush=True)
     out = args.out or RESULTS / f"memory-{Path(args.config).stem}-cpu.json"
-    command = "python -m benchmarks.memory " + " ".join(sys.argv[1:])
-    out.write_text(
-        json.dumps({"command": command, "cases": found, **environment()}, indent=1, ensure_ascii=False) + "\n"
-    )
+    write_result(out, "memory", {"cases": found})
     return 0
 
 

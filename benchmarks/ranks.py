@@ -8,20 +8,16 @@ On a CPU one rank has all cores and each of N an N-th of them; the ratio is what
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.launched import launch
+from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config, merge, validate
-from record.environment import environment
 from record.metrics import read_metrics
 from tests.synthetic import write_synthetic
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
@@ -59,18 +55,15 @@ def main() -> int:
     median = {name: statistics.median(times) for name, times in seconds.items()}
     one = median["ZeRO 0, 1 rank(s)"]
     result = {
-        "command": "python -m benchmarks.ranks " + shlex.join(sys.argv[1:]),
         "ratio_to_one_rank": {name: one / s for name, s in median.items()},
         "tokens_per_s": {name: tokens / s for name, s in median.items()},
         "seconds": seconds,
         "precision": config.precision,
-        **environment(),
     }
     path = args.out or RESULTS / f"ranks-{Path(args.config).stem}-{config.precision}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
     for name, ratio in result["ratio_to_one_rank"].items():
         print(f"{name}: {result['tokens_per_s'][name]:,.0f} tokens/s, {ratio:.3f} of one rank")
-    print(path)
+    write_result(path, "ranks", result)
     return 0
 
 

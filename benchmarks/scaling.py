@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.outcome import RESULTS
 from configs import cost
 from configs.load import load_config
 from configs.plan import GIB, make_plan
@@ -17,7 +18,6 @@ from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOC = ROOT / "docs" / "scaling.md"
 RANKS = (8, 16, 32, 64)
 RATES = (100, 300, 450)  # TFLOP/s

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.means import MEANS
+from benchmarks.outcome import RESULTS
+from benchmarks.scaling import ROOT, row
 from configs import cost
 from configs.load import load_config
 from configs.plan import GIB
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOC = ROOT / "docs" / "speed.md"
 HEAD = """\
 # Speed
@@ -74,10 +73,6 @@ REJECTED = """\
 Left until a GPU has been measured: CUDA graphs, other attention backends than the one `scaled_dot_product_attention` chooses, the
 overlap of reduction with the backward pass (DeepSpeed's `overlap_comm` can be set under `deepspeed`).
 """
-
-
-def row(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def read(pattern: str) -> dict[str, dict[str, Any]]:
@@ -197,12 +192,8 @@ def gpu() -> str:
 
 
 def render() -> str:
-    return (
-        "\n\n".join(
-            [HEAD.rstrip(), targets(), training(), means(), KEPT.rstrip(), REJECTED.rstrip(), ranks(), logits(), gpu()]
-        )
-        + "\n"
-    )
+    parts = [HEAD.rstrip(), targets(), training(), means(), KEPT.rstrip(), REJECTED.rstrip(), ranks(), logits(), gpu()]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

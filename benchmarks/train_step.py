@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import train
+from benchmarks.outcome import RESULTS, write_result
 from benchmarks.spans import Spans
 from configs import cost
 from configs.load import load_config, merge, validate
@@ -41,15 +42,14 @@ from data.loader import Prefetcher
 from data.manifest import Manifest
 from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
+from engine.network import build_model
 from engine.precision import set_matmul_precision
-from engine.session import Session, build_model
-from record.environment import environment
+from engine.session import Session
 from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder
 from record.run import RunFolder
 from tests.synthetic import write_synthetic
 
-RESULTS = Path(__file__).parent / "results"
 WARM_UP = 2  # updates of each round that are not counted
 LAUNCHED = 3  # updates of the run as a process
 
@@ -231,12 +231,9 @@ def main() -> int:
         set_matmul_precision(config.precision, world.device)
         bench = Bench(config, manifest, plan, world, folder)
         result = measure(bench, args.rounds, args.peer)
-    result = {"command": "python -m benchmarks.train_step " + shlex.join(sys.argv[1:]), **result, **environment()}
     path = args.out or RESULTS / f"train_step-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(render(result))
-    print(path)
+    write_result(path, "train_step", result)
     return 0
 
 

@@ -284,7 +284,7 @@ class Parallel(Section):
     )
     compile: bool | None = setting(
         None,
-        "torch.compile of the blocks; null: on CUDA, where a C compiler is found (docs/speed.md)",
+        "torch.compile of the blocks; null: on CUDA, where a C++ compiler is found (docs/speed.md)",
         operational=True,
     )
     recompute: bool = setting(

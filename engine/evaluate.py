@@ -21,8 +21,8 @@ from configs.schema import RunConfig
 from data.loader import eval_batches
 from data.manifest import read_manifest
 from engine import checkpoint
+from engine.network import build_model
 from engine.precision import set_matmul_precision
-from engine.session import build_model
 from record.checkpoints import find, parse_reference, step_of
 from record.run import RunFolder
 

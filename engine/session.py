@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import shlex
-import shutil
-import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +23,10 @@ from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
-from engine.precision import autocast_dtype, set_matmul_precision
+from engine.network import build_model
+from engine.precision import set_matmul_precision
 from engine.probes import Probe
 from engine.trainer import StepResult, Trainer
-from model.gpt import GPT
 from record.checkpoints import complete, find, find_reference, read_manifest
 from record.environment import environment
 from record.norms import TENSOR
@@ -40,32 +35,6 @@ from record.run import RunFolder, State
 from record.watch import LossWatch
 
 logger = logging.getLogger(__name__)
-
-
-def build_model(config: RunConfig, eot: int, device: torch.device) -> GPT:
-    """The network of a configuration, over data whose documents end with token `eot`; uninitialised."""
-    separate_at = None if config.data.cross_document_attention else eot
-    autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
-    return GPT(config.model, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
-
-
-def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and something it needs is missing."""
-    asked, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
-    missing = []
-    if shutil.which(shlex.split(compiler)[0]) is None:
-        missing.append(f"a C++ compiler ({compiler} is not on the path; CXX names one)")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        missing.append("Python's headers (python3-dev)")
-    if device.type == "cuda" and find_spec("triton") is None:
-        missing.append("triton")
-    if asked and missing:
-        raise ValueError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
-    if asked is not None or device.type != "cuda" or config.model.dropout:
-        return bool(asked)
-    if missing:
-        logger.warning("without %s the blocks are not compiled, and the run is slower", " and ".join(missing))
-    return not missing
 
 
 class Session:

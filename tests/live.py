@@ -13,8 +13,8 @@ from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.launch import World
+from engine.network import build_model
 from engine.precision import set_matmul_precision
-from engine.session import build_model
 from engine.trainer import Trainer
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")  # what AdamW's checkpoints hold

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import Model, RunConfig
 from data.manifest import Manifest
-from engine.session import is_compiled
+from engine.network import is_compiled
 from model import loss
 from model.gpt import GPT
 from record.metrics import read_metrics
@@ -111,19 +111,15 @@ def test_every_stage_and_resume(
     stage: int, tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """Breaks if compiled or recomputed blocks train otherwise than plain ones at some ZeRO stage, or do not resume bit-exactly."""
-    both = {"compile": True, "recompute": True}
-    cases: list[tuple[str, dict[str, Any]]] = [("fp32", {}), ("fp32", {"recompute": True}), ("fp32", both)]
-    given = {"optim": {"lr": 2e-3}}
-    configs = [tiny_config(given, {"precision": p, "parallel": {"zero_stage": stage, **way}}) for p, way in cases]
-    plain: list[float] = []
-    for (precision, way), run in zip(
-        cases, run_ranks(2, resumed_runs, configs, tiny_data[1], tmp_path, timeout_s=600)[0], strict=True
-    ):
+    ways: list[dict[str, Any]] = [{}, {"recompute": True}, {"compile": True, "recompute": True}]
+    configs = [tiny_config({"optim": {"lr": 2e-3}, "parallel": {"zero_stage": stage, **way}}) for way in ways]
+    found = run_ranks(2, resumed_runs, configs, tiny_data[1], tmp_path, timeout_s=600)[0]
+    plain = [step.loss for step in found[0]["straight"]]
+    for way, run in zip(ways, found, strict=True):
         losses = [step.loss for step in run["straight"]]
-        plain = plain if way else losses
-        bound = BOUNDS[precision][0] if way.get("compile") else 0.0  # recomputing alone changes no bit
-        assert losses == pytest.approx(plain, rel=bound, abs=0), f"{precision} {way}"
-        assert losses == [step.loss for step in run["resumed"]], f"{precision} {way}"
+        bound = BOUNDS["fp32"][0] if way.get("compile") else 0.0  # recomputing alone changes no bit
+        assert losses == pytest.approx(plain, rel=bound, abs=0), way
+        assert losses == [step.loss for step in run["resumed"]], way
         same_files(*run["files"])
 
 
