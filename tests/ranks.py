@@ -17,9 +17,11 @@ def run_ranks(
 ) -> list[Any]:
     """Results of `function(*arguments)` by rank. `function` joins the group itself (engine.launch.start_world).
 
-    Without `gpu` the ranks see no CUDA device, so that the CPU suite is the same on every machine.
+    Without `gpu` the ranks see no CUDA device, so that the CPU suite is the same on every machine; they are forked from a
+    process that has imported what they need, which takes longer than most tests.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("spawn" if gpu else "forkserver")
+    multiprocessing.set_forkserver_preload(["tests.preload"])
     results: Any = context.Queue()
     port = free_port()
     processes = [

@@ -95,8 +95,9 @@ class Run:
     def wait_for_save(self) -> bool:
         step = self.reached + self.dice.randrange(60)
         while self.running():
-            if self.reached >= step and list(self.folder.checkpoints.glob(".step_*.tmp")):
+            if list(self.folder.checkpoints.glob(".step_*.tmp")) and self.reached >= step:
                 return True
+            time.sleep(0.002)
         return False
 
     def kill(self, victim: str = "") -> None:
@@ -207,7 +208,8 @@ def token_shard_flipped(run: Run) -> bool:
 
 def second_process(run: Run) -> bool:
     """Whichever comes second is told who holds the folder; the other goes on to its end."""
-    happened = run.wait_for_moment()
+    time.sleep(run.dice.uniform(0, 2))  # later, the first would often be done before the second has started
+    happened = run.running()
     other = start(run.config, run.path, ranks=2)
     theirs, _ = other.communicate(timeout=120)
     ours = run.settle(WHOLE_S)

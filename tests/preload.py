@@ -1,0 +1,11 @@
+"""What every rank of the tests imports, once: ranks are forked from a process that has (tests/ranks.py)."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA starts, and by DeepSpeed when it is imported
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+import engine.checkpoint
+import engine.trainer  # noqa: F401
