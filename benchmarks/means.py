@@ -42,6 +42,7 @@ MEANS = {
     "eager": "no parallel.compile, where it is the default",
     "recompute": "parallel.recompute",
     "quarter": "micro-batch of a quarter, four micro-steps",
+    "unfused": "AdamW tensor by tensor, not fused",
     "products": "attention by two products in the matmul dtype, scores rounded before the softmax",
 }
 
@@ -78,7 +79,7 @@ def update_seconds(config: RunConfig, means: str, updates: int) -> dict[str, Any
     network = build_model(config, 0, world.device)
     network.init_weights(0)
     network.to(world.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=means != "unfused", foreach=False)
     forget_peak(world.device)
     seconds = []
     for _ in range(updates + 2):

@@ -35,6 +35,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each worker, and all it s
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the suite does not end with one worker at work."""
+    items.sort(key=lambda item: item.path.name not in ("test_slurm.py", "test_soak.py"))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Forty files of the standard library, tokenised with a vocabulary of 512: a few hundred thousand tokens."""

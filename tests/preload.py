@@ -5,7 +5,7 @@ import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA starts, and by DeepSpeed when it is imported
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - as an engine does; it loads the compiler
 
 import engine.checkpoint
 import engine.trainer  # noqa: F401
