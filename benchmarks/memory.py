@@ -3,9 +3,9 @@
     python -m benchmarks.memory --config configs/gpt124m_wd0.1.json
 
 Each case is a real run of two updates of two micro-steps under the deepspeed launcher, the second one probed.
-Measured is the peak of rank 0 during the updates less what the process held before the model was built; estimated is the
-plan's state and activations. `measured_bytes` is with every tensor mapped by itself and given back when it is freed: what
-is in use. `heap_bytes`, of float32 on one rank, is as train.py runs on a CPU, where freed memory is kept for the next tensor.
+Measured is the peak of rank 0 during the updates less that of the same run with a model of next to nothing; estimated is
+the plan's state and activations. `measured_bytes` is with every tensor mapped by itself and given back when it is freed:
+what is in use. `heap_bytes`, of float32 on one rank, is as train.py runs on a CPU, where freed memory is kept.
 """
 
 from __future__ import annotations
@@ -26,25 +26,31 @@ CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32"
          ("bf16-mixed", 1, 2), ("bf16-master", 1, 2), ("bf16-true", 1, 1)]  # fmt: skip
 
 
+IN_USE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+NOTHING = {"n_layer": 1, "n_head": 1, "n_embd": 8, "seq_len": 8}
+
+
 def measure(given: dict[str, Any], ranks: int, work: Path) -> dict[str, float | None]:
     """Estimated and measured bytes of one case."""
-    plan, measured = _peak(given, ranks, work / "live", {"MALLOC_MMAP_THRESHOLD_": "131072"})
+    sequences = given["batch"]["tokens_per_step"] // given["model"]["seq_len"]
+    nothing = {"model": NOTHING, "batch": {"tokens_per_step": sequences * NOTHING["seq_len"]}}
+    base = _peak(merge(given, nothing), ranks, work / "nothing", IN_USE)[1]
+    plan, peak = _peak(given, ranks, work / "live", IN_USE)
     with_heap = ranks == 1 and given["precision"] == "fp32"
-    heap = _peak(given, ranks, work / "heap", {})[1] if with_heap else None
+    heap = _peak(given, ranks, work / "heap", {})[1] - base if with_heap else None
     return {
         "state_bytes": plan["state_bytes"],
         "activation_bytes": plan["activation_bytes"],
-        "measured_bytes": measured,
+        "measured_bytes": peak - base,
         "heap_bytes": heap,
-        "estimate_over_measured": round((plan["state_bytes"] + plan["activation_bytes"]) / measured, 3),
+        "estimate_over_measured": round((plan["state_bytes"] + plan["activation_bytes"]) / (peak - base), 3),
     }
 
 
 def _peak(given: dict[str, Any], ranks: int, work: Path, environ: dict[str, str]) -> tuple[dict[str, Any], int]:
-    """The plan of a run, and what rank 0 took."""
+    """The plan of a run, and the most that rank 0 held."""
     run = launch(given, ranks, work, environ)
-    peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(run.metrics)[0])
-    return run.read_plan(), peak - (run.last_start() or {})["memory_before_bytes"]
+    return run.read_plan(), max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(run.metrics)[0])
 
 
 def main() -> int:

@@ -122,7 +122,7 @@ def check() -> str:
         "## The estimate against measured memory",
         "",
         f"`{measured['command']}`: real runs at 124M, context 256,",
-        "micro-batch 4, on CPU; rank 0's peak during the updates less what the process held before the model was built.",
+        "micro-batch 4, on CPU; rank 0's peak during the updates less that of the same run with next to no model.",
         "Measured with every tensor mapped by itself (`MALLOC_MMAP_THRESHOLD_`): what is in use. A heap keeps what is freed, and",
         "holds more: the last column, as `train.py` runs. (`benchmarks/results/memory-gpt124m_wd0.1-cpu.json`)",
         "",

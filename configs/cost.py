@@ -149,14 +149,13 @@ def n_moments(optim: Optim) -> int:
 
 
 def bucket_elements(config: RunConfig) -> int:
-    """Gradients that ranks exchange at once: DeepSpeed allocates its default of 5·10⁸ whole, also for a smaller model."""
-    return int(config.deepspeed.get("reduce_bucket_size", min(n_parameters(config.model), 500_000_000)))
+    """Gradients that ranks exchange at once, at least the largest tensor. DeepSpeed's default is 5·10⁸, allocated whole."""
+    sizes = [math.prod(shape) for shape in parameter_shapes(config.model).values()]
+    return int(config.deepspeed.get("reduce_bucket_size", min(sum(sizes), max(50_000_000, *sizes))))
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
     """Weights, gradients, masters, moments and averages on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
-
-    A probed update holds the masters before it as well.
 
     Where ranks exchange gradients at stages 1 to 3 a bucket of whole ones is held; stage 3 holds two, and the gathered weights.
     """
@@ -166,8 +165,6 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
         gradients += BYTES[dtypes.accumulation]
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
     state = masters + n_moments(config.optim) * BYTES[dtypes.moments] + 4 * len(config.averages.ema)
-    if config.log.probe_every:
-        state += BYTES[dtypes.masters]
     per_parameter = (
         weights / (ranks if stage >= 3 else 1)
         + gradients / (ranks if stage >= 2 else 1)
@@ -181,6 +178,13 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     elif stage and ranks > 1 and dtypes.accumulation == dtypes.gradients:  # else BF16_Optimizer, which has none
         buffers = bucket
     return round(parameters * per_parameter + buffers)
+
+
+def probe_bytes(config: RunConfig, ranks: int) -> int:
+    """The masters before a probed update, held from the end of its backward pass on."""
+    sharded = ranks if config.parallel.zero_stage else 1
+    copy = n_parameters(config.model) * BYTES[TABLE[config.precision].masters] // sharded
+    return copy if config.log.probe_every else 0
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

@@ -25,7 +25,6 @@ class Probe:
     def __init__(self, trainer: Trainer, batch: tuple[Tensor, int]) -> None:
         """`batch`: validation tokens (b, T+1) and how many of its rows count, for the whole model's quantities."""
         self.trainer, self.fragments, self.batch = trainer, trainer.fragments, batch
-        self.before = [weight.clone() for weight in self.fragments.weights()]
         self.micro = torch.zeros((), dtype=torch.float64, device=trainer.ds.device)
         parameters = trainer.ds.module.parameters() if trainer.config.log.noise_scale else ()
         self._hooks = [parameter.register_hook(self._note) for parameter in parameters]
@@ -34,6 +33,7 @@ class Probe:
         """Shown the reduced gradients before they are clipped."""
         for hook in self._hooks:
             hook.remove()
+        self.before = [weight.clone() for weight in self.fragments.weights()]  # not while activations are held
         self.grad_squares = self.fragments.square_norms(gradients)
         penalty = self.trainer.config.optim.decay_rule == "l2_loss"
         plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
