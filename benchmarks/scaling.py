@@ -130,14 +130,20 @@ def check() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, case in measured["cases"].items():
-        precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", name).groups()  # type: ignore[union-attr]
-        settings = [f"precision={precision}", f"parallel.zero_stage={stage}", "batch.micro_batch=4"]
-        config = load_config(ROOT / "configs" / "gpt124m_wd0.1.json", settings)[0]
-        state, activations = cost.state_bytes(config, int(ranks)), cost.activation_bytes(config, 4)
+        state, activations = estimate(name)
         sizes = [f"{size / GIB:.2f}" for size in (state, activations, case["measured_bytes"])]
         heap = f"{case['heap_bytes'] / case['measured_bytes']:.2f}" if case.get("heap_bytes") else ""
         lines.append(row(name, *sizes, f"{(state + activations) / case['measured_bytes']:.2f}", heap))
     return "\n".join(lines)
+
+
+def estimate(case: str) -> tuple[int, int]:
+    """The plan's bytes of state and of activations for a case of the memory benchmark."""
+    precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", case).groups()  # type: ignore[union-attr]
+    batch = ["batch.micro_batch=4", f"batch.tokens_per_step={2 * 4 * 256 * int(ranks)}", "log.probe_every=2"]
+    settings = [f"precision={precision}", f"parallel.zero_stage={stage}", *batch]
+    plan = make_plan(load_config(ROOT / "configs" / "gpt124m_wd0.1.json", settings)[0], int(ranks), None)
+    return plan.state_bytes, plan.activation_bytes
 
 
 def experiments() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.means import MEANS
 from benchmarks.outcome import RESULTS
-from benchmarks.scaling import ROOT, row
+from benchmarks.scaling import ROOT, estimate, row
 from configs import cost
 from configs.load import load_config
 from configs.plan import GIB
@@ -93,7 +93,7 @@ def targets() -> str:
         best = max(ratio for case, ratio in found["ratio_to_one_rank"].items() if "1 rank" not in case)
         lines.append(row("two ranks on two cores, of one", "0.9 or more", f"{best:.2f}", f"`{name}`"))
     for name, found in read("memory-*.json").items():
-        ratios = [case["estimate_over_measured"] for case in found["cases"].values()]
+        ratios = [sum(estimate(case)) / seen["measured_bytes"] for case, seen in found["cases"].items()]
         lines.append(
             row("the plan's memory over measured", "0.9 to 1.1", f"{min(ratios):.2f} to {max(ratios):.2f}", f"`{name}`")
         )

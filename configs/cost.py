@@ -155,9 +155,9 @@ def bucket_elements(config: RunConfig) -> int:
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
-    """Weights, gradients, masters, moments and averages on one device at the configuration's ZeRO stage, and DeepSpeed's buffers.
+    """What one device holds all the time: weights, gradients, masters, moments and averages at the configuration's ZeRO stage.
 
-    Where ranks exchange gradients at stages 1 to 3 a bucket of whole ones is held; stage 3 holds two, and the gathered weights.
+    Stage 3 also holds the weights it has gathered, up to `stage3_max_live_parameters`.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     weights, gradients = BYTES[dtypes.weights], BYTES[dtypes.gradients]
@@ -171,20 +171,24 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
         + state / (ranks if stage >= 1 else 1)
     )
     parameters = n_parameters(config.model)
-    bucket = bucket_elements(config) * BYTES[dtypes.gradients]
-    buffers = 0.0
-    if stage == 3:
-        buffers = 2 * bucket + min(parameters, config.deepspeed.get("stage3_max_live_parameters", 10**9)) * weights
-    elif stage and ranks > 1 and dtypes.accumulation == dtypes.gradients:  # else BF16_Optimizer, which has none
-        buffers = bucket
-    return round(parameters * per_parameter + buffers)
+    live = min(parameters, config.deepspeed.get("stage3_max_live_parameters", 10**9)) if stage == 3 else 0
+    return round(parameters * per_parameter + live * weights)
 
 
-def probe_bytes(config: RunConfig, ranks: int) -> int:
-    """The masters before a probed update, held from the end of its backward pass on."""
-    sharded = ranks if config.parallel.zero_stage else 1
-    copy = n_parameters(config.model) * BYTES[TABLE[config.precision].masters] // sharded
-    return copy if config.log.probe_every else 0
+def passing_bytes(config: RunConfig, ranks: int) -> int:
+    """The most that one device holds while it holds few activations.
+
+    Gradients on their way to other ranks, whose buckets (two at stage 3) fill as the backward pass frees activations; and
+    from its end on the masters before a probed update.
+    """
+    dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
+    exchanged = bucket_elements(config) * BYTES[dtypes.gradients] * (2 if stage == 3 else 1)
+    if (
+        stage == 0 or ranks == 1 or dtypes.accumulation != dtypes.gradients
+    ):  # the last: BF16_Optimizer, which has no bucket
+        exchanged = 0
+    before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
+    return max(exchanged, before if config.log.probe_every else 0)
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

@@ -87,7 +87,7 @@ class Plan:
     groups: dict[str, Group]
     flops_per_token: int
     state_bytes: int
-    activation_bytes: int  # or what a probe holds, where that is more: not at the same time
+    activation_bytes: int  # or cost.passing_bytes, where that is more
     communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
@@ -183,7 +183,7 @@ def make_plan(
         groups=groups,
         flops_per_token=cost.flops_per_token(config.model),
         state_bytes=cost.state_bytes(config, ranks),
-        activation_bytes=max(cost.activation_bytes(config, micro_batch), cost.probe_bytes(config, ranks)),
+        activation_bytes=max(cost.activation_bytes(config, micro_batch), cost.passing_bytes(config, ranks)),
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),

@@ -83,9 +83,9 @@ class Fragments:
         """Squared 2-norms per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
         return self._combine(square_sums, tensors, dist.ReduceOp.SUM)
 
-    def sums(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Sum of the elements per parameter, float64 (len(names),), of one tensor per local fragment, over all ranks."""
-        found = [tensor.sum(dtype=torch.float64) for tensor in tensors]  # one at a time
+    def sums(self, fragments: Iterable[Iterable[Tensor]]) -> Tensor:
+        """Sum of the elements per parameter, float64 (len(names),), of the tensors of each local fragment, over all ranks."""
+        found = [torch.stack([part.sum(dtype=torch.float64) for part in parts]).sum() for parts in fragments]
         return self._combine(torch.stack, found, dist.ReduceOp.SUM)
 
     def maxima(self, tensors: list[Tensor]) -> Tensor:
@@ -250,6 +250,11 @@ class Fragments:
         if self.stage == 3:  # DeepSpeed keeps its groups empty between steps
             return list(self.ds.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat tensors of one length, 2^22 elements at a time: what is computed of an embedding is not held whole."""
+    return zip(*(tensor.split(1 << 22) for tensor in tensors), strict=True)
 
 
 def square_sums(tensors: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probes.py).
 
 Written over fragments, so that every ZeRO stage gives the unsharded values; beside the masters before the update it
-holds one tensor at a time. A probe only looks: it draws nothing at random, and every bit of training is as without it.
+holds one slice of a tensor at a time. A probe only looks: it draws nothing at random, and every bit of training is as without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.cost import kind_of
-from engine.fragments import square_sums
+from engine.fragments import Fragment, slices, square_sums
 from engine.trainer import Trainer
 
 
@@ -38,7 +38,8 @@ class Probe:
         penalty = self.trainer.config.optim.decay_rule == "l2_loss"
         plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
         self.big = self.fragments.square_norms(plain).sum().item()
-        self.products = self.fragments.sums(g.float() * w.float() for g, w in zip(gradients, self.before, strict=True))
+        pairs = zip(gradients, self.before, strict=True)
+        self.products = self.fragments.sums((g.float() * w.float() for g, w in slices(*pair)) for pair in pairs)
 
     def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
         """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
@@ -57,14 +58,15 @@ class Probe:
         groups = f.groups()
         rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
-        changes = (square_sums([a.float() - b.float()]) for a, b in zip(after, self.before, strict=True))
+        pairs = zip(after, self.before, strict=True)
+        changes = ((square_sums([a.float() - b.float()]) for a, b in slices(*pair)) for pair in pairs)
         d2, n2 = f.sums(changes), f.square_norms(after)
         columns = {"w2": n2, "before2": w2, "d2": d2, "g2": self.grad_squares, "gw": self.products}
         columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
         columns["max"] = f.maxima(after)
         if optim.algorithm == "adam":
-            second = ((float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq").float()) for p in f.local)
-            columns["adam"] = f.sums(lr / (v.sqrt() + optim.eps) for lr, v in second)
+            second = ((float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq")) for p in f.local)
+            columns["adam"] = f.sums((lr / (v.float().sqrt() + optim.eps) for (v,) in slices(m)) for lr, m in second)
         table = {key: column.tolist() for key, column in columns.items()}
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
@@ -97,12 +99,13 @@ class Probe:
         places = {name: i for i, name in enumerate(self.fragments.names)}
         one, other = (1 / before.clamp_min(1e-300)).tolist(), (1 / after.clamp_min(1e-300)).tolist()
 
-        def squares() -> Iterator[Tensor]:
-            for fragment, old in zip(self.fragments.local, self.before, strict=True):
-                i = places[fragment.name]
-                yield (fragment.weight.double() * other[i]).sub_(old.double(), alpha=one[i]).square_()
+        def squares(fragment: Fragment, before: Tensor) -> Iterator[Tensor]:
+            i = places[fragment.name]
+            for new, old in slices(fragment.weight, before):
+                yield (new.double() * other[i]).sub_(old.double(), alpha=one[i]).square_()
 
-        return 2 * torch.asin((self.fragments.sums(squares()).sqrt() / 2).clamp(max=1.0))
+        chords = self.fragments.sums(map(squares, self.fragments.local, self.before)).sqrt()
+        return 2 * torch.asin((chords / 2).clamp(max=1.0))
 
     @torch.no_grad()
     def _model(self) -> dict[str, float]:
