@@ -182,11 +182,9 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     from its end on the masters before a probed update.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
-    exchanged = bucket_elements(config) * BYTES[dtypes.gradients] * (2 if stage == 3 else 1)
-    if (
-        stage == 0 or ranks == 1 or dtypes.accumulation != dtypes.gradients
-    ):  # the last: BF16_Optimizer, which has no bucket
-        exchanged = 0
+    has_bucket = dtypes.accumulation == dtypes.gradients  # BF16_Optimizer has none
+    buckets = (2 if stage == 3 else 1) if stage and ranks > 1 and has_bucket else 0
+    exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
     return max(exchanged, before if config.log.probe_every else 0)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.outcome import RESULTS
+from benchmarks.scaling import estimate
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
 PEER = f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: time 250.00ms\\n' * 3)\""
@@ -47,6 +50,13 @@ def test_page_is_what_the_results_say(page: str) -> None:
     """Breaks if a page of figures and the code or the committed results drift apart."""
     module = importlib.import_module(f"benchmarks.{page}")
     assert module.DOC.read_text() == module.render(), f"run python -m benchmarks.{page}"
+
+
+def test_memory_of_the_plan_is_what_runs_took() -> None:
+    """Breaks if the plan's memory of some precision and ZeRO stage is a tenth off what was measured, on either side."""
+    (path,) = RESULTS.glob("memory-*.json")
+    for case, found in json.loads(path.read_text())["cases"].items():
+        assert sum(estimate(case)) == pytest.approx(found["measured_bytes"], rel=0.1), case
 
 
 def test_report_benchmark(tmp_path: Path) -> None:
