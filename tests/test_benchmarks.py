@@ -23,7 +23,7 @@ PEER = f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: t
     [
         ("train_step", ["--steps", "6", "--rounds", "1", "--peer", PEER], {"ratio", "launch_to_first_step_s", "mfu"}),
         ("memory", ["--cases", "0"], {"cases"}),
-        ("ranks", ["--steps", "3"], {"ratio_to_one_rank"}),
+        ("ranks", ["--steps", "3", "--stages", "0"], {"ratio_to_one_rank"}),
         ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
         ("checkpoint", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
     ],
