@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from record.environment import environment
-from record.files import write_json
+from benchmarks.outcome import write_result
 from tests.recorded import base_curve, write_run
 
 LIMIT_S, LIMIT_BYTES = 60, 2 << 30
@@ -63,7 +62,6 @@ def main() -> int:
         page = (Path(work) / "report" / "index.html").stat().st_size
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     row = {
-        "command": f"python -m benchmarks.analysis --runs {args.runs} --steps {args.steps}",
         "log_bytes": size,
         "page_bytes": page,
         "seconds": round(seconds, 1),
@@ -72,7 +70,7 @@ def main() -> int:
     }
     print(row)
     if args.out:
-        write_json(args.out, {**row, "environment": environment()})
+        write_result(args.out, "analysis", row)
     return 0
 
 

@@ -24,10 +24,20 @@ from tests.synthetic import write_synthetic
 
 CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16-mixed", 0, 1),
          ("bf16-mixed", 1, 2), ("bf16-master", 1, 2), ("bf16-true", 1, 1)]  # fmt: skip
-
-
 IN_USE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 NOTHING = {"n_layer": 1, "n_head": 1, "n_embd": 8, "seq_len": 8}
+
+
+def settings_of(precision: str, stage: int, ranks: int, seq_len: int) -> dict[str, Any]:
+    """What a case sets, but for its data."""
+    return {
+        "precision": precision,
+        "parallel": {"zero_stage": stage},
+        "batch": {"tokens_per_step": 2 * 4 * seq_len * ranks, "micro_batch": 4},
+        "schedule": {"steps": 2, "warmup_steps": 0},
+        "eval": {"tokens": seq_len, "every": None},
+        "log": {"every": 1, "probe_every": 2},
+    }
 
 
 def measure(given: dict[str, Any], ranks: int, work: Path) -> dict[str, float | None]:
@@ -65,18 +75,9 @@ def main() -> int:
     for precision, stage, ranks in [CASES[index] for index in args.cases]:
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / "data"
-            batch = 2 * 4 * config.model.seq_len * ranks
-            write_synthetic(data, 8 * batch + 1, config.model.vocab_size)
-            case = {
-                "data": {"path": str(data), "train_tokens": None},
-                "precision": precision,
-                "parallel": {"zero_stage": stage},
-                "batch": {"tokens_per_step": batch, "micro_batch": 4},
-                "schedule": {"steps": 2, "warmup_steps": 0},
-                "eval": {"tokens": config.model.seq_len, "every": None},
-                "log": {"every": 1, "probe_every": 2},
-            }
-            given_case = merge(given, case)
+            settings = settings_of(precision, stage, ranks, config.model.seq_len)
+            write_synthetic(data, 8 * settings["batch"]["tokens_per_step"] + 1, config.model.vocab_size)
+            given_case = merge(merge(given, settings), {"data": {"path": str(data), "train_tokens": None}})
             validate(given_case, args.config)
             name = f"{precision}, ZeRO {stage}, {ranks} rank(s)"
             found[name] = measure(given_case, ranks, Path(work))

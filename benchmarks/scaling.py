@@ -10,9 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.memory import settings_of
 from benchmarks.outcome import RESULTS
 from configs import cost
-from configs.load import load_config
+from configs.load import load_config, merge, validate
 from configs.plan import GIB, make_plan
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
@@ -140,9 +141,9 @@ def check() -> str:
 def estimate(case: str) -> tuple[int, int]:
     """The plan's bytes of state and of activations for a case of the memory benchmark."""
     precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", case).groups()  # type: ignore[union-attr]
-    batch = ["batch.micro_batch=4", f"batch.tokens_per_step={2 * 4 * 256 * int(ranks)}", "log.probe_every=2"]
-    settings = [f"precision={precision}", f"parallel.zero_stage={stage}", *batch]
-    plan = make_plan(load_config(ROOT / "configs" / "gpt124m_wd0.1.json", settings)[0], int(ranks), None)
+    config, given = load_config(ROOT / "configs" / "gpt124m_wd0.1.json")
+    settings = settings_of(precision, int(stage), int(ranks), config.model.seq_len)
+    plan = make_plan(validate(merge(given, settings), case), int(ranks), None)
     return plan.state_bytes, plan.activation_bytes
 
 

@@ -1,7 +1,8 @@
 """What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probes.py).
 
 Written over fragments, so that every ZeRO stage gives the unsharded values; beside the masters before the update it
-holds one slice of a tensor at a time. A probe only looks: it draws nothing at random, and every bit of training is as without it.
+holds one slice of a tensor at a time. A probe only looks: it draws nothing at random, and every bit of training is as
+without it.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
     if module == "train_step":
         assert result["tokens_per_s"]["peer"] == result["tokens_per_step"] / 0.25
         assert result["ratio_to_peer"] == result["tokens_per_s"]["train.py"] / result["tokens_per_s"]["peer"]
-        assert result["spans_over_update"] > 0  # how near to 1 is the machine's affair
+        assert result["spans_over_update"] == pytest.approx(1, abs=0.2)  # of the same updates
         assert {"forward", "backward", "optimiser", "data", "logging", "communication"} <= set(result["share_of_time"])
-        assert result["fraction_of_matmul"] == result["flop_per_s"] / result["matmul_flop_per_s"]
+        assert 0.1 < result["fraction_of_matmul"] < 1.5
 
 
 @pytest.mark.parametrize("page", ["scaling", "speed"])

@@ -73,7 +73,7 @@ def test_resume_is_bit_identical(
         losses = [(s.loss, s.grad_norm, s.norm) for s in run["straight"]]
         assert losses == [(s.loss, s.grad_norm, s.norm) for s in run["resumed"]], case
         kinds = ("weights", "momentum_buffer") if "momentum" in case else ("weights",) if case == "sgd" else KINDS
-        same_files(*run["files"], kinds=(*kinds, "ema_0.99") if case == "l2_loss" else kinds)
+        assert_same_files(*run["files"], kinds=(*kinds, "ema_0.99") if case == "l2_loss" else kinds)
         assert run["counters"] == {"note": 1, "optimizer_step": 0 if "momentum" in case or case == "sgd" else 3}, case
 
 
@@ -87,7 +87,7 @@ def test_files_do_not_know_stage_or_ranks(
     configs = [tiny_config({"batch": batch, "parallel": {"zero_stage": stage}}) for stage in (0, 1, 2, 3)]
     for ranks in (1, 3):
         for path in run_ranks(ranks, saved_again, configs, manifest, source, tmp_path)[0]:
-            same_files(source, path)
+            assert_same_files(source, path)
 
 
 def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> Path:
@@ -97,7 +97,7 @@ def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> 
     return checkpoint.save(folder / "source", 3, trainer.fragments, {}, {})
 
 
-def same_files(one: Path, other: Path, kinds: tuple[str, ...] = KINDS) -> None:
+def assert_same_files(one: Path, other: Path, kinds: tuple[str, ...] = KINDS) -> None:
     names = {path.name for path in one.iterdir()}
     assert names == {path.name for path in other.iterdir()} == {"manifest.json", *(f"{k}.safetensors" for k in kinds)}
     for name in names:

@@ -28,7 +28,7 @@ from record.metrics import read_metrics
 from record.run import RunFolder
 from tests.processes import ROOT
 from tests.ranks import run_ranks
-from tests.test_checkpoint import resumed_runs, same_files
+from tests.test_checkpoint import assert_same_files, resumed_runs
 from tests.test_parity import BOUNDS
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_every_stage_and_resume(
         bound = BOUNDS["fp32"][0] if way.get("compile") else 0.0  # recomputing alone changes no bit
         assert losses == pytest.approx(plain, rel=bound, abs=0), way
         assert losses == [step.loss for step in run["resumed"]], way
-        same_files(*run["files"])
+        assert_same_files(*run["files"])
 
 
 @engine

@@ -16,7 +16,7 @@ from model import loss
 from tests.live import make_trainer, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
-from tests.test_checkpoint import resumed_runs, same_files
+from tests.test_checkpoint import assert_same_files, resumed_runs
 from tests.test_fast import error, reference
 from tests.test_parity import BOUNDS, CASE, CASES, engine_runs
 
@@ -55,7 +55,7 @@ def test_resume_is_bit_identical(
         GPU_CASES, run_ranks(1, resumed_runs, configs, tiny_data[1], tmp_path, gpu=True)[0], strict=True
     ):
         assert [s.loss for s in run["straight"]] == [s.loss for s in run["resumed"]], case
-        same_files(*run["files"])
+        assert_same_files(*run["files"])
 
 
 def deterministic_run(config: RunConfig, manifest: Manifest) -> list[float]:
@@ -108,7 +108,7 @@ def test_compiled_and_recomputed(
             way,
         )
         assert losses == [s.loss for s in run["resumed"]], (stage, way)
-        same_files(*run["files"])
+        assert_same_files(*run["files"])
 
 
 def test_tf32_is_its_own_label() -> None:
