@@ -43,7 +43,7 @@ KEPT = """\
 
 - **The loss in chunks, with its gradient** (`model/loss.py`). The head's product, the softmax and the gradients of both are
   made for a chunk of tokens while its logits are at hand; on a CPU the softmax in pieces that stay in the cache. Nothing is
-  computed twice, and the logits of a micro-batch never exist whole (last section).
+  computed twice, and the logits of a micro-batch never exist whole (their memory: below).
 - **Freed memory kept** (`engine/memory.py`). By default glibc maps every large tensor anew, and the kernel zeroes its pages.
 - **`parallel.compile`**, each block by itself: on CUDA by default, where a compiler is found; on a CPU it costs its compilation at
   every start, for what the table says. Parameters keep their names, and it works at every ZeRO stage (blocks are gathered whole
@@ -136,17 +136,17 @@ def means() -> str:
     lines = [
         "## Means",
         "",
-        "Time of an update and peak memory, over those of the loop as shipped.",
+        "Time of an update and peak memory, over those of the loop as shipped: medians of a few updates (their number is given),",
+        "each means in a process of its own. Run again, times of unchanged code differ by several per cent.",
         "",
-        row("change", "result file", "time", "memory"),
-        "|---" * 4 + "|",
+        row("change", "result file", "updates", "time", "memory"),
+        "|---" * 5 + "|",
     ]
     for name, found in read("means-*.json").items():
         for key, ratio in found["time_over_shipped"].items():
             if key != "shipped":
-                lines.append(
-                    row(MEANS[key], f"`{name}`", f"× {ratio:.2f}", f"× {found['memory_over_shipped'][key]:.2f}")
-                )
+                updates, memory = len(found["seconds"][key]), found["memory_over_shipped"][key]
+                lines.append(row(MEANS[key], f"`{name}`", updates, f"× {ratio:.2f}", f"× {memory:.2f}"))
     return "\n".join(lines)
 
 
