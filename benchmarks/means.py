@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import model.gpt
+import model.linear
 from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
@@ -43,6 +44,7 @@ MEANS = {
     "recompute": "parallel.recompute",
     "quarter": "micro-batch of a quarter, four micro-steps",
     "unfused": "AdamW tensor by tensor, not fused",
+    "mkl": "products of weights by torch's own F.linear, MKL's (CPU, float32)",
     "products": "attention by two products in the matmul dtype, scores rounded before the softmax",
 }
 
@@ -67,6 +69,8 @@ def update_seconds(config: RunConfig, means: str, updates: int) -> dict[str, Any
     config = config.model_copy(update={"parallel": config.parallel.model_copy(update=asked)})
     if means == "whole":
         model.gpt.cross_entropy_sum = whole_logits  # type: ignore[assignment]
+    if means == "mkl":
+        model.linear.ONEDNN = False
     if means == "products":
         model.gpt.F.scaled_dot_product_attention = by_products  # type: ignore[attr-defined]
     if world.device.type == "cpu" and means != "malloc":
@@ -111,7 +115,9 @@ def main() -> int:
         print(json.dumps(update_seconds(config, args.child, args.updates)))
         return 0
     gpu = torch.cuda.is_available()
-    left_out = {"malloc", "huge", "compile"} if gpu else {"eager"}
+    left_out = (
+        {"malloc", "huge", "compile", "mkl"} if gpu else {"eager", *(("mkl",) if config.precision != "fp32" else ())}
+    )
     chosen = list(dict.fromkeys(["shipped", *(args.means or (set(MEANS) - left_out))]))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(chosen, key=list(MEANS).index)}
     for _ in range(args.rounds):

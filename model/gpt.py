@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Model
+from model.linear import Linear
 from model.loss import cross_entropy_sum, logit_statistics
 
 
@@ -23,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
@@ -43,8 +44,8 @@ class MLP(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.proj(F.gelu(self.fc(x), approximate=self.approximate))

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from configs.cost import LOGITS_AT_ONCE
+from model.linear import product
 
 CHUNK_ELEMENTS = LOGITS_AT_ONCE
 # Logits whose softmax is taken at once: on a CPU 8 MiB of float32, which stay in its cache; on a GPU 128 MiB.
@@ -61,15 +62,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softmax = _compiled() if compiled else _softmax
         with torch.autocast(x.device.type, enabled=False):
             weight = head.to(dtype)
-            for rows, wanted in _chunks(x.to(dtype), targets, CHUNK_ELEMENTS // len(head)):
-                logits = rows @ weight.T  # (n, V)
+            for rows, wanted in _chunks(x.to(dtype), targets, _even(len(x), CHUNK_ELEMENTS // len(head))):
+                logits = product(rows, weight)  # (n, V)
                 losses += [
                     softmax(*piece, z_loss, with_gradient) for piece in _chunks(logits, wanted, _softmax_rows(logits))
                 ]
                 if with_gradient:  # the logits are their own gradient by now
-                    of_x.append(logits @ weight)
-                    product = logits.T @ rows  # (V, C)
-                    of_head = product if of_head is None else of_head.float().add_(product)
+                    of_x.append(product(logits, weight.T))
+                    outer = logits.T @ rows  # (V, C)
+                    of_head = outer if of_head is None else of_head.float().add_(outer)
         if of_head is not None:
             ctx.save_for_backward(torch.cat(of_x).to(x.dtype), of_head.to(head.dtype))
         return torch.cat(losses).sum()
@@ -98,6 +99,11 @@ def _softmax(logits: Tensor, targets: Tensor, z_loss: float, with_gradient: bool
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_softmax, fullgraph=True, dynamic=False)
+
+
+def _even(count: int, at_most: int) -> int:
+    """The rows of a chunk where `count` are split into the fewest of nearly one size: large matrix products, no small rest."""
+    return math.ceil(count / math.ceil(count / max(1, at_most)))
 
 
 def _softmax_rows(logits: Tensor) -> int:

@@ -15,13 +15,20 @@ from benchmarks.scaling import estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
-PEER = f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: time 250.00ms\\n' * 3)\""
+PEER, SLOWER = (
+    f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: time {ms}.00ms\\n' * 3)\""
+    for ms in (250, 300)
+)
 
 
 @pytest.mark.parametrize(
     ("module", "options", "keys"),
     [
-        ("train_step", ["--steps", "6", "--rounds", "1", "--peer", PEER], {"ratio", "launch_to_first_step_s", "mfu"}),
+        (
+            "train_step",
+            ["--steps", "6", "--rounds", "1", "--peer", SLOWER, "--peer", PEER],
+            {"ratio", "launch_to_first_step_s", "mfu"},
+        ),
         ("memory", ["--cases", "0"], {"cases"}),
         ("ranks", ["--steps", "3", "--stages", "0"], {"ratio_to_one_rank"}),
         ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
@@ -38,6 +45,7 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
     assert keys <= set(result)
     assert result["command"].startswith(f"python -m benchmarks.{module}")
     if module == "train_step":
+        assert (result["peer"], result["peers_tried_s"]) == (PEER, {SLOWER: 0.3, PEER: 0.25})
         assert result["tokens_per_s"]["peer"] == result["tokens_per_step"] / 0.25
         assert result["ratio_to_peer"] == result["tokens_per_s"]["train.py"] / result["tokens_per_s"]["peer"]
         assert result["spans_over_update"] == pytest.approx(1, abs=0.2)  # of the same updates
