@@ -22,18 +22,23 @@ from configs.load import load_config, merge, validate
 from record.metrics import read_metrics
 from tests.synthetic import write_synthetic
 
-CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16-mixed", 0, 1),
-         ("bf16-mixed", 1, 2), ("bf16-master", 1, 2), ("bf16-true", 1, 1)]  # fmt: skip
+CASES = [("fp32", 0, 1, 4), ("fp32", 1, 1, 4), ("fp32", 1, 2, 4), ("fp32", 2, 2, 4), ("fp32", 3, 2, 4),
+         ("bf16-mixed", 0, 1, 4), ("bf16-mixed", 1, 2, 4), ("bf16-master", 1, 2, 4), ("bf16-true", 1, 1, 4),
+         ("fp32", 0, 1, 16), ("bf16-mixed", 0, 1, 32)]  # fmt: skip
 IN_USE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 NOTHING = {"n_layer": 1, "n_head": 1, "n_embd": 8, "seq_len": 8}
 
 
-def settings_of(precision: str, stage: int, ranks: int, seq_len: int) -> dict[str, Any]:
+def name_of(precision: str, stage: int, ranks: int, micro_batch: int) -> str:
+    return f"{precision}, ZeRO {stage}, {ranks} rank(s), micro-batch {micro_batch}"
+
+
+def settings_of(precision: str, stage: int, ranks: int, micro_batch: int, seq_len: int) -> dict[str, Any]:
     """What a case sets, but for its data."""
     return {
         "precision": precision,
         "parallel": {"zero_stage": stage},
-        "batch": {"tokens_per_step": 2 * 4 * seq_len * ranks, "micro_batch": 4},
+        "batch": {"tokens_per_step": 2 * micro_batch * seq_len * ranks, "micro_batch": micro_batch},
         "schedule": {"steps": 2, "warmup_steps": 0},
         "eval": {"tokens": seq_len, "every": None},
         "log": {"every": 1, "probe_every": 2},
@@ -72,15 +77,15 @@ def main() -> int:
     args = parser.parse_args()
     config, given = load_config(args.config, args.set)
     found = {}
-    for precision, stage, ranks in [CASES[index] for index in args.cases]:
+    for case in [CASES[index] for index in args.cases]:
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / "data"
-            settings = settings_of(precision, stage, ranks, config.model.seq_len)
+            settings = settings_of(*case, config.model.seq_len)
             write_synthetic(data, 8 * settings["batch"]["tokens_per_step"] + 1, config.model.vocab_size)
             given_case = merge(merge(given, settings), {"data": {"path": str(data), "train_tokens": None}})
             validate(given_case, args.config)
-            name = f"{precision}, ZeRO {stage}, {ranks} rank(s)"
-            found[name] = measure(given_case, ranks, Path(work))
+            name = name_of(*case)
+            found[name] = measure(given_case, case[2], Path(work))
             print(name, found[name], flush=True)
     out = args.out or RESULTS / f"memory-{Path(args.config).stem}-cpu.json"
     write_result(out, "memory", {"cases": found})

@@ -6,11 +6,10 @@ python -m benchmarks.scaling
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
-from benchmarks.memory import settings_of
+from benchmarks.memory import CASES, name_of, settings_of
 from benchmarks.outcome import RESULTS
 from configs import cost
 from configs.load import load_config, merge, validate
@@ -123,7 +122,7 @@ def check() -> str:
         "## The estimate against measured memory",
         "",
         f"`{measured['command']}`: real runs at 124M, context 256,",
-        "micro-batch 4, on CPU; rank 0's peak during the updates less that of the same run with next to no model.",
+        "on CPU; rank 0's peak during the updates less that of the same run with next to no model.",
         "Measured with every tensor mapped by itself (`MALLOC_MMAP_THRESHOLD_`): what is in use. A heap keeps what is freed, and",
         "holds more: the last column, as `train.py` runs. (`benchmarks/results/memory-gpt124m_wd0.1-cpu.json`)",
         "",
@@ -140,10 +139,10 @@ def check() -> str:
 
 def estimate(case: str) -> tuple[int, int]:
     """The plan's bytes of state and of activations for a case of the memory benchmark."""
-    precision, stage, ranks = re.fullmatch(r"(\S+), ZeRO (\d), (\d) rank\(s\)", case).groups()  # type: ignore[union-attr]
+    ((precision, stage, ranks, micro_batch),) = (known for known in CASES if name_of(*known) == case)
     config, given = load_config(ROOT / "configs" / "gpt124m_wd0.1.json")
-    settings = settings_of(precision, int(stage), int(ranks), config.model.seq_len)
-    plan = make_plan(validate(merge(given, settings), case), int(ranks), None)
+    settings = settings_of(precision, stage, ranks, micro_batch, config.model.seq_len)
+    plan = make_plan(validate(merge(given, settings), case), ranks, None)
     return plan.state_bytes, plan.activation_bytes
 
 

@@ -25,9 +25,18 @@ if not ONEDNN:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (…, I) · weightᵀ, weight (O, I), of one dtype → (…, O); not differentiable."""
-    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
-    return F.linear(x, weight)
+    if not (ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32):
+        return F.linear(x, weight)
+    return _compiled(x, weight) if torch.compiler.is_compiling() else _onednn(x, weight)
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+# torch.compile takes that kernel for constant weights only, and leaves an operator it does not know alone.
+_compiled = torch.library.custom_op("gpt::product", _onednn, mutates_args=())
+_compiled.register_fake(lambda x, weight: x.new_empty(*x.shape[:-1], len(weight)))
 
 
 class Linear(nn.Linear):
@@ -35,8 +44,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)"""
-        ours = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not ours or torch.compiler.is_compiling():  # torch.compile takes that kernel for constant weights only
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         y: Tensor = _Product.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
