@@ -45,8 +45,8 @@ KEPT = """\
   made for a chunk of tokens while its logits are at hand; on a CPU the softmax in pieces that stay in the cache. Nothing is
   computed twice, and the logits of a micro-batch never exist whole (their memory: below).
 - **Freed memory kept** (`engine/memory.py`). By default glibc maps every large tensor anew, and the kernel zeroes its pages.
-- **Float32 products by oneDNN on a CPU** (`model/linear.py`), where torch calls MKL: the gain is that of processors that are not
-  Intel's. The gradient of a weight stays with MKL, which is faster at it.
+- **Float32 products by oneDNN on a CPU** (`model/linear.py`), where torch calls MKL. The gain is that of an AMD
+  processor; Intel's were not measured. The gradient of a weight stays with MKL: oneDNN was slower at it in narrow models.
 - **`parallel.compile`**, each block by itself: on CUDA by default, where a compiler is found; on a CPU it costs its compilation at
   every start, for what the table says. Parameters keep their names, and it works at every ZeRO stage (blocks are gathered whole
   at stage 3). One graph for the whole model would not: DeepSpeed's hooks lie between the blocks.

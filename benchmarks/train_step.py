@@ -247,10 +247,8 @@ def main() -> int:
 def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
     """All rounds, then one with spans, then a run as a process."""
     config, plan = bench.config, bench.plan
-    tried = (
-        {peer: statistics.median(peer_seconds(peer)) for peer in peers} if len(peers) > 1 else dict.fromkeys(peers, 0.0)
-    )
-    peer = min(tried, key=tried.__getitem__, default=None)
+    tried = {peer: statistics.median(peer_seconds(peer)) for peer in peers} if len(peers) > 1 else {}
+    peer = min(tried or peers, key=lambda peer: tried.get(peer, 0.0), default=None)
     if bench.world.device.type == "cpu":
         keep_freed_memory()  # for the bare loop too
     seconds: dict[str, list[float]] = {"train.py": [], "bare": [], **({"peer": []} if peer else {})}

@@ -1,8 +1,8 @@
 """Matrix products with weights: torch's own, except in float32 on a CPU.
 
-There torch calls MKL, which falls behind oneDNN on processors that are not Intel's (docs/speed.md), so the products of
-weights with activations and with their gradients go to the oneDNN kernel that torch has for its compiler. Both add in
-float32; their sums differ in the order of adding.
+There torch calls MKL, which is slower than oneDNN on AMD's processors (docs/speed.md; Intel's were not measured), so the
+products of weights with activations and with their gradients go to the oneDNN kernel that torch has for its compiler. Both
+add in float32; their sums differ in the order of adding.
 """
 
 from __future__ import annotations
