@@ -31,7 +31,6 @@ class Step:
 
 def make_trainer(config: RunConfig, manifest: Manifest, world: World) -> Trainer:
     set_matmul_precision(config.precision, world.device)
-    torch.compiler.reset()  # what one process compiles is bounded, and tests compile many models
     model = build_model(config, manifest.eot, world.device)
     model.init_weights(config.seeds.init)
     return Trainer(model, config, make_plan(config, world.ranks, manifest.summary()), world)

@@ -29,6 +29,7 @@ def resumed_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) -> 
     world = start_world("resume", 120, None, configs[0].parallel.deterministic)
     found = []
     for index, config in enumerate(configs):
+        torch.compiler.reset()  # what one process compiles is bounded
         whole = make_trainer(config, manifest, world)
         straight = train_steps(whole, manifest, range(6))
         end = checkpoint.save(folder / f"{index}a", 6, whole.fragments, {}, {})
