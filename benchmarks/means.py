@@ -115,9 +115,9 @@ def main() -> int:
         print(json.dumps(update_seconds(config, args.child, args.updates)))
         return 0
     gpu = torch.cuda.is_available()
-    left_out = (
-        {"malloc", "huge", "compile", "mkl"} if gpu else {"eager", *(("mkl",) if config.precision != "fp32" else ())}
-    )
+    left_out = {"malloc", "huge", "compile"} if gpu else {"eager"}
+    if gpu or config.precision != "fp32":
+        left_out.add("mkl")
     chosen = list(dict.fromkeys(["shipped", *(args.means or (set(MEANS) - left_out))]))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(chosen, key=list(MEANS).index)}
     for _ in range(args.rounds):

@@ -1,8 +1,8 @@
 """Matrix products with weights: torch's own, except in float32 on a CPU.
 
-There torch calls MKL, which is slower than oneDNN on AMD's processors (docs/speed.md; Intel's were not measured), so the
-products of weights with activations and with their gradients go to the oneDNN kernel that torch has for its compiler. Both
-add in float32; their sums differ in the order of adding.
+There torch calls MKL, which is slower than oneDNN on some processors (docs/speed.md), so the products of weights with
+activations and with their gradients go to the oneDNN kernel that torch has for its compiler. Both add in float32; their
+sums differ in the order of adding.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ if not ONEDNN:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (…, I) · weightᵀ, weight (O, I), of one dtype → (…, O); not differentiable."""
-    if not (ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32):
+    if not _by_onednn(x):
         return F.linear(x, weight)
     return _compiled(x, weight) if torch.compiler.is_compiling() else _onednn(x, weight)
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)"""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if not _by_onednn(x) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         y: Tensor = _Product.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias

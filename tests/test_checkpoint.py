@@ -29,13 +29,14 @@ def resumed_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) -> 
     world = start_world("resume", 120, None, configs[0].parallel.deterministic)
     found = []
     for index, config in enumerate(configs):
-        torch.compiler.reset()  # what one process compiles is bounded
+        torch.compiler.reset()  # as in a new process; and what one process compiles is bounded
         whole = make_trainer(config, manifest, world)
         straight = train_steps(whole, manifest, range(6))
         end = checkpoint.save(folder / f"{index}a", 6, whole.fragments, {}, {})
         first = make_trainer(config, manifest, world)
         before = train_steps(first, manifest, range(3))
         middle = checkpoint.save(folder / f"{index}b", 3, first.fragments, {"note": 1}, {})
+        torch.compiler.reset()
         second = make_trainer(config, manifest, world)
         counters = checkpoint.load(middle, second.fragments)
         after = train_steps(second, manifest, range(3, 6))

@@ -156,12 +156,13 @@ def test_every_stage_and_resume(
 
 @engine
 @compiles
-def test_compiled_run(config_file: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "stage"), [("bf16-mixed", 3), ("bf16-master", 1)])
+def test_compiled_run(precision: str, stage: int, config_file: Callable[..., Path], tmp_path: Path) -> None:
     """Breaks if validation, probes or averages are otherwise where the blocks are compiled."""
     seen = {"log": {"probe_every": 3}, "eval": {"every": 3}, "averages": {"ema": [0.9]}, "optim": {"lr": 2e-3}}
     found = []
     for compiled in (False, True):
-        config = config_file(seen, {"precision": "bf16-mixed", "parallel": {"zero_stage": 3, "compile": compiled}})
+        config = config_file(seen, {"precision": precision, "parallel": {"zero_stage": stage, "compile": compiled}})
         run = RunFolder(tmp_path / f"compiled_{compiled}")
         command = [sys.executable, "train.py", "--config", str(config), "--run-dir", str(run.path)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -178,7 +179,7 @@ def test_compiled_run(config_file: Callable[..., Path], tmp_path: Path) -> None:
             "probe/logsumexp",
         ):
             if key in plain:
-                assert fast[key] == pytest.approx(plain[key], abs=BOUNDS["bf16-mixed"][0]), key
+                assert fast[key] == pytest.approx(plain[key], abs=BOUNDS[precision][0]), key
 
 
 @compiles
