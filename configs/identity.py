@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from configs.schema import RunConfig
+from configs.schema import P1_INIT_STD, RunConfig
 
 
 def experiment(
@@ -22,6 +22,8 @@ def experiment(
     """
     fields = _experiment_fields(config)
     fields.setdefault("data", {})["digest"] = data_digest
+    if config.model.init_std == P1_INIT_STD:  # it was the default at every width, and names runs of then
+        del fields["model"]["init_std"]
     if config.model.dropout:  # masks are drawn per micro-batch
         fields["batch"]["micro_batch"] = config.batch.micro_batch
     if config.branch is not None:

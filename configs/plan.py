@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import cost, relations
+from configs.cautions import cautions
 from configs.identity import experiment, run_id
 from configs.retention import most_at_once
 from configs.schedule import decay_factor, decay_sum, lr_at, lr_sum
@@ -95,6 +96,7 @@ class Plan:
     decay_sum: float | None
     origin: Origin | None = None
     reference: Reference | None = None
+    cautions: tuple[str, ...] = ()  # what is legal and hardly meant
 
     def as_dict(self) -> dict[str, Any]:
         known = replace(self, reference=None)
@@ -191,6 +193,7 @@ def make_plan(
         decay_sum=decay_sum(config, config.schedule.steps, factors, main_decay) if factors is not None else None,
         origin=origin,
         reference=reference,
+        cautions=cautions(config, data),
     )
 
 

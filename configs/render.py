@@ -49,6 +49,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             for name, g in plan.groups.items()
         ),
         ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
+        *([] if config.branch else [("initial weights", f"standard deviation {config.model.init_std:.4g}")]),
         (
             "memory per device",
             f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
@@ -59,6 +60,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         *([("matched to", _matched(config))] if config.schedule.match else []),
         ("Ση", _known(plan.lr_sum)),
         ("Σηλ", _known(plan.decay_sum)),
+        *(("warning", text) for text in plan.cautions),
     ]
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
 

@@ -7,11 +7,13 @@ left out of the run's identity (configs/identity.py), so that a run may resume e
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
+P1_INIT_STD, P1_WIDTH = 0.02, 768  # P1's initial weights, and the width that they belong to
 
 # Raw DeepSpeed options that may be passed through: they change how bytes move, and results by rounding at most.
 DEEPSPEED_OPTIONS = {
@@ -52,9 +54,19 @@ class Model(Section):
     tied_head: bool = setting(True, "the output head is the token embedding")
     layernorm_gain: bool = setting(True, "learnable LayerNorm gains (false: plain normalisation)")
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
-    init_std: float = setting(
-        0.02, "standard deviation of the initial weights; residual projections get it over √(2·n_layer)", gt=0
+    init_std: float | None = setting(
+        None,
+        "standard deviation of the initial weights; null: 0.02·√(768/n_embd), P1's at any width; residual projections get "
+        "it over √(2·n_layer)",
+        gt=0,
     )
+
+    @model_validator(mode="after")
+    def _init_std_of_the_width(self) -> Model:
+        # A narrower network needs larger weights for activations of the same size. The number is what is recorded.
+        if self.init_std is None:
+            self.__dict__["init_std"] = P1_INIT_STD * math.sqrt(P1_WIDTH / self.n_embd)
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Model:

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden.json"
 TOLERANCE = 2e-5  # relative, on losses; norms after 20 updates
 CONFIG: dict[str, Any] = {
     "name": "golden",
-    "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "seq_len": 32, "vocab_size": 64},
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "seq_len": 32, "vocab_size": 64, "init_std": 0.02},
     "optim": {"lr": 3e-3, "weight_decay": 0.3},
     "schedule": {"warmup_steps": 4, "steps": 20},
     "batch": {"tokens_per_step": 512, "micro_batch": 4},

@@ -1,0 +1,43 @@
+"""What is legal in a configuration and hardly meant: sentences with the numbers, shown by the plan and by `advise`.
+
+Nothing here refuses a run: what cannot be right is an error in configs/schema.py or configs/plan.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from configs.schema import P1_WIDTH, RunConfig
+
+if TYPE_CHECKING:
+    from configs.plan import DataSummary
+
+P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6e-4 over 0.02
+# Below and above these η/init_std is far from there: at 0.25 with a short warm-up seeds lay 0.1 nats apart.
+RATIO = (P1_RATIO / 10, 0.2)
+
+
+def cautions(config: RunConfig, data: DataSummary | None) -> tuple[str, ...]:
+    """Everything worth a second look before the first step; empty for a configuration without surprises."""
+    return (*_start(config),)
+
+
+def _start(config: RunConfig) -> list[str]:
+    """Adam moves each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
+    if config.branch is not None or config.optim.algorithm != "adam":
+        return []
+    assert config.model.init_std is not None  # validation has put the number there
+    ratio = config.optim.lr / config.model.init_std
+    if ratio > RATIO[1]:
+        return [
+            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.model.init_std:.3g} (P1: {P1_RATIO:g}): the "
+            "start may collapse, and seeds then differ by how badly; use a smaller learning rate, a longer warm-up "
+            f"({config.schedule.warmup_steps} of {config.schedule.steps} updates here), or init_std null "
+            f"(0.02·√({P1_WIDTH}/n_embd))"
+        ]
+    if ratio < RATIO[0]:
+        return [
+            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.model.init_std:.3g} (P1: {P1_RATIO:g}): "
+            "the weights leave their random start slowly"
+        ]
+    return []
