@@ -26,6 +26,8 @@ class DataSummary:
     vocab_size: int
     train_tokens: int
     val_tokens: int
+    train_documents: int | None = None  # None: not known
+    ends_known: bool = True  # whether documents' ends can be seen in the tokens
 
 
 def read_summary(folder: str | Path) -> DataSummary | None:
@@ -33,11 +35,27 @@ def read_summary(folder: str | Path) -> DataSummary | None:
     path = Path(folder) / "manifest.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return DataSummary(known["digest"], known["vocab_size"], known["train"]["tokens"], known["val"]["tokens"])
+        train = known["train"]
+        return DataSummary(
+            known["digest"],
+            known["vocab_size"],
+            train["tokens"],
+            known["val"]["tokens"],
+            train.get("documents"),
+            ends_known(known.get("format", 1), known.get("eot"), known.get("tokenizer", {})),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
+
+
+def ends_known(manifest_format: int, eot: int | None, tokenizer: dict[str, Any]) -> bool:
+    """Whether the end of a document can be seen in the tokens of prepared data.
+
+    Adopted data of format 1 whose tokenizer is unknown has an ordinary token as its end of text: it says nothing.
+    """
+    return eot is not None and not (manifest_format == 1 and tokenizer.get("kind") == "unknown")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from configs.plan import DataSummary
+from configs.plan import DataSummary, ends_known
 from data.shards import Shard
 
 FILE = "manifest.json"
+FORMAT = 2  # 1: source and options were part of the digest
 
 
 class Split(BaseModel):
@@ -23,30 +24,61 @@ class Split(BaseModel):
     shards: list[Shard]
     docs_file: str
     docs_sha256: str
+    sha256: str = ""  # of all tokens as one stream, however it is cut into shards; format 1 has none
 
 
 class Manifest(BaseModel):
-    """Everything but `digest` enters the digest, which is what a run's identity uses for the data."""
+    """`digest` is what a run's identity uses for the data: its tokens, documents and tokenizer.
+
+    Where the documents came from, and how, is recorded beside it: the same documents from another kind of file are the
+    same data. `checksum` covers everything else, so that an edited manifest is no manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: int = FORMAT
     source: dict[str, Any]
     options: dict[str, Any]
     tokenizer: dict[str, Any]
     vocab_size: int
-    eot: int
+    eot: int | None  # the token after each document; None where no document end is known
     dtype: str
     train: Split
     val: Split
     digest: str = ""
+    checksum: str = ""
 
     def with_digest(self) -> Manifest:
-        text = json.dumps(self.model_dump(mode="json", exclude={"digest"}), sort_keys=True, separators=(",", ":"))
-        return self.model_copy(update={"digest": hashlib.sha256(text.encode()).hexdigest()})
+        """The same with its digest and checksum, which are made from all the rest."""
+        known = self.model_copy(update={"digest": _sha256(self._content())})
+        return known.model_copy(update={"checksum": known._sum()})
+
+    def _content(self) -> dict[str, Any]:
+        """What the digest is made of."""
+        if self.format == 1:  # as it was written then, so that no run on that data gets another id
+            known = self.model_dump(mode="json", exclude={"digest", "checksum"})
+            return known | {name: {k: v for k, v in known[name].items() if k != "sha256"} for name in ("train", "val")}
+        streams = {"tokens", "documents", "sha256", "docs_sha256"}  # not the shards: they are how it is stored
+        kept = {"format", "tokenizer", "vocab_size", "eot", "dtype"}
+        return self.model_dump(mode="json", include={**dict.fromkeys(kept, True), "train": streams, "val": streams})
+
+    def _sum(self) -> str:
+        """Empty for format 1, whose digest covers everything."""
+        return "" if self.format == 1 else _sha256(self.model_dump(mode="json", exclude={"checksum"}))
+
+    @property
+    def intact(self) -> bool:
+        return self == self.with_digest()
 
     def summary(self) -> DataSummary:
-        return DataSummary(self.digest, self.vocab_size, self.train.tokens, self.val.tokens)
+        return DataSummary(
+            self.digest,
+            self.vocab_size,
+            self.train.tokens,
+            self.val.tokens,
+            self.train.documents,
+            ends_known(self.format, self.eot, self.tokenizer),
+        )
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
@@ -62,6 +94,12 @@ def read_manifest(folder: str | Path) -> Manifest | None:
         raise ValueError(
             f"{path} is not a manifest of prepared data: {error.errors()[0]['msg']}; prepare the data again"
         ) from None
-    if manifest.with_digest().digest != manifest.digest:
+    if manifest.format not in (1, FORMAT):
+        raise ValueError(f"{path} has format {manifest.format}, and this code reads 1 to {FORMAT}; use newer code")
+    if not manifest.intact:
         raise ValueError(f"{path} was changed after preparation (its digest does not fit); prepare the data again")
     return manifest
+
+
+def _sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

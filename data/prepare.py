@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.manifest import FILE, Manifest, Split, read_manifest
 from data.nanogpt import adopt
 from data.output import building, check_disk, prepared_already, replace_file
-from data.shards import Shard, sha256_of, token_dtype
+from data.shards import Shard, sha256_of, sha256_of_all, token_dtype
 from data.sources import OPENWEBTEXT, SOURCES, Source, open_hub, open_source
 from data.tokenizer import GPT2, MODEL_FILE, SentencePiece, Tokenizer, train_sentencepiece
 
@@ -247,12 +247,14 @@ def _finish_split(work: Path, split: str, buckets: list[str]) -> Split:
     for shard in shards:
         if not shard.tokens:
             (work / shard.file).unlink(missing_ok=True)
+    filled = [shard for shard in shards if shard.tokens]
     return Split(
         tokens=sum(shard.tokens for shard in shards),
         documents=len(lengths),
-        shards=[shard for shard in shards if shard.tokens],
+        shards=filled,
         docs_file=docs.name,
         docs_sha256=sha256_of(docs),
+        sha256=sha256_of_all([work / shard.file for shard in filled]),
     )
 
 

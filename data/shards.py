@@ -69,3 +69,12 @@ def token_dtype(vocab_size: int) -> str:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: list[Path]) -> str:
+    """The hash of files read one after another, as if they were one."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: whole)
+    return whole.hexdigest()

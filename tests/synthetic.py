@@ -31,6 +31,7 @@ def write_synthetic(folder: Path, train_tokens: int, val_tokens: int = 4096) -> 
             tokens=count, documents=len(ends), shards=[shard], docs_file=docs, docs_sha256=sha256_of(folder / docs)
         )
     manifest = Manifest(
+        format=1,  # as it was when the golden curve was recorded
         source={"kind": "synthetic"},
         options={},
         tokenizer={},

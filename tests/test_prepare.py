@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from data.manifest import Manifest, read_manifest
 from data.prepare import Options, default_val_fraction, main, prepare
 from data.sources import Source, open_source
 from data.tokenizer import SentencePiece
+from tests.synthetic import write_synthetic
 
 HARD = [
     "",
@@ -95,18 +98,23 @@ def test_same_bytes_for_any_workers(tmp_path: Path) -> None:
 
 
 def test_sources_agree(tmp_path: Path) -> None:
-    """Breaks if one source reads other documents than another: text, jsonl and parquet of the same corpus give the same shards."""
+    """Breaks if one source reads other documents than another, or the same documents are other data because of the files
+    they came in: a run's id would follow the kind of file. Texts, jsonl, jsonl.gz and parquet are compared."""
     texts = [path.read_bytes().decode() for path in tiny_files()[:12]]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in texts))
+    lines = "".join(json.dumps({"body": t}) + "\n" for t in texts)
+    (tmp_path / "c.jsonl").write_text(lines)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pq.write_table(pa.table({"body": texts, "id": range(12)}), tmp_path / "c.parquet", row_group_size=5)
     for index, text in enumerate(texts):
         (tmp_path / f"{index:02}.txt").write_bytes(text.encode())
-    found = []
-    for kind, pattern in (("text", "*.txt"), ("jsonl", "*.jsonl"), ("parquet", "*.parquet")):
-        out = tmp_path / kind
-        prepare(open_source(kind, str(tmp_path / pattern), "body"), out, Options(512, 0.3, 0, "body"))
+    found, manifests = [], []
+    for kind, pattern in (("text", "*.txt"), ("jsonl", "*.jsonl"), ("jsonl", "*.gz"), ("parquet", "*.parquet")):
+        out = tmp_path / f"out{len(found)}"
+        manifests.append(prepare(open_source(kind, str(tmp_path / pattern), "body"), out, Options(512, 0.3, 0, "body")))
         found.append({name: data for name, data in folder_bytes(out).items() if name != "manifest.json"})
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len({manifest.digest for manifest in manifests}) == 1
+    assert [manifest.source["kind"] for manifest in manifests] == ["text", "jsonl", "jsonl", "parquet"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +207,45 @@ def test_empty_validation_split_is_an_error(tmp_path: Path, capsys: pytest.Captu
     assert "the val split would be empty" in capsys.readouterr().err
     assert default_val_fraction(31_000_000) == pytest.approx(2 * 2**20 / 31e6)
     assert default_val_fraction(40 * 10**9) == 0.0005
+
+
+def test_identity_of_data_is_its_content(tmp_path: Path, tiny_data: tuple[Path, Manifest]) -> None:
+    """Breaks if data cut into other shards is other data, or other tokens, documents or tokenizers are the same data."""
+    files = tiny_files()[:12]
+    small = prepare(Source.local("text", files), tmp_path / "small", Options(512, 0.3, 0, bucket_bytes=5_000))
+    whole = prepare(Source.local("text", files), tmp_path / "whole", Options(512, 0.3, 0))
+    assert len(small.train.shards) != len(whole.train.shards)
+    assert small.digest == whole.digest
+    assert small.checksum != whole.checksum, "how it is stored is recorded all the same"
+    others = [
+        whole.model_copy(update={"eot": 2}),
+        whole.model_copy(update={"vocab_size": 513}),
+        whole.model_copy(update={"tokenizer": {"kind": "gpt2"}}),
+        whole.model_copy(update={"train": whole.train.model_copy(update={"sha256": "0" * 64})}),
+        whole.model_copy(update={"val": whole.val.model_copy(update={"docs_sha256": "0" * 64})}),
+    ]
+    assert len({whole.digest, *(other.with_digest().digest for other in others)}) == 6
+
+
+def test_old_manifests_keep_their_digest(tmp_path: Path) -> None:
+    """Breaks if data of format 1, whose digest covers its source, gets another digest: its runs would be renamed."""
+    manifest = write_synthetic(tmp_path, 2048)
+    row = json.loads((tmp_path / "manifest.json").read_text())
+    for part in (row, row["train"], row["val"]):  # as it was written then: without the fields of format 2
+        part.pop("checksum", None)
+        part.pop("sha256", None)
+    text = json.dumps({k: v for k, v in row.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
+    assert row["digest"] == hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(row))
+    found = read_manifest(tmp_path)
+    assert found is not None
+    assert (found.format, found.digest) == (1, manifest.digest)
+    (tmp_path / "manifest.json").write_text(json.dumps({**row, "source": {"kind": "other"}}))
+    with pytest.raises(ValueError, match="was changed after preparation"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({**row, "format": 3}))
+    with pytest.raises(ValueError, match="has format 3, and this code reads 1 to 2"):
+        read_manifest(tmp_path)
 
 
 def test_changed_manifest_is_refused(tmp_path: Path, tiny_data: tuple[Path, Manifest]) -> None:
