@@ -24,8 +24,18 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job": slurm_job(),
     }
+
+
+def slurm_job() -> str | None:
+    """The SLURM job this process belongs to, as SLURM's commands take it; None outside of one.
+
+    A task of an array is ARRAY_TASK. Its SLURM_JOB_ID alone would not do: the last task to start has the number of the whole
+    array there, and `scontrol requeue` or `scancel` of it would mean all tasks.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def code_revision() -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from record.environment import slurm_job
 from record.files import read_dict, write_json
 
 BEAT_S = 5.0
@@ -42,7 +43,7 @@ def hold(folder: Path) -> Iterator[None]:
         row: dict[str, object] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": slurm_job(),
         }
         row |= {"since": datetime.now(UTC).isoformat(timespec="seconds"), "token": os.urandom(8).hex()}
         write_json(note, row)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from record.environment import slurm_job
 from record.run import EXIT_CODES, RunFolder
 from slurm.cells import FINISHED, note_refusal, unready
 
@@ -69,8 +70,8 @@ def become_rank(cell: dict[str, Any], env: Any) -> NoReturn:
     logs.mkdir(parents=True, exist_ok=True)
     log = os.open(logs / f"rank_{int(env['SLURM_PROCID']):04d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    job, restarts = env.get("SLURM_JOB_ID"), env.get("SLURM_RESTART_COUNT", "0")
-    os.write(log, f"--- {now} job {job}, restart {restarts}, host {socket.gethostname()}\n".encode())
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    os.write(log, f"--- {now} job {slurm_job()}, restart {restarts}, host {socket.gethostname()}\n".encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
     command = [sys.executable, "train.py", "--config", cell["config"], "--run-dir", cell["folder"], *settings]
@@ -117,21 +118,32 @@ def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
     status, start = folder.read_status() or {}, folder.last_start()
     state, reason, step = status["state"], status["reason"], status["step"]
     if state == "preempted" and reason == "SIGUSR1":
-        if step > (start or {}).get("step", 0):
-            return EXIT_CODES["preempted"], f"saved at step {step} before the time limit; requeued"
-        return 1, f"failed: no step between the start and the time limit, at step {step}; set a longer time"
-    if state == "preempted" and reason == "SIGTERM" and preempted_by_slurm(os.environ.get("SLURM_JOB_ID", "")):
+        if step <= (start or {}).get("step", 0):
+            return 1, f"failed: no step between the start and the time limit, at step {step}; set a longer time"
+        if (word := shown_job().get("JobState", "RUNNING")) != "RUNNING":  # cancelled while it saved: it stays so
+            return 0, f"saved at step {step}; its job is {word}, so it is not requeued"
+        return EXIT_CODES["preempted"], f"saved at step {step} before the time limit; requeued"
+    if state == "preempted" and reason == "SIGTERM" and preempted_by_slurm():
         return EXIT_CODES["preempted"], f"saved at step {step}, preempted; requeued"
     if state in ("done", "diverged", "preempted"):
         return 0, f"{state} at step {step}{': ' + reason if reason else ''}"
     return 1, f"failed at step {step}: {reason or 'its process was killed'}"
 
 
-def preempted_by_slurm(job: str) -> bool:
+def preempted_by_slurm() -> bool:
     """Whether SLURM is preempting this job, and nobody has cancelled it: one that ends in its grace time is not requeued."""
-    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=False).stdout
-    found = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    found = shown_job()
     return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+
+
+def shown_job() -> dict[str, str]:
+    """What SLURM says of this job, by its names for it; empty where it does not answer."""
+    command = ["scontrol", "show", "job", "-o", slurm_job() or ""]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 ReturnToService=2
 JobRequeue=1
+MaxArraySize={max_array_size}
 KillWait=15
 SlurmdTimeout=20
 SlurmdParameters=config_overrides
@@ -87,11 +88,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(root: Path) -> Iterator[Cluster]:
-    """Start it, wait until both nodes are idle; stop everything at the end."""
+def cluster(root: Path, max_array_size: int = 1001) -> Iterator[Cluster]:
+    """Start it, wait until both nodes are idle; stop everything at the end. SLURM's own default is an array of 1,001."""
     host = socket.gethostname().partition(".")[0]
     (root / "state").mkdir(parents=True)
-    (root / "slurm.conf").write_text(CONF.format(host=host, root=root, ports=[free_port() for _ in range(3)]))
+    ports = [free_port() for _ in range(3)]
+    (root / "slurm.conf").write_text(CONF.format(host=host, root=root, ports=ports, max_array_size=max_array_size))
     (root / "munge.key").write_bytes(os.urandom(128))
     (root / "munge.key").chmod(0o400)
     root.chmod(0o755)

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from data.prepare import Options, prepare
 from data.sources import Source
+from tests.cluster import Cluster, cluster, why_not
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -47,6 +48,21 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     files = sorted(root.glob("a*.py")) + sorted(root.glob("c*.py")) + sorted(root.glob("t*.py"))
     out = tmp_path_factory.mktemp("data") / "tiny"
     return out, prepare(Source.local("text", files), out, Options(vocab_size=512, val_fraction=0.2, seed=0))
+
+
+@pytest.fixture(scope="session")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM for all tests that want one: starting it takes as long as some of them."""
+    assert not why_not()
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
+
+
+@pytest.fixture
+def slurm(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """It, as what this test's commands speak to."""
+    monkeypatch.setenv("SLURM_CONF", two_nodes.env["SLURM_CONF"])
+    return two_nodes
 
 
 @pytest.fixture
