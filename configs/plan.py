@@ -16,6 +16,7 @@ from configs.schedule import decay_factor, decay_sum, lr_at, lr_sum
 from configs.schema import RunConfig
 
 GIB = 1 << 30
+FEWEST_DOCUMENTS = 16  # below it data.order documents is refused
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,30 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
     return asked
 
 
+def check_documents(config: RunConfig, documents: int, tokens: int) -> None:
+    """ValueError where data.order documents would shuffle too few: whole documents move, so most neighbours stay."""
+    if config.data.order == "documents" and documents < FEWEST_DOCUMENTS:
+        limit = " within data.train_tokens" if config.data.train_tokens else ""
+        raise ValueError(
+            f"data.order documents shuffles whole documents, and the training split in {config.data.path} has {documents} of "
+            f"{tokens // max(documents, 1):,} tokens on average{limit}: that is hardly a shuffle; use data.order windows "
+            f"(the default), or data of {FEWEST_DOCUMENTS} documents or more"
+        )
+
+
 def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None:
+    if not data.ends_known and not config.data.cross_document_attention:
+        raise ValueError(
+            f"data.cross_document_attention false needs tokens that say where a document ends, and those in {config.data.path} "
+            "do not (no end-of-text token); leave it true, or prepare the text again with data.prepare"
+        )
+    if not data.ends_known and config.data.order == "documents":
+        raise ValueError(
+            f"data.order documents needs the ends of documents, and the tokens in {config.data.path} do not say where they are "
+            "(no end-of-text token); use data.order windows (the default), or prepare the text again with data.prepare"
+        )
+    if data.train_documents is not None:
+        check_documents(config, data.train_documents, data.train_tokens)
     if data.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "

@@ -18,7 +18,8 @@ def render(folder: Path, manifest: Manifest) -> str:
     lines = [("data", f"{folder}, digest {manifest.digest}")]
     lines += [("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items()))]
     lines += [("options", ", ".join(f"{key} {value}" for key, value in manifest.options.items()))]
-    lines += [("tokenizer", f"{manifest.tokenizer}, vocabulary {manifest.vocab_size}, end of text {manifest.eot}")]
+    end = "none: where a document ends cannot be seen" if manifest.eot is None else manifest.eot
+    lines += [("tokenizer", f"{manifest.tokenizer}, vocabulary {manifest.vocab_size}, end of text {end}")]
     for name, split in (("train", manifest.train), ("val", manifest.val)):
         mean = split.tokens / split.documents
         shards = f"{len(split.shards)} shard(s) of {manifest.dtype}"
@@ -34,7 +35,8 @@ def windows(folder: Path, manifest: Manifest, count: int, length: int, seed: int
     out, found = np.empty(length, np.int64), []
     for start in np.random.default_rng(seed).integers(0, len(stream) - length + 1, count).tolist():
         stream.read(start, start + length, out)
-        parts = np.split(out, np.flatnonzero(out == manifest.eot) + 1)
+        ends = np.flatnonzero(out == (-1 if manifest.eot is None else manifest.eot)) + 1  # no id is below 0
+        parts = np.split(out, ends)
         text = "<|endoftext|>\n".join(
             tokenizer.decode([i for i in part.tolist() if i != manifest.eot]) for part in parts
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.plan import eval_windows, order_batch, train_windows
+from configs.plan import check_documents, eval_windows, order_batch, train_windows
 from configs.schema import RunConfig
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
@@ -43,6 +43,7 @@ class TrainData:
     """The training split under a run's configuration: what update t reads."""
 
     def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig, first_window: int = 0) -> None:
+        """ValueError if a file is not as the manifest says, or documents to shuffle are too few."""
         self.config = config
         self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
@@ -53,6 +54,7 @@ class TrainData:
             ends = read_document_ends(Path(folder), manifest.train)
             limit = min(manifest.train.tokens, config.data.train_tokens or manifest.train.tokens)
             self._doc_ends = np.append(ends[ends < limit], np.uint64(limit))
+            check_documents(config, len(self._doc_ends), limit)
 
     @property
     def start_digest(self) -> str:

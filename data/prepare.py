@@ -280,10 +280,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", help="file or quoted glob; for nanogpt the folder of train.bin and val.bin")
     parser.add_argument("--out", required=True, type=Path, help="folder to create")
     parser.add_argument(
-        "--tokenizer", default="bpe", help="bpe or unigram (trained here), gpt2, or a SentencePiece model file"
+        "--tokenizer",
+        help="bpe (default) or unigram, trained here; gpt2, or a SentencePiece model file; nanogpt: what its tokens are of",
     )
     parser.add_argument(
-        "--vocab-size", type=int, help="of the tokenizer to train; default 50304. nanogpt: default found"
+        "--vocab-size", type=int, help="of the tokenizer to train; default 50304. nanogpt: of its tokens"
     )
     parser.add_argument(
         "--val-fraction", type=float, help="share of documents held out; default 0.0005, or enough to validate"
@@ -305,7 +306,7 @@ def _run(args: argparse.Namespace) -> Manifest:
     if args.seed < 0 or args.workers < 1:
         raise ValueError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
     if args.source == "nanogpt":
-        return adopt(Path(args.input or "."), args.out, args.vocab_size)
+        return adopt(Path(args.input or "."), args.out, args.vocab_size, args.tokenizer)
     if args.source == "openwebtext":
         source = open_hub(args.dataset, args.revision, args.text_field)
     else:
@@ -317,7 +318,7 @@ def _run(args: argparse.Namespace) -> Manifest:
             print(f"val-fraction {fraction:.4g} instead of {DEFAULT_VAL_FRACTION}, to hold out about 2 MiB of text")
     if not 0 < fraction < 1:
         raise ValueError(f"--val-fraction {fraction} must lie between 0 and 1")
-    model, tokenizer = None, args.tokenizer
+    model, tokenizer = None, args.tokenizer or "bpe"
     if tokenizer not in ("bpe", "unigram", "gpt2"):
         model = _read_model(Path(tokenizer))
         tokenizer = hashlib.sha256(model).hexdigest()

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import sentencepiece
 
+from data.characters import load_characters
+
 EOT = "<|endoftext|>"
 META_SPACE = "\u2581"
 UNLIMITED = 1 << 30  # SentencePiece drops "sentences" longer than 4,192 bytes by default
@@ -21,17 +23,22 @@ MODEL_FILE = "tokenizer.model"
 HARD_TEXT = " \t\r\n  a  b \u2581\u2581 日本語 👩‍👩‍👧 \x00\x1b e\u0301 \u00a0\ufeff <unk> <|endoftext|>  "
 
 
-class Tokenizer(Protocol):
-    """What preparation needs: `eot` never occurs in the ids of a text; ids are below `vocab_size`."""
+class Decoder(Protocol):
+    """What turns tokens into text again."""
 
     vocab_size: int
-    eot: int
-
-    def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: list[int]) -> str: ...
 
     def describe(self) -> dict[str, Any]: ...
+
+
+class Tokenizer(Decoder, Protocol):
+    """What preparation needs: `eot` never occurs in the ids of a text; ids are below `vocab_size`."""
+
+    eot: int
+
+    def encode(self, text: str) -> list[int]: ...
 
 
 class SentencePiece:
@@ -108,16 +115,17 @@ class GPT2:
         return {"kind": "gpt2"}
 
 
-def load_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
+def load_tokenizer(folder: Path, description: dict[str, Any]) -> Decoder:
     """The tokenizer of prepared data. ValueError if its file is missing or is not the one the manifest names."""
     if description.get("kind") == "gpt2":
         return GPT2()
-    if description.get("kind") != "sentencepiece":
+    if description.get("kind") not in ("sentencepiece", "characters"):
         raise ValueError(f"the data in {folder} names no tokenizer: its tokens cannot be decoded")
     path = folder / description["file"]
     if not path.exists():
         raise ValueError(f"{path} is missing; prepare the data again")
-    tokenizer = SentencePiece(path.read_bytes())
+    characters = description["kind"] == "characters"
+    tokenizer: Decoder = load_characters(path) if characters else SentencePiece(path.read_bytes())
     if tokenizer.describe() != description:
         raise ValueError(
             f"{path} is not the tokenizer the data was prepared with; restore it or prepare the data again"

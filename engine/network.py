@@ -19,8 +19,9 @@ from model.gpt import GPT
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: RunConfig, eot: int, device: torch.device) -> GPT:
-    """The network of a configuration, over data whose documents end with token `eot`; uninitialised."""
+def build_model(config: RunConfig, eot: int | None, device: torch.device) -> GPT:
+    """The network of a configuration, over data whose documents end with token `eot` (None: unknown); uninitialised."""
+    assert eot is not None or config.data.cross_document_attention, "the plan refuses this"
     separate_at = None if config.data.cross_document_attention else eot
     autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
     return GPT(config.model, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import sysconfig
@@ -63,6 +64,19 @@ def slurm(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """It, as what this test's commands speak to."""
     monkeypatch.setenv("SLURM_CONF", two_nodes.env["SLURM_CONF"])
     return two_nodes
+
+
+def short_documents(
+    tiny_data: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest]:
+    """The lines of one file as documents, in the tiny data's vocabulary: a thousand tokens hold many of them."""
+    folder = tmp_path_factory.mktemp("lines")
+    text = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text()
+    lines = sorted({line.strip() for line in text.splitlines() if line.strip()})
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    model = (tiny_data[0] / "tokenizer.model").read_bytes()
+    options = Options(512, 0.2, 0, tokenizer=hashlib.sha256(model).hexdigest())
+    return folder / "out", prepare(Source.local("jsonl", [folder / "lines.jsonl"]), folder / "out", options, 1, model)
 
 
 @pytest.fixture

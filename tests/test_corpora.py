@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,9 +20,8 @@ import sentencepiece
 
 from configs.load import validate
 from data import inspect
-from data.loader import TrainData, step_batches, verify_split
+from data.loader import TrainData, step_batches
 from data.manifest import Manifest, read_manifest
-from data.nanogpt import adopt
 from data.prepare import Options, main, prepare
 from data.sources import Source, open_hub, open_source
 from data.tokenizer import GPT2, SentencePiece, load_tokenizer
@@ -136,51 +134,7 @@ def test_gpt2_says_what_it_needs(monkeypatch: Any, tmp_path: Path) -> None:
         GPT2()
 
 
-def nanogpt_pair(folder: Path, train: np.ndarray, val: np.ndarray) -> Path:
-    folder.mkdir()
-    train.astype("<u2").tofile(folder / "train.bin")
-    val.astype("<u2").tofile(folder / "val.bin")
-    return folder
-
-
-def test_nanogpt_pair_is_adopted(tmp_path: Path) -> None:
-    """Breaks if adopted tokens are copied, or read otherwise than they are."""
-    train = np.random.default_rng(0).integers(0, 50256, 5000)
-    train[[99, 1234, 4999]] = 50256
-    pair = nanogpt_pair(tmp_path / "pair", train, np.arange(500))
-    manifest = adopt(pair, tmp_path / "out", None)
-    assert (manifest.vocab_size, manifest.eot, manifest.dtype) == (50257, 50256, "uint16")
-    assert (manifest.train.documents, manifest.val.documents, manifest.train.tokens) == (3, 1, 5000)
-    assert (tmp_path / "out" / "train_00000.bin").resolve() == pair / "train.bin"
-    config = _config(tmp_path / "out", vocab_size=50304, steps=19)
-    rows = np.empty((1, 257), np.int64)
-    TrainData(tmp_path / "out", manifest, config).read(np.array([2]), rows)
-    assert np.array_equal(rows[0], train[512:769])
-    verify_split(tmp_path / "out", manifest.train)
-    assert adopt(pair, tmp_path / "out", None) == manifest
-
-
-@pytest.mark.parametrize(
-    ("train", "vocab_size", "message"),
-    [
-        (np.array([1, 2, 300]), 256, "holds token id 300, outside the vocabulary of 256"),
-        (np.array([]), None, "missing, empty, or of odd size"),
-    ],
-)
-def test_odd_nanogpt_pairs(tmp_path: Path, train: np.ndarray, vocab_size: int | None, message: str) -> None:
-    """Breaks if foreign ids are trained on, or an error leaves a folder behind."""
-    pair = nanogpt_pair(tmp_path / "pair", train, np.arange(10))
-    with pytest.raises(ValueError, match=message):
-        adopt(pair, tmp_path / "out", vocab_size)
-    assert [path.name for path in tmp_path.iterdir()] == ["pair"]
-
-
-def test_vocabulary_is_found(tmp_path: Path) -> None:
-    """Breaks if the vocabulary of a pair that is not GPT-2's is guessed too small."""
-    assert adopt(nanogpt_pair(tmp_path / "pair", np.arange(65), np.arange(10)), tmp_path / "out", None).vocab_size == 65
-
-
-def _config(folder: Path, vocab_size: int, steps: int) -> Any:
+def corpus_config(folder: Path, vocab_size: int, steps: int) -> Any:
     return validate(
         {
             "name": "corpus",
@@ -336,6 +290,6 @@ def test_grid_does_not_know_shards(tmp_path: Path) -> None:
     for bucket_bytes in (1 << 30, 60_000):
         out = tmp_path / str(bucket_bytes)
         manifest = prepare(Source.local("text", tiny_files()), out, Options(512, 0.2, 0, bucket_bytes=bucket_bytes))
-        data = TrainData(out, manifest, _config(out, 512, 40))
+        data = TrainData(out, manifest, corpus_config(out, 512, 40))
         digests.append([batch.tokens.tobytes() for batch in step_batches(data, 0, None, 1, 0, 1)])
     assert digests[0] == digests[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.plan import train_windows, windows_in
+from configs.plan import FEWEST_DOCUMENTS, make_plan, train_windows, windows_in
 from configs.schema import RunConfig
 from data.loader import Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
@@ -141,9 +142,11 @@ def test_documents_are_read_through(tiny_data: tuple[Path, Manifest], tiny_confi
     assert found != [tuple(prepared[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)][: len(found)]
 
 
-def test_train_tokens_limits_the_data(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+def test_train_tokens_limits_the_data(
+    short_documents: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
     """Breaks if a limited run reads past its limit, in either order."""
-    folder, manifest = tiny_data
+    folder, manifest = short_documents
     for order in ("windows", "documents"):
         config = tiny_config({"data": {"order": order, "train_tokens": 1000}, "schedule": {"steps": 7}})
         data = TrainData(folder, manifest, config)
@@ -153,6 +156,24 @@ def test_train_tokens_limits_the_data(tiny_data: tuple[Path, Manifest], tiny_con
         allowed = np.concatenate([np.fromfile(folder / s.file, dtype="<u2") for s in manifest.train.shards])[:1000]
         assert np.bincount(rows[:, :16].ravel(), minlength=512).sum() <= np.bincount(allowed, minlength=512).sum()
         assert (np.bincount(rows[:, :16].ravel(), minlength=512) <= np.bincount(allowed, minlength=512)).all()
+
+
+def test_few_documents_are_no_shuffle(
+    tiny_data: tuple[Path, Manifest], short_documents: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if data.order documents is accepted where it leaves the corpus's order as it is, or refused where it does not."""
+    config = tiny_config({"data": {"order": "documents"}})
+    few = replace(tiny_data[1].summary(), train_documents=1)
+    with pytest.raises(
+        ValueError, match=r"has 1 of [\d,]+ tokens on average: that is hardly a shuffle; use .* windows"
+    ):
+        make_plan(config, 1, few)
+    make_plan(config, 1, replace(few, train_documents=FEWEST_DOCUMENTS))
+    make_plan(tiny_config(), 1, few)
+    limited = tiny_config({"data": {"order": "documents", "train_tokens": 1000}, "schedule": {"steps": 7}})
+    with pytest.raises(ValueError, match=r"on average within data.train_tokens: that is hardly a shuffle"):
+        TrainData(*tiny_data, limited)  # only the documents' ends tell how many the limit holds
+    TrainData(*short_documents, limited)
 
 
 def test_shards_read_as_one_stream(tmp_path: Path) -> None:

@@ -290,9 +290,17 @@ def test_flipped_bit_is_found_on_request(config_file: ConfigFile, tmp_path: Path
     assert "train_00001.bin differs from its hash" in finish(start(config_file(changed), tmp_path / "run"), 2)
 
 
-def test_data_options_of_a_run(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
+def test_data_options_of_a_run(
+    straight: Path, short_documents: tuple[Path, Any], config_file: ConfigFile, tmp_path: Path
+) -> None:
     """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
-    options = {"epochs": 2, "train_tokens": 1000, "order": "documents", "cross_document_attention": False}
+    options = {
+        "path": str(short_documents[0]),
+        "epochs": 2,
+        "train_tokens": 1000,
+        "order": "documents",
+        "cross_document_attention": False,
+    }
     config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
     finish(start(config, tmp_path / "run"))
     digest = status(tmp_path / "run")["order_digest"]
