@@ -66,6 +66,7 @@ def slurm(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return two_nodes
 
 
+@pytest.fixture(scope="session")
 def short_documents(
     tiny_data: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest]:
