@@ -43,3 +43,20 @@ def test_warned_of(tiny_config: Callable[..., RunConfig], override: dict[str, An
     """Breaks if a legal setting that is hardly meant goes by without a word."""
     assert [text for text in make_plan(tiny_config(override), 1, DATA).cautions if words in text]
     assert not make_plan(tiny_config(), 1, DATA).cautions, "the tiny configuration itself is sound"
+
+
+def test_a_vocabulary_far_above_the_tokenizers(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a model that is mostly rows for no token goes by without a word, or a padded vocabulary does not."""
+    small = tiny_config({"model": {"vocab_size": 50304, "n_embd": 64}})
+    found = make_plan(small, 1, DataSummary("d" * 64, 2048, 10**7, 10**5)).cautions
+    assert len(found) == 1
+    assert (
+        "model.vocab_size 50,304 over a tokenizer of 2,048: 48,256 rows of the embedding stand for no token" in found[0]
+    )
+    assert "3,088,384 of 3,319,104 parameters (93%); set model.vocab_size to 2,048" in found[0]
+    untied = tiny_config({"model": {"vocab_size": 50304, "n_embd": 64, "tied_head": False}})
+    assert "6,176,768 of 6,538,560" in make_plan(untied, 1, DataSummary("d" * 64, 2048, 10**7, 10**5)).cautions[0]
+    assert not make_plan(small, 1, DataSummary("d" * 64, 50257, 10**7, 10**5)).cautions, "P1's padding"
+    padded = tiny_config({"model": {"vocab_size": 128}})
+    assert not make_plan(padded, 1, DataSummary("d" * 64, 65, 10**7, 10**5)).cautions, "65 characters, in whole tiles"
+    assert not make_plan(small, 1, None).cautions
