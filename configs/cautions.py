@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from configs.cost import n_parameters
+from configs.cost import decay_groups, n_parameters, parameter_shapes
+from configs.precision import TABLE
 from configs.schema import P1_WIDTH, RunConfig
 
 if TYPE_CHECKING:
@@ -17,13 +18,19 @@ P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6
 # Below and above these η/init_std is far from there: at 0.25 with a short warm-up seeds lay 0.1 nats apart.
 RATIO = (P1_RATIO / 10, 0.2)
 
+P1_DECAY = 6e-5  # P1's η·λ at the peak of η, λ = 0.1: what a step takes of a weight
+# A hundredth a step: what the weights learned is gone in a hundred updates, less than most warm-ups.
+LARGE_DECAY = 0.01
+# Half a unit in the last place of a bfloat16 number is between these parts of it (8 significant bits).
+BF16_ROUNDING = (2.0**-9, 2.0**-8)
+
 # A vocabulary may be padded to a round number (P1: 50,304 over 50,257), but not by more than both of these.
 PADDING, PADDING_ROWS = 0.1, 64
 
 
 def cautions(config: RunConfig, data: DataSummary | None) -> tuple[str, ...]:
     """Everything worth a second look before the first step; empty for a configuration without surprises."""
-    return (*_start(config), *_vocabulary(config, data))
+    return (*_start(config), *_vocabulary(config, data), *_decay(config), *_gains(config))
 
 
 def _start(config: RunConfig) -> list[str]:
@@ -45,6 +52,48 @@ def _start(config: RunConfig) -> list[str]:
             "the weights leave their random start slowly"
         ]
     return []
+
+
+def _decay(config: RunConfig) -> list[str]:
+    """What part of a weight a step takes at the peak of η and λ: nearly all of it, or less than the masters can show."""
+    optim, schedule = config.optim, config.optim.decay_schedule
+    if optim.decay_rule != "decoupled" and optim.algorithm == "adam":
+        return []  # λw is divided by √v there: what it takes of a weight follows from the gradients
+    largest = max(decay for _, decay in decay_groups(parameter_shapes(config.model), optim).values())
+    if schedule is not None:
+        largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
+    # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.
+    kept = 1 - optim.momentum if optim.algorithm == "sgd" and optim.decay_rule != "decoupled" else 1.0
+    part = optim.lr * largest * (2 if optim.decay_rule == "l2_loss" else 1) / kept
+    what = "η·λ" if optim.decay_rule == "decoupled" else "η·λ with the rule's factor and the momentum"
+    if part > LARGE_DECAY * (1 + 1e-9):  # not where 0.05 · 0.2 is a little more than 0.01
+        return [
+            f"{what} reaches {part:.2g}: a step takes {min(part, 1):.0%} of each decayed weight, which forgets in "
+            f"{max(1, 1 / part):.0f} update(s) what it learned (η {optim.lr:g}, λ {largest:g}; P1: {P1_DECAY:g}, so "
+            f"{1 / P1_DECAY:,.0f} updates); use a smaller λ"
+        ]
+    if TABLE[config.precision].masters == "bfloat16" and 0 < part < BF16_ROUNDING[1]:
+        lost = "no weight decays" if part < BF16_ROUNDING[0] else "some weights do not decay"
+        return [
+            f"{what} is at most {part:.2g}, and a bfloat16 weight moves by no less than half a unit in the last place, "
+            f"{BF16_ROUNDING[0]:.2g} to {BF16_ROUNDING[1]:.2g} of it: the decay acts only where the step that it is rounded with "
+            f"is as large, and where gradients are small {lost}; bf16-master keeps float32 weights beside"
+        ]
+    return []
+
+
+def _gains(config: RunConfig) -> list[str]:
+    """LayerNorm gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
+    optim = config.optim
+    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm == "adam" and config.model.layernorm_gain
+    if not frozen or optim.lr > BF16_ROUNDING[1]:
+        return []
+    does = "do not move" if optim.lr <= BF16_ROUNDING[0] else "can only fall"
+    return [
+        f"LayerNorm gains begin at 1.0, and under {config.precision} a step of about η = {optim.lr:g} moves them down only above "
+        f"{BF16_ROUNDING[0]:.2g} and up only above {BF16_ROUNDING[1]:.2g}: they {does}; bf16-master keeps float32 weights beside, "
+        "and model.layernorm_gain false has none"
+    ]
 
 
 def _vocabulary(config: RunConfig, data: DataSummary | None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from configs import cost, relations
 from configs.cautions import cautions
 from configs.identity import experiment, run_id
+from configs.precision import TABLE
 from configs.retention import most_at_once
 from configs.schedule import decay_factor, decay_sum, lr_at, lr_sum
 from configs.schema import RunConfig
@@ -217,7 +218,13 @@ def make_plan(
 
 
 def _check_decay(config: RunConfig, largest: float) -> None:
-    """ValueError where decoupled decay would turn weights over: 1 − η_t·λ_t must stay above zero."""
+    """ValueError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero."""
+    if config.optim.decay_rule == "l2_loss" and TABLE[config.precision].accumulation == "bfloat16":
+        raise ValueError(
+            f"optim.decay_rule l2_loss under precision {config.precision}: 2λw would be added to a bfloat16 gradient, and is "
+            "rounded away where it is below 1/512 of it; use decay_rule l2_coupled with twice the λ (added in float32, after "
+            "clipping), or precision bf16-master, whose gradients are summed in float32"
+        )
     if config.optim.decay_rule != "decoupled" or largest == 0:
         return
     peak = max(lr_at(config, t) * decay_factor(config, t) for t in range(config.schedule.steps))

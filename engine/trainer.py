@@ -26,7 +26,7 @@ from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
 from engine.precision import check_dtypes, dtype_name
-from optim.optimizers import build_optimizer, set_step
+from optim.optimizers import build_optimizer, check_rounding, set_step
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Trainer:
         self.fragments.averages.start(config.averages.ema, self.fragments.pieces())
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
+        check_rounding(self.optimizer, self.dtypes["masters"])
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
         self._main_group = main_group(plan.groups)
         zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
@@ -104,8 +105,6 @@ class Trainer:
         clip = self.config.optim.grad_clip
         if clip and grad_norm > clip:
             torch._foreach_mul_(gradients, clip / (grad_norm + 1e-6))
-        if self.config.optim.decay_rule == "decoupled" and self.config.optim.algorithm == "sgd":
-            self._decay_weights()
         self.ds.step()
         if self.fragments.averages.kinds:
             self.fragments.averages.update(self.fragments.pieces())
@@ -117,14 +116,6 @@ class Trainer:
         groups = self.fragments.groups()
         for gradient, fragment in zip(gradients, self.fragments.local, strict=True):
             gradient.add_(fragment.weight, alpha=2 * groups[fragment.name]["decay"])
-
-    @torch.no_grad()
-    def _decay_weights(self) -> None:
-        """w ← (1 − η_t·λ_t)w, where torch's optimiser has no decoupled decay of its own."""
-        groups = self.fragments.groups()
-        for fragment in self.fragments.local:
-            group = groups[fragment.name]
-            fragment.weight.mul_(1 - group["lr"] * group["decay"])
 
     def _leave_out(self) -> None:
         """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""

@@ -1,7 +1,7 @@
 """The optimisers, over a checked partition of the parameters, and the rules by which their weights decay.
 
-A rule acts in one of three places: on the gradient before it is clipped (l2_loss), inside torch's optimiser (decoupled
-for Adam, l2_coupled), or on the weights beside the step (decoupled for SGD). λ_t is a number per group and step.
+A rule acts on the gradient before it is clipped (l2_loss), or inside the optimiser (decoupled, l2_coupled): there decay and
+step are rounded together, without which bfloat16 weights would not decay (optim/sgd.py). λ_t is a number per group and step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from configs.cost import decay_groups
 from configs.schedule import decay_factor
 from configs.schema import Optim, RunConfig
+from optim.sgd import SGD
 
 
 def moments(config: Optim) -> tuple[str, ...]:
@@ -47,17 +48,27 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: b
 
 
 def build_optimizer(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> torch.optim.Optimizer:
-    """torch's fused Adam or AdamW (Loshchilov and Hutter, 1711.05101), or SGD; η is set before each step.
+    """torch's fused Adam or AdamW (Loshchilov and Hutter, 1711.05101), or SGD (optim/sgd.py); η is set before each step.
 
-    SGD is not the fused one, which on CPUs leaves bfloat16 parameters as they are (pytorch/pytorch#191763).
+    torch's fused SGD on CPUs leaves bfloat16 parameters as they are (pytorch/pytorch#191763).
 
     AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε). Under l2_coupled λp is added to the gradient first.
     """
     groups = parameter_groups(named, config, by_tensor)
     if config.algorithm == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+        return SGD(groups, config.momentum, config.decay_rule == "decoupled")
     kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def check_rounding(optimizer: torch.optim.Optimizer, masters: str) -> None:
+    """RuntimeError if bfloat16 masters would lose their decay: Adam must be fused, so that decay and step are rounded once."""
+    fused = isinstance(optimizer, SGD) or all(group.get("fused") for group in optimizer.param_groups)
+    if masters == "bfloat16" and not fused:
+        raise RuntimeError(
+            f"{type(optimizer).__name__} is not fused: under bfloat16 masters its decay is a multiplication of its own, which "
+            "rounds to nothing below η·λ of about 0.002"
+        )
 
 
 def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:

@@ -65,9 +65,6 @@ def test_formulas(algorithm: str, rule: str, more: dict[str, float], tiny_config
     for t in range(6):
         w.grad = torch.randn(3, 4, generator=generator, dtype=torch.float64)
         set_step(optimizer, config, t, 0.1 / (t + 1))
-        if algorithm == "sgd" and rule == "decoupled":  # the engine's part (engine/trainer.py)
-            with torch.no_grad():
-                w.mul_(1 - optimizer.param_groups[0]["lr"] * optimizer.param_groups[0]["decay"])
         optimizer.step()
         expected = formulas.update(w.grad, 0.1 / (t + 1), decay_factor(config, t))
         torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=1e-14)
@@ -163,6 +160,36 @@ def test_bad_decay(tiny_config: Callable[..., RunConfig]) -> None:
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             make_plan(tiny_config({"optim": optim}), 1, None)
+    lost = {"optim": {"decay_rule": "l2_loss"}, "precision": "bf16-true", "parallel": {"zero_stage": 1}}
+    with pytest.raises(ValueError, match=r"added to a bfloat16 gradient.*l2_coupled with twice the λ"):
+        make_plan(tiny_config(lost), 1, None)
+
+
+def test_warned_of_decay(tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a decay that takes nearly all of a weight, or less than bfloat16 can show, passes without a word and number."""
+    true_bf16 = {"precision": "bf16-true", "parallel": {"zero_stage": 1}, "optim": {"lr": 0.01}}
+    for optim, base, words in [
+        ({"weight_decay": 90.0}, {}, "reaches 0.9: a step takes 90% of each decayed weight, which forgets in 1 update"),
+        ({"weight_decay": 2.0}, {}, "reaches 0.02: a step takes 2%"),
+        ({"decay_overrides": [{"pattern": "wpe.weight", "weight_decay": 3}]}, {}, "reaches 0.03"),
+        ({"decay_schedule": {"start": 4.0}}, {}, "reaches 0.02"),
+        ({"algorithm": "sgd", "decay_rule": "l2_loss", "weight_decay": 0.1}, {}, "reaches 0.02"),
+        ({"weight_decay": 0.3}, true_bf16, "at most 0.003, and a bfloat16 weight.*some weights do not decay"),
+        ({"weight_decay": 0.1}, true_bf16, "at most 0.001, and a bfloat16 weight.*no weight decays"),
+        (
+            {"lr": 6e-4, "weight_decay": 8.0},
+            true_bf16,
+            "η = 0.0006 moves them down only above 0.002 and up.*they do not move",
+        ),
+        ({"weight_decay": 0.5}, true_bf16, ""),
+        ({"weight_decay": 0.0}, true_bf16, ""),
+        ({"weight_decay": 0.1}, {}, ""),
+        ({"decay_rule": "l2_coupled", "weight_decay": 90.0}, {}, ""),
+    ]:
+        found = make_plan(tiny_config(base, {"optim": optim}), 1, None).cautions
+        said = [text for text in found if "η·λ" in text or "gains" in text]
+        assert len(said) == bool(words), (optim, said)
+        assert re.search(words, " ".join(said)), (optim, said)
 
 
 def test_overrides(tiny_config: Callable[..., RunConfig]) -> None:
