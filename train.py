@@ -277,7 +277,7 @@ def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> No
     if match is not None and norms is not None:
         folder.write_norms({"match": match.model_dump(mode="json"), **asdict(norms)})
     row, last = session.describe(), folder.last_start()
-    for key in ("device", "threads_per_rank", "machine", "deterministic", "compiled"):
+    for key in ("device", "threads_per_rank", "machine", "deterministic", "compiled", "attention"):
         if last is not None and last.get(key, row[key]) != row[key]:
             logger.warning(
                 "%s was %s at the last start and is %s now: results may differ by rounding",

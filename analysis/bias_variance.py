@@ -16,11 +16,22 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, verdict
+from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins, unlike_kernels, verdict
 from analysis.effective_lr import effective_lr
 from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
 from analysis.published import branch_curve, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run, group_runs
+from analysis.runs import (
+    LAMBDA,
+    RATE,
+    SEEDS,
+    STARTS,
+    Group,
+    Run,
+    baseline_of,
+    differing_fields,
+    find_run,
+    group_runs,
+)
 from analysis.statistics import Interval, interval, mean_and_band
 from analysis.sweep import place_of
 
@@ -35,6 +46,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
             "--set optim.lr=1e-5 …, or a sweep with a stage, as configs/sweeps/small_tiny_lr.json"
         )
     groups, more = group_runs(trunks, options.by)
+    own = [(trunk, branch) for (path, _), branch in branches.items() for trunk in trunks if str(trunk.path) == path]
+    more += unlike_kernels([*twins(groups), *own])
     table = decompose(groups, branches)
     if table.empty:
         raise ValueError("no checkpoint with a branch has a validation loss at its step and at its branch's end")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import pandas as pd
 
-from analysis.runs import Group, Run, pairs
+from analysis.runs import Group, Run, baseline_of, pairs
 from analysis.statistics import MARGIN, Interval, diverged_at, final, interval
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
+# Columns of starts.jsonl that change how bfloat16 rounds: each is a factor of its own in a study of precision
+# (2510.04212 of the attention kernel, pytorch/pytorch#168126 of compiled blocks).
+FACTORS = {"attention": "the attention kernel", "compiled": "whether blocks were compiled"}
 
 
 def every_loss(run: Run) -> pd.Series:
@@ -96,6 +100,36 @@ def paired_final(group: Group, base: Group, column: str) -> Paired:
     curves = [curve.loc[:upto] for _, curve in known if curve.index[-1] >= upto]
     steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0)
     return Paired(interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves]), upto, steps, curves)
+
+
+def twins(groups: list[Group]) -> list[tuple[Run, Run]]:
+    """Every run and its twin in its group's baseline."""
+    compared = [(group, baseline_of(group, groups)) for group in groups]
+    return [pair for group, base in compared if base is not group for pair in pairs(group, base)]
+
+
+def unlike_kernels(compared: Iterable[tuple[Run, Run]]) -> list[str]:
+    """A note for each of FACTORS in which runs that are compared with one another differ, or changed at a resume."""
+    compared = list(compared)
+    notes = []
+    for key, name in FACTORS.items():
+        told = [(one, other, _taken(one, key), _taken(other, key)) for one, other in compared]
+        known = [row for row in told if row[2] and row[3]]
+        differing = [row for row in known if row[2] != row[3] or len(row[2]) > 1]
+        if differing:
+            one, other, mine, theirs = differing[0]
+            notes.append(
+                f"{len(differing)} of {len(compared)} pairs of runs differ in {name}: {one.path.name} had {' and '.join(mine)}, "
+                f"{other.path.name} {' and '.join(theirs)}{', …' if len(differing) > 1 else ''}; in bfloat16 that is a factor "
+                "beside what is compared"
+            )
+    return notes
+
+
+def _taken(run: Run, key: str) -> list[str]:
+    """What the run's starts recorded, each value once; empty for a run that recorded none."""
+    words = {True: "yes", False: "no"}
+    return sorted({str(words.get(row[key], row[key])) for row in run.starts if isinstance(row.get(key), bool | str)})
 
 
 def common_step(last: list[int]) -> int:

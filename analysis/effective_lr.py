@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, is_ended, one_a_seed, reached, sound
+from analysis.compare import TRAIN, divergence, is_ended, one_a_seed, reached, sound, twins, unlike_kernels
 from analysis.figures import Figure, Line, Panel, Style, line, styles
 from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run, group_runs
 from analysis.statistics import final, interval, mean_and_band, smooth
@@ -37,6 +37,8 @@ LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks = [run for run in runs if run.origin is None] or runs
     groups, notes = group_runs(trunks, options.by)
+    followed = [(run, find_run(run.reference, trunks)) for run in trunks if run.reference]
+    notes += unlike_kernels([*twins(groups), *((run, other) for run, other in followed if other is not None)])
     looks = styles(groups)
     panels = [
         Panel(options.xlabel, RATE_LABEL, _lines(groups, looks, options, effective_lr), ylog=True),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, ended, verdict
+from analysis.compare import TRAIN, VALIDATION, ended, twins, unlike_kernels, verdict
 from analysis.figures import Figure, Line, Panel, Style, styles
 from analysis.runs import Group, Run, baseline_of, by_seed, group_runs, pairs
 from analysis.statistics import final, interval, smooth
@@ -22,6 +22,7 @@ from analysis.statistics import final, interval, smooth
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks = [run for run in runs if run.origin is None] or runs
     groups, notes = group_runs(trunks, options.by)
+    notes += unlike_kernels(twins(groups))
     looks = styles(groups)
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
     rows, known_runs = [], {run for group in groups for run in ended(group)}
@@ -30,8 +31,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
         row: dict[str, object] = {"run": group.name, "seeds": gaps.n, "gap at the end (nats)": gaps.text()}
         base = baseline_of(group, groups)
         if base is not group:
-            twins = [(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs]
-            change = interval(by_seed(twins).values())
+            changes = [(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs]
+            change = interval(by_seed(changes).values())
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
                 row["verdict"] = verdict(change, "smaller", "larger") if change.n > 1 else "one seed: no claim"

@@ -24,6 +24,8 @@ from analysis.compare import (
     paired_final,
     reached,
     sound,
+    twins,
+    unlike_kernels,
 )
 from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, line, seed_lines, styles
 from analysis.published import published_lines
@@ -36,6 +38,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(trunks, options.by)
     if len(trunks) < len(runs):
         notes.append(f"{len(runs) - len(trunks)} branches are left out; analysis.bias_variance shows them")
+    notes += unlike_kernels(twins(groups))
     looks = styles(groups)
     if published := published_lines(trunks, options):
         notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")

@@ -13,10 +13,10 @@ import sys
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound
+from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound, twins, unlike_kernels
 from analysis.effective_lr import Read, mean_line
 from analysis.figures import Figure, Line, Panel, Style, after_the_start, line, styles
-from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, group_runs
+from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, group_runs, pairs
 from analysis.statistics import smooth
 
 
@@ -32,6 +32,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     for name, rows in cells[diverged].groupby("group", sort=False):
         steps = ", ".join(f"{step:,.0f}" for step in rows["diverged at"])
         findings.append(f"{name}: {len(rows)} of {int((cells['group'] == name).sum())}, at step {steps}.")
+    against = [pair for group in groups if (base := _float32(group, groups)) for pair in pairs(group, base)]
+    notes += unlike_kernels(dict.fromkeys([*against, *twins(groups)]))
     gaps = [row for group in groups if (row := _gap(group, groups)) is not None]
     for row in gaps:
         findings.append(
@@ -76,15 +78,20 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
     return row
 
 
-def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
-    """Against the float32 runs that are alike in all else."""
+def _float32(group: Group, groups: list[Group]) -> Group | None:
+    """The float32 runs that are alike in all else."""
     rest = {name: value for name, value in group.fields.items() if name != PRECISION}
     same = [
         g for g in groups if g.precision == "fp32" and {n: v for n, v in g.fields.items() if n != PRECISION} == rest
     ]
-    if group.precision == "fp32" or not same:
+    return same[0] if same and group.precision != "fp32" else None
+
+
+def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
+    base = _float32(group, groups)
+    if base is None:
         return None
-    found = paired_final(group, same[0], TRAIN)
+    found = paired_final(group, base, TRAIN)
     if not found.interval.n:
         return {
             "run": group.name,

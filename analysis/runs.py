@@ -86,6 +86,11 @@ class Run:
         """As `metrics`, columns as in record/probes.py; empty for a run that was not probed."""
         return _table(read_log(RunFolder(self.path).probes)[0])
 
+    @cached_property
+    def starts(self) -> list[dict[str, Any]]:
+        """What it was computed by at each start (engine/session.py); fields that an older run did not record are not there."""
+        return RunFolder(self.path).read_starts()
+
 
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
     """Run folders that folders, folders of runs, globs and sweep files (their runs lie in `root`) name, each once.

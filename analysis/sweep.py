@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, divergence, ended
+from analysis.compare import TRAIN, VALIDATION, divergence, ended, twins, unlike_kernels
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
 from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
 from analysis.statistics import final, interval, optimum, seed_count
@@ -26,6 +26,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(runs, options.by)
     alone = [run for run in runs if run.origin is None and run.reference is None]
     trunks = group_runs(alone, options.by)[0] if alone else []
+    notes += unlike_kernels(twins(trunks))
     evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
     name = "validation" if evaluated else "training"
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])

@@ -21,6 +21,7 @@ from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_bat
 from data.manifest import Manifest
 from engine import checkpoint
 from engine.agree import on_first_rank
+from engine.attention import attention_kernel
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_model
@@ -68,6 +69,7 @@ class Session:
         self.memory_before = peak_bytes(self.world.device)
         model = build_model(self.config, self._eot, self.world.device)
         self.compiled = model.compiled
+        self.attention = attention_kernel(self.config, self.plan.micro_batch, self.world.device)
         model.init_weights(self.config.seeds.init)
         self.trainer = Trainer(model, self.config, self.plan, self.world)
         # Not before: what setting up freed is given back.
@@ -143,6 +145,7 @@ class Session:
             "micro_batch": self.plan.micro_batch,
             "deterministic": self.config.parallel.deterministic,
             "compiled": self.compiled,
+            "attention": self.attention,
             "memory_before_bytes": self.memory_before,
             "precision": self.config.precision,
             "dtypes": self.trainer.dtypes,

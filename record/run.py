@@ -5,7 +5,7 @@ config.given.json   the configuration as given, with --set applied
 experiment.json     the fields that make the run's identity
 plan.json           what was derived from it at the latest start
 norms.json          of a matched run: the norms it follows
-starts.jsonl        one row per start: versions, code revision, device, threads, ranks, resumed step
+starts.jsonl        one row per start: versions, code revision, device, threads, ranks, attention kernel, resumed step
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
 probes.jsonl        what single updates did, tensor by tensor (record/probes.py)
@@ -82,14 +82,20 @@ class RunFolder:
         """The plan of the latest start; empty where there is none, or none that can be read."""
         return read_dict(self.plan)
 
-    def last_start(self) -> dict[str, Any] | None:
-        """The latest row of starts.jsonl that can be read."""
-        for line in reversed(self.starts.read_text(encoding="utf-8").splitlines() if self.starts.exists() else []):
+    def read_starts(self) -> list[dict[str, Any]]:
+        """The rows of starts.jsonl that can be read, oldest first."""
+        rows = []
+        for line in self.starts.read_text(encoding="utf-8").splitlines() if self.starts.is_file() else []:
             try:
-                return dict(json.loads(line))
+                rows.append(dict(json.loads(line)))
             except (ValueError, TypeError):
                 continue
-        return None
+        return rows
+
+    def last_start(self) -> dict[str, Any] | None:
+        """The latest of them."""
+        rows = self.read_starts()
+        return rows[-1] if rows else None
 
     def record_start(self, row: dict[str, Any]) -> None:
         with open(self.starts, "a", encoding="utf-8") as file:

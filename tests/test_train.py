@@ -50,6 +50,7 @@ def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> No
     begun = json.loads((straight / "starts.jsonl").read_text())
     assert begun["dtypes"] == TABLE["fp32"].as_dict()
     assert begun["ranks"] == 1
+    assert (begun["attention"], begun["compiled"]) == ("flash_cpu", False)
     assert begun["packages"]["deepspeed"]
     rows, problems = read_metrics(straight / "metrics.jsonl")
     assert problems == []
