@@ -32,6 +32,7 @@ from configs.retention import is_due, is_saved
 from configs.schedule import lr_at
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
+from engine.devices import not_here
 from record.checkpoints import find_reference, parse_reference
 from record.checkpoints import read_manifest as read_checkpoint
 from record.lock import hold
@@ -67,10 +68,15 @@ def main(argv: list[str] | None = None) -> int:
             origin,
             find_norms(config, args.dry_run, args.run_dir),
         )
+        problem = not_here(config.precision)  # before the seconds that torch takes to import
         if args.dry_run:
+            if problem:  # the run may be meant for another machine
+                logger.warning("not on this machine: %s", problem)
             if first:
                 print(f"{config.model_dump_json(indent=2)}\n\n{render_plan(config, plan)}")
             return EXIT_CODES["done"]
+        if problem:
+            raise ValueError(f"{problem}; use fp32 or bf16-mixed here")
         if manifest is None:
             raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")

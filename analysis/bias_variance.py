@@ -20,18 +20,7 @@ from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, t
 from analysis.effective_lr import effective_lr
 from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
 from analysis.published import branch_curve, same_experiment
-from analysis.runs import (
-    LAMBDA,
-    RATE,
-    SEEDS,
-    STARTS,
-    Group,
-    Run,
-    baseline_of,
-    differing_fields,
-    find_run,
-    group_runs,
-)
+from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run, group_runs
 from analysis.statistics import Interval, interval, mean_and_band
 from analysis.sweep import place_of
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from configs.plan import make_plan, order_batch
 from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
+from engine.devices import no_cuda, not_here
 from model.loss import cross_entropy_sum
 from record.metrics import read_metrics
 from record.watch import WINDOW, LossWatch
@@ -205,3 +210,44 @@ def test_writer_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing"):
             lock.hold(tmp_path).__enter__()
     assert not note.exists()
+
+
+def test_tf32_without_cuda_is_refused_at_once(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if tf32 is refused only once torch is imported, leaves a folder, or cannot be planned on a login node."""
+    code = "import sys, train; code = train.main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--config",
+        str(config_file({"precision": "tf32"})),
+        "--run-dir",
+        str(folder),
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    refused, planned = (
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
+        for more in ([], ["--dry-run"])
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert re.search(r"error: precision tf32 needs a CUDA device, and .*; use fp32 or bf16-mixed here", refused.stderr)
+    assert not folder.exists()
+    assert planned.returncode == 0, planned.stderr
+    assert "not on this machine: precision tf32 needs a CUDA device" in planned.stderr
+    assert "tokens of the run" in planned.stdout
+
+
+def test_where_cuda_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a machine that may have a CUDA device is turned away, or another precision is."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not_here("bf16-mixed") == not_here("fp32") == ""
+    monkeypatch.setattr("engine.devices.metadata.version", lambda _: "2.13.0+rocm7")
+    assert no_cuda() == ""
+    monkeypatch.setattr("engine.devices.metadata.version", lambda _: "2.13.0+cpu")
+    assert no_cuda() == "this torch is built for CPUs only"
+    monkeypatch.setattr("engine.devices.metadata.version", lambda _: "2.13.0")
+    monkeypatch.setattr("engine.devices.ctypes.CDLL", lambda _: None)
+    assert no_cuda() == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert no_cuda() == "CUDA_VISIBLE_DEVICES shows none"

@@ -1,0 +1,29 @@
+"""Whether a CUDA device can be here at all, told without the seconds that importing torch takes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib import metadata
+
+
+def no_cuda() -> str:
+    """Why torch cannot find a CUDA device in this process; empty where it may, which only torch itself can tell."""
+    build = metadata.version("torch").partition("+")[2]  # 2.13.0+cpu, 2.13.0+cu130, or 2.13.0 alone
+    if build == "cpu":
+        return "this torch is built for CPUs only"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES shows none"
+    if build.startswith("rocm"):
+        return ""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "this machine has no NVIDIA driver (libcuda.so.1)"
+    return ""
+
+
+def not_here(precision: str) -> str:
+    """Why this machine cannot run a precision; empty where it may (engine/precision.py looks again, at the device itself)."""
+    reason = no_cuda() if precision == "tf32" else ""
+    return f"precision tf32 needs a CUDA device, and {reason}" if reason else ""
