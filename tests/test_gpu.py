@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
+from engine.attention import attention_kernel, name_kernel
 from engine.launch import start_world
+from engine.network import build_model
 from engine.precision import set_matmul_precision
 from model import loss
 from tests.live import make_trainer, train_steps
@@ -19,6 +22,7 @@ from tests.ranks import run_ranks
 from tests.test_checkpoint import assert_same_files, resumed_runs
 from tests.test_fast import error, reference
 from tests.test_parity import BOUNDS, CASE, CASES, engine_runs
+from tests.test_rounding import assert_law, ends_without_gradient, law_cases
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,3 +126,32 @@ def test_tf32_is_its_own_label() -> None:
     set_matmul_precision("fp32", device)
     assert errors["fp32"] < 2e-6
     assert errors["tf32"] > 1e-4
+
+
+def test_zero_gradient_law(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a decay is lost to rounding in a kernel of the GPU's, which are others than the CPU's."""
+    stages = {"tf32": (0, 1, 2, 3), "bf16-mixed": (0, 1, 2, 3), "bf16-master": (1, 2, 3), "bf16-true": (1, 2, 3)}
+    configs = [tiny_config(case) for case in law_cases(stages)]
+    for config, ends in zip(
+        configs, run_ranks(1, ends_without_gradient, configs, tiny_data[1], gpu=True)[0], strict=True
+    ):
+        assert_law(config, *ends)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_kernel_of_a_run(precision: str, whole: bool, compiled: bool, tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if the kernel recorded at a start is not the one that the network runs, its blocks compiled or not."""
+    device = torch.device("cuda", 0)
+    fields = {"data": {"cross_document_attention": whole}, "parallel": {"compile": compiled}}
+    config = tiny_config({"precision": precision, **fields})
+    recorded = attention_kernel(config, 2, device)
+    model = build_model(config, 0, device).to(device)
+    model.init_weights(0)
+    tokens = torch.zeros(2, config.model.seq_len + 1, dtype=torch.long, device=device)
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        model(tokens[:, :-1], tokens[:, 1:])
+    assert recorded != "unknown"
+    assert name_kernel({event.name for event in trace.events()}) == recorded

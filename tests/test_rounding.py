@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+import engine.trainer
 from configs import cost
 from configs.cautions import cautions
 from configs.plan import make_plan
-from configs.schema import RunConfig
+from configs.schema import Optim, RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
 from engine.network import build_model
 from engine.trainer import Trainer
 from model.gpt import GPT
-from optim.optimizers import build_optimizer, check_rounding, set_step
+from optim.optimizers import build_optimizer, check_rounding, parameter_groups, set_step
 from tests.live import make_trainer, train_steps
 from tests.plain import Formulas
 from tests.ranks import run_ranks
@@ -183,3 +184,26 @@ def test_gains_under_bfloat16_masters(tiny_data: tuple[Path, Manifest], tiny_con
         assert moved == {"below": free or lr > 2**-9, "above": free or lr > 2**-8}, (precision, lr)
         said = [text for text in cautions(configs[cases.index((precision, lr))], None) if "gains" in text]
         assert bool(said) == (moved != {"below": True, "above": True}), (precision, lr)
+
+
+def refusal(config: RunConfig, manifest: Manifest) -> str:
+    """What an engine says whose optimiser is torch's AdamW without fusing."""
+    world = start_world("unfused", 120, None)
+
+    def unfused(named: dict[str, nn.Parameter], optim: Optim, by_tensor: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(named, optim, by_tensor), lr=0.0, fused=False)
+
+    engine.trainer.build_optimizer = unfused  # type: ignore[assignment]
+    try:
+        make_trainer(config, manifest, world)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.engine
+def test_engine_wants_one_rounding(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if an engine starts whose decay would do nothing under bfloat16 masters."""
+    torch.set_num_threads(1)
+    config = tiny_config({"precision": "bf16-true", "parallel": {"zero_stage": 2}})
+    assert "AdamW is not fused" in run_ranks(1, refusal, config, tiny_data[1])[0]
