@@ -75,9 +75,9 @@ def _decay(config: RunConfig) -> list[str]:
     if TABLE[config.precision].masters == "bfloat16" and 0 < part < BF16_ROUNDING[1]:
         lost = "no weight decays" if part < BF16_ROUNDING[0] else "some weights do not decay"
         return [
-            f"{what} is at most {part:.2g}, and a bfloat16 weight moves by no less than half a unit in the last place, "
-            f"{BF16_ROUNDING[0]:.2g} to {BF16_ROUNDING[1]:.2g} of it: the decay acts only where the step that it is rounded with "
-            f"is as large, and where gradients are small {lost}; bf16-master keeps float32 weights beside"
+            f"{what} is at most {part:.2g}, and less than half a unit in the last place, {BF16_ROUNDING[0]:.2g} to "
+            f"{BF16_ROUNDING[1]:.2g} of a weight, does not move it in bfloat16: the decay acts only through the step that it is "
+            f"rounded with, and where gradients are small {lost}; bf16-master keeps float32 weights beside"
         ]
     return []
 

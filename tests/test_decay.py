@@ -174,8 +174,8 @@ def test_warned_of_decay(tiny_config: Callable[..., RunConfig]) -> None:
         ({"decay_overrides": [{"pattern": "wpe.weight", "weight_decay": 3}]}, {}, "reaches 0.03"),
         ({"decay_schedule": {"start": 4.0}}, {}, "reaches 0.02"),
         ({"algorithm": "sgd", "decay_rule": "l2_loss", "weight_decay": 0.1}, {}, "reaches 0.02"),
-        ({"weight_decay": 0.3}, true_bf16, "at most 0.003, and a bfloat16 weight.*some weights do not decay"),
-        ({"weight_decay": 0.1}, true_bf16, "at most 0.001, and a bfloat16 weight.*no weight decays"),
+        ({"weight_decay": 0.3}, true_bf16, "at most 0.003, and less than half a unit.*some weights do not decay"),
+        ({"weight_decay": 0.1}, true_bf16, "at most 0.001, and less than half a unit.*no weight decays"),
         (
             {"lr": 6e-4, "weight_decay": 8.0},
             true_bf16,
