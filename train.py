@@ -29,7 +29,7 @@ from configs.plan import Origin, Plan, Reference, make_plan
 from configs.relations import check_reference
 from configs.render import prepare_command, render_plan
 from configs.retention import is_due, is_saved
-from configs.schedule import lr_at
+from configs.schedule import lr_of_updates
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from engine.devices import not_here
@@ -161,7 +161,7 @@ def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Refere
             if run is not None and RunFolder(run).config.is_file():
                 theirs = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
                 check_reference(config, theirs, run, same)
-        rates = [lr_at(config, t) for t in range(steps)]
+        rates = list(lr_of_updates(config))
         reference = read_norms(match.reference, rates, steps, match.norm, tensors)
         own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
     except ValueError as error:

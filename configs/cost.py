@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import re
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
+from configs.echo import cut, shown
 from configs.precision import BYTES, TABLE
 from configs.schema import Model, Optim, RunConfig
 
@@ -42,6 +44,7 @@ def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@lru_cache(maxsize=64)  # a plan asks for every micro-batch that it considers
 def n_parameters(model: Model) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(model).values())
 
@@ -78,7 +81,7 @@ def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, 
     """
     patterns = [override.pattern for override in optim.decay_overrides]
     if len(patterns) != len(set(patterns)):
-        raise ValueError(f"optim.decay_overrides names a pattern twice: {patterns}")
+        raise ValueError(f"optim.decay_overrides names a pattern twice: {shown(patterns)}")
     groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
     for name, shape in shapes.items():
         found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
@@ -87,7 +90,7 @@ def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, 
         if not groups[pattern]:
             near = ", ".join(list(shapes)[:4])
             raise ValueError(
-                f"optim.decay_overrides: {pattern!r} takes none of the model's {len(shapes)} tensors ({near}, …)"
+                f"optim.decay_overrides: {cut(pattern)!r} takes none of the model's {len(shapes)} tensors ({near}, …)"
             )
     if not groups["decayed"] and not patterns:
         raise ValueError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(shapes)} tensors")

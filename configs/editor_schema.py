@@ -16,6 +16,7 @@ def editor_schema() -> dict[str, Any]:
         part.pop("required", None)
         for field in part["properties"].values():
             field.pop("operational", None)
+            field.pop("because", None)
     schema["properties"]["base"] = {
         "type": "string",
         "description": "a configuration this one changes, relative to this file",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from configs.echo import shown
 from configs.schema import P1_INIT_STD, RunConfig
 
 
@@ -60,7 +61,7 @@ def render_differences(rows: list[tuple[str, Any, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "the default" if value is None else json.dumps(value)
+    return "the default" if value is None else shown(value)
 
 
 def _experiment_fields(section: BaseModel) -> dict[str, Any]:

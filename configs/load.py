@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from configs.echo import cut, shown
+from configs.problem import describe
 from configs.schema import RunConfig
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+BYTES = 2 << 20  # of a file: a recorded configuration with 20,000 points has 1 MB, any other far less
+DEPTH = 20  # of nesting; a sweep's stages reach 7
+NUMBER = 1 << 63  # seeds end there, and every other count long before
+PROBLEMS = 8  # in one message
+KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
@@ -25,8 +35,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
     given.pop("$schema", None)  # for editors
     base_name = given.pop("base", None)
     if base_name is not None:
-        base_path = path.parent / str(base_name)
-        base = read_json(base_path)
+        if not isinstance(base_name, str) or not base_name:
+            raise ValueError(f"{path}: base = {shown(base_name)}: expected the name of a file, relative to this one")
+        base_path = path.parent / base_name
+        try:
+            base = read_json(base_path)
+        except ValueError as error:
+            raise ValueError(f"{path}: its base: {error}") from None
         base.pop("$schema", None)
         if "base" in base:
             raise ValueError(f"{path}: its base {base_path} has a base itself; one level is allowed")
@@ -47,25 +62,84 @@ def validate_as(schema: type[Schema], given: dict[str, Any], source: str) -> Sch
     try:
         return schema.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        problems = [_describe(problem, schema) for problem in error.errors()]
-        raise ValueError(f"{source}: " + "; ".join(problems)) from None
+        found = error.errors(include_url=False)
+        more = [f"and {len(found) - PROBLEMS:,} more problems"] if len(found) > PROBLEMS else []
+        problems = [describe(problem, schema) for problem in found[:PROBLEMS]]
+        raise ValueError(f"{source}: " + "; ".join(problems + more)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; duplicate keys and NaN are refused."""
+    text = _read_text(path)
+    if not text.strip():
+        raise ValueError(f"{cut(str(path))} is empty, expected a JSON object")
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read configuration {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte {error.start}") from None
-    try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid configuration: {error}") from None
+        value = _parse(text)
+    except ValueError as error:
+        raise ValueError(f"{cut(str(path))} is not a valid configuration: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, expected a JSON object")
+        raise ValueError(f"{cut(str(path))} holds {KINDS.get(type(value), 'a number')}, expected a JSON object")
     return value
+
+
+def _read_text(path: Path) -> str:
+    """A regular file of bounded size: a device or a pipe may have no end."""
+    try:
+        # Without O_NONBLOCK the opening of a pipe waits for a writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(BYTES + 1) if is_file else b""
+    except OSError as error:
+        raise ValueError(f"cannot read configuration {cut(str(path))}: {error.strerror}{_near_file(path)}") from None
+    except ValueError as error:  # a name with a zero byte
+        raise ValueError(f"cannot read configuration {shown(str(path))}: {error}") from None
+    if not is_file:
+        raise ValueError(f"cannot read configuration {cut(str(path))}: it is a device or a pipe, expected a file")
+    if len(data) > BYTES:
+        raise ValueError(
+            f"{cut(str(path))} has more than {BYTES >> 20} MiB, the most a configuration may have; is it another file?"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{cut(str(path))} is not UTF-8 text (byte {error.start}); a configuration is a JSON file"
+        ) from None
+
+
+def _near_file(path: Path) -> str:
+    """What may have been meant by a file that is not there, or by a folder."""
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob("*.json"))
+        return f"; name a file in it, for example {names[0]}" if names else "; name a file"
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.json")], n=1, cutoff=0.75)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
+
+
+def _parse(text: str) -> Any:
+    """JSON as a configuration may hold it; ValueError for more than one value of a key, NaN, huge numbers, deep nesting."""
+    if "\\u0000" in text:
+        raise ValueError("it holds the zero character \\u0000, which no name or path may have")
+    too_deep = ValueError(f"it is nested too deep; at most {DEPTH} levels")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_bounded_integer
+        )
+    except RecursionError:
+        raise too_deep from None
+    level, depth = [value], 0
+    while level := [inner for item in level for inner in _inside(item)]:
+        depth += 1
+        if depth > DEPTH:
+            raise too_deep
+    return value
+
+
+def _inside(value: Any) -> list[Any]:
+    """The values right inside a JSON value; of an empty object or list one, so that it counts as a level."""
+    if isinstance(value, dict):
+        return list(value.values()) or [None]
+    return (value or [None]) if isinstance(value, list) else []
 
 
 def with_points(given: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -76,7 +150,7 @@ def with_points(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / schedule["points"]
     value = read_json(path)
     if set(value) != {"points"}:
-        raise ValueError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {sorted(value)}')
+        raise ValueError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {shown(sorted(value))}')
     return merge(given, {"schedule": value})
 
 
@@ -84,17 +158,21 @@ def parse_override(text: str) -> dict[str, Any]:
     """`optim.lr=1e-3` → {"optim": {"lr": 0.001}}. The value is JSON; what is not JSON is taken as a string."""
     key, equals, raw = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"--set {text!r}: expected section.key=value, for example optim.weight_decay=0.1")
+        raise ValueError(f"--set {shown(text)}: expected section.key=value, for example optim.weight_decay=0.1")
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
-    except ValueError:
+        value = _parse(raw)
+    except json.JSONDecodeError:
         value = raw
+    except ValueError as error:
+        raise ValueError(f"--set {shown(text)}: {error}") from None
     return nest(key, value)
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
     """`optim.lr`, 0.1 → {"optim": {"lr": 0.1}}."""
     *sections, field = key.split(".")
+    if len(sections) >= DEPTH:
+        raise ValueError(f"{shown(key)} names a field {len(sections) + 1} levels deep; at most {DEPTH}")
     nested: dict[str, Any] = {field: value}
     for section in reversed(sections):
         nested = {section: nested}
@@ -114,7 +192,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise ValueError(f"key {key!r} appears twice in one object")
+            raise ValueError(f"key {cut(key)!r} appears twice in one object")
         value[key] = item
     return value
 
@@ -123,27 +201,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number a configuration may hold")
 
 
-def _describe(problem: Any, root: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    where = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], root)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {where!r}; {hint}"
-    if problem["type"] == "missing":
-        return f"{where} is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    return f"{where} = {json.dumps(problem['input'], default=str)[:80]}: {message}"
-
-
-def _known_keys(location: list[str], root: type[BaseModel]) -> list[str]:
-    model = root
-    for part in location:
-        inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return sorted(model.model_fields)
+def _bounded_integer(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > NUMBER:
+        raise ValueError(f"the number {cut(digits, 24)} is beyond ±2^63")
+    return int(digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from configs.cautions import cautions
 from configs.identity import experiment, run_id
 from configs.precision import TABLE
 from configs.retention import most_at_once
-from configs.schedule import decay_factor, decay_sum, lr_at, lr_sum
+from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig
 
 GIB = 1 << 30
@@ -187,7 +188,8 @@ def make_plan(
         for name, (names, weight_decay) in partition.items()
     }
     main_decay = groups[main_group(groups)].weight_decay
-    _check_decay(config, max(group.weight_decay for group in groups.values()))
+    rates = lr_of_updates(config)
+    _check_decay(config, rates, max(group.weight_decay for group in groups.values()))
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     micro_steps = config.sequences_per_step // ranks // micro_batch
     return Plan(
@@ -209,15 +211,15 @@ def make_plan(
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
-        lr_sum=lr_sum(config, factors) if factors is not None else None,
-        decay_sum=decay_sum(config, config.schedule.steps, factors, main_decay) if factors is not None else None,
+        lr_sum=lr_sum(config, factors, rates) if factors is not None else None,
+        decay_sum=decay_sum(config, config.schedule.steps, factors, main_decay, rates) if factors is not None else None,
         origin=origin,
         reference=reference,
         cautions=cautions(config, data),
     )
 
 
-def _check_decay(config: RunConfig, largest: float) -> None:
+def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None:
     """ValueError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero."""
     if config.optim.decay_rule == "l2_loss" and TABLE[config.precision].accumulation == "bfloat16":
         raise ValueError(
@@ -227,7 +229,7 @@ def _check_decay(config: RunConfig, largest: float) -> None:
         )
     if config.optim.decay_rule != "decoupled" or largest == 0:
         return
-    peak = max(lr_at(config, t) * decay_factor(config, t) for t in range(config.schedule.steps))
+    peak = peak_decay(config, rates)
     if peak * largest >= 1:
         raise ValueError(
             f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
@@ -257,7 +259,8 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
             f"cannot share equally; nearest: {below or above} or {above}"
         )
     share = sequences // ranks
-    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    smaller = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]  # each has a partner, share / n
+    divisors = sorted({*smaller, *(share // n for n in smaller)})
     asked = config.batch.micro_batch
     if asked is None:
         bound = config.batch.memory_gib * GIB

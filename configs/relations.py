@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from configs.identity import differences, experiment, render_differences
-from configs.schedule import lr_at
+from configs.schedule import lr_of_updates
 from configs.schema import Optim, RunConfig
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def check_reference(config: RunConfig, theirs: RunConfig, where: str, same_sched
             f"{where} has no norms of single tensors; record it with log.tensor_norms true, or match by model"
         )
     if same_schedule and theirs.schedule.match is None:
-        rates = ((t, lr_at(theirs, t), lr_at(config, t)) for t in range(steps))
+        rates = zip(range(steps), lr_of_updates(theirs), lr_of_updates(config), strict=True)
         other = next((row for row in rates if abs(row[1] - row[2]) > 1e-9 * row[2]), None)
         if other is not None:
             raise ValueError(

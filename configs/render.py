@@ -6,6 +6,7 @@ import shlex
 from pathlib import PurePath
 
 from configs import cost
+from configs.echo import cut
 from configs.plan import GIB, Plan, order_batch
 from configs.schema import RunConfig
 
@@ -66,7 +67,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 
 
 def _left_out(config: RunConfig) -> str:
-    spans = ", ".join(f"{first}–{last}" for first, last in config.data.skip_steps)
+    spans = cut(", ".join(f"{first}–{last}" for first, last in config.data.skip_steps))
     return f", without the windows of steps {spans}" if spans else ""
 
 

@@ -22,11 +22,37 @@ def is_kept(checkpoint: Checkpoint, step: int) -> bool:
     return checkpoint.keep_last is None or is_due(checkpoint.keep_every, step) or _is_milestone(checkpoint, step)
 
 
+def saved_and_kept(checkpoint: Checkpoint, steps: int) -> tuple[range, list[int]]:
+    """Whose checkpoints are there after a run of `steps` updates: the multiples of a cadence, and the other steps in order."""
+    every = checkpoint.every
+    if every is not None and checkpoint.keep_last is not None:  # of the cadence only multiples of keep_every outlive it
+        every = math.lcm(every, checkpoint.keep_every) if checkpoint.keep_every is not None else None
+    multiples = range(every, steps + 1, every) if every is not None else range(0)
+    return multiples, sorted(step for step in {steps, *_milestones(checkpoint, steps)} if step not in multiples)
+
+
 def most_at_once(checkpoint: Checkpoint, steps: int) -> int:
-    """The largest number of checkpoints on disk at one time, the one being written included."""
-    saved = [step for step in range(1, steps + 1) if is_saved(checkpoint, step, steps)]
-    kept = sum(is_kept(checkpoint, step) for step in saved)
-    return min(len(saved), kept + (checkpoint.keep_last or 0) + 1)
+    """The largest number of checkpoints on disk at one time, the one being written included.
+
+    Multiples of `every` are counted without a walk over the steps, so that a run of ten million has its plan at once.
+    """
+    multiples, others = saved_and_kept(checkpoint, steps)
+    milestones = _milestones(checkpoint, steps)
+    saved = (steps // checkpoint.every if checkpoint.every else 0) + sum(
+        not is_due(checkpoint.every, step) for step in {steps, *milestones}
+    )
+    last_goes = steps in others and not is_kept(checkpoint, steps)  # it is there at the end, as one of the newest
+    kept = len(multiples) + len(others) - last_goes
+    return min(saved, kept + (checkpoint.keep_last or 0) + 1)
+
+
+def _milestones(checkpoint: Checkpoint, steps: int) -> set[int]:
+    """The steps from 1 to `steps` in checkpoint.at or of log_spaced: whatever else is deleted, these stay."""
+    found = {step for step in checkpoint.at if step <= steps}
+    if checkpoint.log_spaced is not None:
+        last = math.ceil(checkpoint.log_spaced * math.log10(steps)) + 1
+        found |= {round(10 ** (k / checkpoint.log_spaced)) for k in range(last + 1)}
+    return {step for step in found if step <= steps}
 
 
 def _is_milestone(checkpoint: Checkpoint, step: int) -> bool:

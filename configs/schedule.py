@@ -8,6 +8,11 @@ steps updates with a positive learning rate.
 from __future__ import annotations
 
 import math
+import operator
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from configs.schema import RunConfig, Schedule
 
@@ -19,35 +24,38 @@ def lr_fraction(schedule: Schedule, t: int) -> float:
     """
     if not 0 <= t < schedule.steps:
         raise ValueError(f"update {t} lies outside the schedule's {schedule.steps} updates")
-    warmup, final = schedule.warmup_steps, schedule.final_lr_fraction
-    if t < warmup:
-        return (t + 1) / (warmup + 1)
-    progress = (t - warmup) / ((schedule.horizon or schedule.steps) - warmup)
+    return _curve(schedule)(t)
+
+
+def _curve(schedule: Schedule) -> Callable[[int], float]:
+    """lr_fraction as a function of t alone. What stays the same over the run is read once: plans ask for every update."""
+    warmup, final, steps = schedule.warmup_steps, schedule.final_lr_fraction, schedule.steps
     match schedule.kind:
         case "constant":
-            return 1.0
+            after: Callable[[int], float] = lambda t: 1.0  # noqa: E731 (as the other shapes)
         case "linear" | "cosine":
-            return final + (1.0 - final) * _falling(schedule.kind, progress)
+            falling, length = FALLING[schedule.kind], (schedule.horizon or steps) - warmup
+            after = lambda t: final + (1.0 - final) * falling((t - warmup) / length)  # noqa: E731
         case "wsd":
-            length = (schedule.cooldown_fraction or 0.2) * schedule.steps
-            into = max(0.0, (t - (schedule.steps - length)) / length)
-            return final + (1.0 - final) * _falling(schedule.cooldown_shape or "linear", into)
+            falling, share = FALLING[schedule.cooldown_shape or "linear"], (schedule.cooldown_fraction or 0.2) * steps
+            after = lambda t: final + (1.0 - final) * falling(max(0.0, (t - (steps - share)) / share))  # noqa: E731
         case "piecewise":
-            return _on_lines(schedule.points or (), t + 1)
+            points = schedule.points or ()
+            places = [place for place, _ in points]
+            after = lambda t: _on_lines(points, places, t + 1)  # noqa: E731
+    return lambda t: (t + 1) / (warmup + 1) if t < warmup else after(t)
 
 
-def _falling(shape: str, progress: float) -> float:
-    """From 1 at progress 0 to 0 at progress 1."""
-    match shape:
-        case "linear":
-            return 1.0 - progress
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0 - math.sqrt(progress)  # one_minus_sqrt (Hägele et al., 2405.18392)
+# From 1 at progress 0 to 0 at progress 1.
+FALLING: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "one_minus_sqrt": lambda progress: 1.0 - math.sqrt(progress),  # Hägele et al., 2405.18392
+}
 
 
-def _on_lines(points: tuple[tuple[int, float], ...], step: int) -> float:
-    index = next(i for i, (place, _) in enumerate(points) if place >= step)
+def _on_lines(points: tuple[tuple[int, float], ...], places: list[int], step: int) -> float:
+    index = bisect_left(places, step)
     place, value = points[index]
     if place == step:
         return value
@@ -57,20 +65,39 @@ def _on_lines(points: tuple[tuple[int, float], ...], step: int) -> float:
 
 def decay_factor(config: RunConfig, t: int) -> float:
     """What λ is multiplied by in update t: optim.decay_schedule."""
+    return _decay_curve(config)(t)
+
+
+def _decay_curve(config: RunConfig) -> Callable[[int], float]:
+    """decay_factor as a function of t alone."""
     schedule = config.optim.decay_schedule
     if schedule is None:
-        return 1.0
+        return lambda t: 1.0
     first, last = schedule.first_step - 1, (schedule.last_step or config.schedule.steps) - 1
-    if not first <= t <= last:
-        return 0.0
+    start, end = schedule.start, schedule.end
     if schedule.kind == "constant":
-        return schedule.start
-    return schedule.end + (schedule.start - schedule.end) * _falling(schedule.kind, (t - first) / (last + 1 - first))
+        return lambda t: start if first <= t <= last else 0.0
+    falling, length = FALLING[schedule.kind], last + 1 - first
+    return lambda t: end + (start - end) * falling((t - first) / length) if first <= t <= last else 0.0
 
 
 def lr_at(config: RunConfig, t: int) -> float:
     """Learning rate η_t of update t."""
     return config.optim.lr * lr_fraction(config.schedule, t)
+
+
+def lr_of_updates(config: RunConfig) -> array[float]:
+    """η_t of every update, the bits of lr_at: 0.3 s for a million."""
+    peak, curve = config.optim.lr, _curve(config.schedule)
+    return array("d", (peak * curve(t) for t in range(config.schedule.steps)))
+
+
+def peak_decay(config: RunConfig, rates: array[float]) -> float:
+    """The largest η_t times its factor on λ (optim.decay_schedule); `rates` from lr_of_updates."""
+    if config.optim.decay_schedule is None:
+        return max(rates)
+    factor = _decay_curve(config)
+    return max(rate * factor(t) for t, rate in enumerate(rates))
 
 
 def decay_at(config: RunConfig, t: int, weight_decay: float | None = None) -> float:
@@ -79,16 +106,32 @@ def decay_at(config: RunConfig, t: int, weight_decay: float | None = None) -> fl
     return lr_at(config, t) * weight_decay * decay_factor(config, t)
 
 
-def lr_sum(config: RunConfig, factors: list[float] | None = None) -> float:
-    """Ση_t over the run, each times its factor where there are any (schedule.match). P1's cosine run: 16.49."""
-    return math.fsum(lr_at(config, t) * (factors[t] if factors else 1.0) for t in range(config.schedule.steps))
+def lr_sum(config: RunConfig, factors: list[float] | None = None, rates: array[float] | None = None) -> float:
+    """Ση_t over the run, each times its factor where there are any (schedule.match). P1's cosine run: 16.49.
+
+    `rates`: lr_of_updates, where it is there already.
+    """
+    rates = lr_of_updates(config) if rates is None else rates
+    return math.fsum(map(operator.mul, rates, factors) if factors else rates)
 
 
 def decay_sum(
-    config: RunConfig, updates: int, factors: list[float] | None = None, weight_decay: float | None = None
+    config: RunConfig,
+    updates: int,
+    factors: list[float] | None = None,
+    weight_decay: float | None = None,
+    rates: array[float] | None = None,
 ) -> float:
     """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen.
 
-    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/plan.main_group).
+    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/plan.main_group). `rates` as of lr_sum.
     """
-    return math.fsum(decay_at(config, t, weight_decay) * (factors[t] if factors else 1.0) for t in range(updates))
+    weight_decay = config.optim.weight_decay if weight_decay is None else weight_decay
+    assert updates <= config.schedule.steps
+    # Multiplied in the order of decay_at, so that the sum has the same bits; a factor of 1 changes none.
+    decays: Iterable[float] = (
+        rate * weight_decay for rate in islice(lr_of_updates(config) if rates is None else rates, updates)
+    )
+    if config.optim.decay_schedule is not None:
+        decays = map(operator.mul, decays, map(_decay_curve(config), range(updates)))
+    return math.fsum(map(operator.mul, decays, factors) if factors else decays)

@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from configs.echo import cut, shown
+
 Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
+PATH = 4096  # letters that the system lets a path have
 P1_INIT_STD, P1_WIDTH = 0.02, 768  # P1's initial weights, and the width that they belong to
 
 # Raw DeepSpeed options that may be passed through: they change how bytes move, and results by rounding at most.
@@ -30,9 +33,11 @@ DEEPSPEED_OPTIONS = {
 }
 
 
-def setting(default: Any, about: str, operational: bool = False, **bounds: Any) -> Any:
-    """A field with its description; `operational` leaves it out of the run's identity."""
-    return Field(default, description=about, json_schema_extra={"operational": operational}, **bounds)
+def setting(default: Any, about: str, operational: bool = False, because: str = "", **bounds: Any) -> Any:
+    """A field with its description; `operational` leaves it out of the run's identity, `because` says why it is bounded."""
+    return Field(
+        default, description=about, json_schema_extra={"operational": operational, "because": because}, **bounds
+    )
 
 
 class Section(BaseModel):
@@ -44,7 +49,7 @@ class Section(BaseModel):
 class Model(Section):
     """GPT-2 as P1 trains it: pre-LayerNorm, learned positions, tied embedding and head, no biases."""
 
-    n_layer: int = setting(..., "transformer blocks", ge=1)
+    n_layer: int = setting(..., "transformer blocks", because="a plan lists every tensor", ge=1, le=1000)
     n_head: int = setting(..., "attention heads per block", ge=1)
     n_embd: int = setting(..., "width of the residual stream", ge=1)
     seq_len: int = setting(..., "context length in tokens", ge=1)
@@ -84,7 +89,10 @@ class Model(Section):
 
 class Data(Section):
     path: str = setting(
-        ..., "folder made by `python -m data.prepare`; the identity takes the data's digest instead", operational=True
+        ...,
+        "folder made by `python -m data.prepare`; the identity takes the data's digest instead",
+        operational=True,
+        max_length=PATH,
     )
     order: Literal["windows", "documents"] = setting("windows", "permuted windows, or shuffled documents read through")
     train_tokens: int | None = setting(None, "use only the first N tokens of the training split", ge=1)
@@ -105,7 +113,7 @@ class Data(Section):
         rising = all(ends[i] < ends[i + 1] if i % 2 == 0 else ends[i] <= ends[i + 1] for i in range(len(ends) - 1))
         if not rising:
             raise ValueError(
-                f"skip_steps {[list(span) for span in self.skip_steps]}: expected [first, last] pairs that start at 1 or "
+                f"skip_steps {shown(self.skip_steps)}: expected [first, last] pairs that start at 1 or "
                 "later, rise and do not overlap, for example [[10, 12], [40, 40]]"
             )
         return self
@@ -138,7 +146,7 @@ class DecayOverride(Section):
     @model_validator(mode="after")
     def _names_tensors(self) -> DecayOverride:
         if "/" in self.pattern or self.pattern in ("decayed", "undecayed"):  # the names of the mask's own groups
-            raise ValueError(f"{self.pattern!r} names no tensor; patterns are as in a shell: blocks.*.attn.*")
+            raise ValueError(f"{shown(self.pattern)} names no tensor; patterns are as in a shell: blocks.*.attn.*")
         return self
 
 
@@ -156,7 +164,10 @@ class Optim(Section):
     )
     decay_schedule: DecaySchedule | None = setting(None, "λ over the run; null: constant")
     decay_overrides: tuple[DecayOverride, ...] = setting(
-        (), "λ by tensor name; the first match wins, the rest follow decay_mask"
+        (),
+        "λ by tensor name; the first match wins, the rest follow decay_mask",
+        because="each is a group of the optimiser, and compared with every tensor",
+        max_length=256,
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
     eps: float = setting(1e-8, "Adam's ε", gt=0)
@@ -188,12 +199,17 @@ class Match(Section):
     """Match another run's effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖."""
 
     reference: str = setting(
-        ..., "run folder; the identity takes the digest of its norms instead", operational=True, min_length=1
+        ...,
+        "run folder; the identity takes the digest of its norms instead",
+        operational=True,
+        min_length=1,
+        max_length=PATH,
     )
     own: str | None = setting(
         None,
         "run folder whose recorded norms stand for ‖w_t‖ (open loop); null: this run's live norm (closed loop)",
         operational=True,
+        max_length=PATH,
     )
     norm: Literal["weights/norm", "weights/norm_decayed"] = setting("weights/norm", "which norm; not for scope tensor")
     scope: Literal["model", "tensor"] = setting(
@@ -210,7 +226,13 @@ class Match(Section):
 class Schedule(Section):
     kind: Literal["cosine", "linear", "constant", "wsd", "piecewise"] = setting("cosine", "shape after the warm-up")
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
-    steps: int = setting(..., "updates of the run, exactly", ge=1)
+    steps: int = setting(
+        ...,
+        "updates of the run, exactly",
+        because="a plan goes through every update, and each has its row in metrics.jsonl",
+        ge=1,
+        le=10_000_000,
+    )
     final_lr_fraction: float = setting(
         0.1, "what the decay reaches at its end, as a fraction of the peak; cosine, linear, wsd", ge=0, le=1
     )
@@ -223,7 +245,10 @@ class Schedule(Section):
     cooldown_shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = setting(None, "wsd; null: linear")
     match: Match | None = setting(None, "follow the effective learning rate of another run")
     points: tuple[tuple[int, float], ...] | None = setting(
-        None, "piecewise: [step, fraction of the peak], straight lines between; or the name of a JSON file of them"
+        None,
+        "piecewise: [step, fraction of the peak], straight lines between; or the name of a JSON file of them",
+        because="they are part of the run's identity, and joined by lines",
+        max_length=20_000,
     )
 
     @model_validator(mode="after")
@@ -267,7 +292,13 @@ def _check_points(points: tuple[tuple[int, float], ...], steps: int, warmup: int
 
 
 class Batch(Section):
-    tokens_per_step: int = setting(..., "tokens of one update over all ranks; accumulation is derived from it", ge=1)
+    tokens_per_step: int = setting(
+        ...,
+        "tokens of one update over all ranks; accumulation is derived from it",
+        because="every divisor is a possible micro-batch",
+        ge=1,
+        le=1 << 30,
+    )
     micro_batch: int | None = setting(
         None,
         "sequences per device and forward pass; null: the largest divisor that fits memory_gib",
@@ -284,7 +315,7 @@ class Parallel(Section):
         0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True
     )
     timeout_s: float = setting(
-        1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0
+        1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0, le=365 * 86400
     )
     threads_per_rank: int | None = setting(
         None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1
@@ -326,15 +357,20 @@ class Averages(Section):
     @model_validator(mode="after")
     def _coefficients(self) -> Averages:
         if not all(0 < c < 1 for c in self.ema) or len(set(self.ema)) != len(self.ema):
-            raise ValueError(f"ema {list(self.ema)}: distinct coefficients between 0 and 1")
+            raise ValueError(f"ema {shown(self.ema)}: distinct coefficients between 0 and 1")
         return self
 
 
 class Checkpoint(Section):
     every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
-    at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True)
+    at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True, max_length=10_000)
     log_spaced: int | None = setting(
-        None, "save n steps in every factor of ten too, and keep them", operational=True, ge=1
+        None,
+        "save n steps in every factor of ten too, and keep them",
+        operational=True,
+        because="from there on every step is saved; set checkpoint.every to 1",
+        ge=1,
+        le=1000,
     )
     keep_last: int | None = setting(None, "delete all but the newest k; null keeps all", operational=True, ge=1)
     keep_every: int | None = setting(None, "with keep_last: keep the multiples of n as well", operational=True, ge=1)
@@ -344,7 +380,7 @@ class Checkpoint(Section):
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError("keep_every goes with keep_last; without it every checkpoint is kept")
         if any(step < 1 for step in self.at):
-            raise ValueError(f"checkpoint.at {list(self.at)}: steps start at 1")
+            raise ValueError(f"checkpoint.at {shown(self.at)}: steps start at 1")
         return self
 
 
@@ -352,7 +388,11 @@ class Branch(Section):
     """A run that starts from another run's checkpoint. Its steps and tokens are its own."""
 
     origin: str = setting(
-        ..., "RUN@STEP; the identity takes the checkpoint's digest instead", operational=True, min_length=1
+        ...,
+        "RUN@STEP; the identity takes the checkpoint's digest instead",
+        operational=True,
+        min_length=1,
+        max_length=PATH,
     )
     optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
     data: Literal["continue", "restart"] = setting(
@@ -461,7 +501,7 @@ class RunConfig(Section):
         for option, value in sorted(self.deepspeed.items()):
             if option not in DEEPSPEED_OPTIONS:
                 raise ValueError(
-                    f"deepspeed option {option!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
+                    f"deepspeed option {cut(option)!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
                 )
             if isinstance(value, float) or value < 0:
                 raise ValueError(f"deepspeed.{option} = {value}: expected true, false or a whole number of 0 or more")

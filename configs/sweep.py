@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +21,16 @@ from typing import Any
 
 from pydantic import model_validator
 
+from configs.echo import cut, shown
 from configs.identity import experiment, run_id
 from configs.load import load_config, merge, nest, parse_override, read_json, validate, validate_as, with_points
 from configs.plan import DataSummary
-from configs.retention import is_kept, is_saved
+from configs.retention import saved_and_kept
 from configs.schema import RunConfig, Section, setting
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 UNKNOWN = "(id follows from the data)"
+CELLS = 10_000  # of a sweep: what one can still look through; ten axes of ten values would have 10^10
 
 
 class Stage(Section):
@@ -58,11 +61,11 @@ class Sweep(Section):
     def _stages_are_distinct(self) -> Sweep:
         names = ["main", *(stage.name for stage in self.stages)]
         if len(names) != len(set(names)):
-            raise ValueError(f"stages must have distinct names, and not 'main': {names[1:]}")
+            raise ValueError(f"stages must have distinct names, and not 'main': {shown(names[1:])}")
         for index, stage in enumerate(self.stages):
             if (stage.of or "main") not in names[: index + 1]:
                 raise ValueError(
-                    f"stage {stage.name!r} is of {stage.of!r}; earlier stages: {', '.join(names[: index + 1])}"
+                    f"stage {stage.name!r} is of {shown(stage.of)}; earlier stages: {cut(', '.join(names[: index + 1]))}"
                 )
         return self
 
@@ -105,18 +108,21 @@ def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] 
     for override in overrides or []:
         given = merge(given, parse_override(override))
     make = partial(_cell, source=str(path), root=runs / sweep.name, summary=summary)
+    _check_count(str(path), 1, sweep)
     stages = {"main": [make("main", _label(row), given, row) for row in _rows(sweep)]}
     previous = "main"
     for stage in sweep.stages:
         parents = [cell for cell in stages[stage.of or previous] if _matches(cell, stage)]
         if not parents:
             raise ValueError(
-                f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {stage.where}"
+                f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {shown(stage.where)}"
             )
+        steps_of = [_branch_steps(stage, parent, path) for parent in parents]
+        _check_count(f"{path}: stage {stage.name!r}", sum(map(len, steps_of)), stage)
         stages[stage.name] = [
             make(stage.name, _branch_label(stage, parent, step, row), parent.given, {**stage.set, **row}, parent, step)
-            for parent in parents
-            for step in _branch_steps(stage, parent, path)
+            for parent, steps in zip(parents, steps_of, strict=True)
+            for step in steps
             for row in _rows(stage)
         ]
         previous = stage.name
@@ -129,6 +135,13 @@ def all_cells(stages: Stages) -> list[Cell]:
     return [cell for cells in stages.values() for cell in cells]
 
 
+def _check_count(where: str, starts: int, part: Sweep | Stage) -> None:
+    """ValueError for more cells than CELLS, before any is made. `starts`: how many runs or checkpoints each begins from."""
+    grid = math.prod(map(len, part.axes.values())) if part.axes or not part.cells else 0
+    if (count := starts * (grid + len(part.cells))) > CELLS:
+        raise ValueError(f"{where} has {shown(count)} cells, at most {CELLS:,}; use fewer values, or several sweeps")
+
+
 def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
     """Field → value of each cell: all combinations of the axes, then the further cells."""
     axes = []
@@ -136,7 +149,7 @@ def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
         fields = [field.strip() for field in key.split(",")]
         rows = [[value] if len(fields) == 1 else value for value in values]
         if any(not isinstance(row, list) or len(row) != len(fields) for row in rows):
-            raise ValueError(f"axis {key!r}: expected rows of {len(fields)} values, found {json.dumps(values)}")
+            raise ValueError(f"axis {cut(key)!r}: expected rows of {len(fields)} values, found {shown(values)}")
         axes.append([dict(zip(fields, row, strict=True)) for row in rows])
     grid = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*axes)]
     return (grid if part.axes or not part.cells else []) + part.cells
@@ -179,7 +192,7 @@ def _fields(field: str) -> list[str]:
     if not star or rest:
         return [field]
     if info is None or not hasattr(info.annotation, "model_fields"):
-        raise ValueError(f"axis {field!r}: {section!r} is no section of a configuration")
+        raise ValueError(f"axis {cut(field)!r}: {cut(section)!r} is no section of a configuration")
     return [f"{section}.{name}" for name in info.annotation.model_fields]  # type: ignore[union-attr]
 
 
@@ -204,7 +217,7 @@ def _matches(cell: Cell, stage: Stage) -> bool:
         value: Any = cell.config
         for name in field.split("."):
             if not hasattr(value, name):
-                raise ValueError(f"stage {stage.name!r}, where: {field!r} is no field of a configuration")
+                raise ValueError(f"stage {stage.name!r}, where: {cut(field)!r} is no field of a configuration")
             value = getattr(value, name)
         if value not in values:
             return False
@@ -216,17 +229,15 @@ def _branch_steps(stage: Stage, parent: Cell, path: str | Path) -> list[int | No
     steps, policy = parent.config.schedule.steps, parent.config.checkpoint
     wanted = {
         *stage.branch_at,
-        *(range(stage.branch_every, steps + 1, stage.branch_every) if stage.branch_every else ()),
+        *(range(stage.branch_every, steps + 1, stage.branch_every)[: CELLS + 1] if stage.branch_every else ()),
     }
-    there = [
-        step
-        for step in range(1, steps + 1)
-        if (is_saved(policy, step, steps) and is_kept(policy, step)) or step == steps
-    ]
-    if missing := sorted(wanted - set(there)):
+    multiples, others = saved_and_kept(policy, steps)
+    if missing := sorted(step for step in wanted - set(others) if step not in multiples):
+        first, last = sorted({*multiples[:12], *others})[:12], sorted({*multiples[-5:], *others})[-5:]
+        there = first if len(multiples) + len(others) < 12 else [*first[:5], "…", *last]
         raise ValueError(
-            f"{path}: stage {stage.name!r} branches from steps {missing} of {parent.label}, whose checkpoints are saved and "
-            f"kept at {there if len(there) < 12 else [*there[:5], '…', *there[-5:]]}; set checkpoint.every or checkpoint.at"
+            f"{path}: stage {stage.name!r} branches from steps {shown(missing)} of {parent.label}, whose checkpoints are saved and "
+            f"kept at {there}; set checkpoint.every or checkpoint.at"
         )
     return sorted(wanted) if stage.branch_every or stage.branch_at else [None]
 

@@ -99,7 +99,7 @@ def test_nonsense_is_refused(tiny_config: Callable[..., RunConfig], override: di
     [
         ('{"name": "a", "name": "b"}', "key 'name' appears twice"),
         ('{"optim": {"lr": NaN}}', "NaN is not a number"),
-        ("[1]", "holds list, expected a JSON object"),
+        ("[1]", "holds a list, expected a JSON object"),
         ("{", "is not a valid configuration"),
         ("[" * 100_000, "is not a valid configuration"),
         ('{"base": "absent.json"}', "cannot read configuration"),

@@ -62,14 +62,13 @@ def _load(folder: Path, text: str | bytes) -> str | None:
         config, _ = load_config(path)
     except ValueError as error:
         return str(error)
-    if config.schedule.steps < 100_000 and config.model.n_layer < 100 and config.batch.tokens_per_step < 1 << 20:
-        try:
-            plan = make_plan(config, 1, None)
-        except ValueError as error:  # the one thing that only a plan knows
-            if "would not stay above zero" not in str(error) or config.optim.lr * config.optim.weight_decay < 1:
-                raise
-            return None
-        assert plan.micro_steps * plan.micro_batch * config.model.seq_len == config.batch.tokens_per_step
+    try:
+        plan = make_plan(config, 1, None)
+    except ValueError as error:  # the one thing that only a plan knows
+        if "would not stay above zero" not in str(error) or config.optim.lr * config.optim.weight_decay < 1:
+            raise
+        return None
+    assert plan.micro_steps * plan.micro_batch * config.model.seq_len == config.batch.tokens_per_step
     return None
 
 
