@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from configs.cost import parameter_shapes
-from configs.identity import differences, render_differences
+from configs.identity import differences, render_differences, with_paths
 from configs.load import load_config, read_json, validate
 from configs.plan import Origin, Plan, Reference, make_plan
 from configs.relations import check_reference
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
         branch = [f"branch.origin={json.dumps(args.branch)}"] if args.branch else []
-        config, given = load_config(args.config, (args.set or []) + branch)
+        moved = [f"data.path={json.dumps(str(args.data))}"] if args.data else []
+        config, given = load_config(args.config, (args.set or []) + branch + moved)
         manifest = read_manifest(config.data.path)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
         origin = find_origin(config, args.dry_run, args.run_dir)
@@ -78,12 +79,14 @@ def main(argv: list[str] | None = None) -> int:
         if problem:
             raise ValueError(f"{problem}; use fp32 or bf16-mixed here")
         if manifest is None:
-            raise ValueError(f"no prepared data in {config.data.path}; prepare it with: {prepare_command(config)}")
+            raise ValueError(missing_data(config, given, args.run_dir))
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
+        if args.data:
+            check_moved(folder, manifest, config.data.path)
         if args.replay is not None:
-            check_folder(folder, plan.experiment or {}, "must")
+            check_folder(folder, plan.experiment or {}, "must", config.data.path)
             return replay_step(config, manifest, plan, folder, args.replay)
-        check_folder(folder, plan.experiment or {}, args.resume)  # early; again under the lock
+        check_folder(folder, plan.experiment or {}, args.resume, config.data.path)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step, args.profile)]
     except ValueError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
@@ -110,6 +113,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profile", type=int, default=0, metavar="N", help="trace N updates from the third on, into the run folder"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="where the data of a run that is resumed lies now; other data is refused",
     )
     parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
@@ -144,7 +153,8 @@ def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origi
         logger.info("branch.origin is not there yet: %s", error)
         return None
     windows = manifest.counters["windows"]
-    return Origin(config.branch.origin, manifest.digest, manifest.step, windows, manifest.experiment)
+    trunk = RunFolder(parse_reference(config.branch.origin)[0])
+    return Origin(config.branch.origin, manifest.digest, manifest.step, windows, manifest.experiment, trunk.data_path())
 
 
 def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Reference | None:
@@ -176,7 +186,28 @@ def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Refere
     return Reference(digest, reference, own)
 
 
-def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
+def missing_data(config: RunConfig, given: dict[str, Any], run_dir: Path | None) -> str:
+    """What to do where there is no data: it was named as seen from another folder, has moved, or is not made yet."""
+    asked, text = given["data"]["path"], f"no prepared data in {config.data.path}"
+    if asked != config.data.path:
+        text += f" (data.path {asked}, as seen from {Path.cwd()})"
+    known = RunFolder(run_dir).data_path() if run_dir is not None else None
+    if known not in (None, config.data.path):
+        text += f"; the data of {run_dir} lay in {known} (--data DIR says where it lies now)"
+    return f"{text}; prepare it with: {prepare_command(config)}"
+
+
+def check_moved(folder: RunFolder, manifest: Manifest, path: str) -> None:
+    """ValueError unless the folder holds a run on this very data."""
+    if folder.read_experiment() is None:
+        raise ValueError(
+            f"--data says where the data of a run lies now, and {folder.path} holds no run: name the run with --run-dir; "
+            "a new run names its data with data.path"
+        )
+    folder.check_data(manifest.digest, path)
+
+
+def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str, data_path: str) -> None:
     """ValueError if the folder holds another experiment, or not what --resume requires."""
     found = folder.read_experiment()
     if found is None and resume == "must":
@@ -184,6 +215,7 @@ def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str) -> None:
     if resume == "never" and (found is not None or folder.checkpoints.exists()):
         raise ValueError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
     rows = differences(asked, found) if found is not None else []
+    rows = with_paths(rows, data_path, folder.data_path())
     if rows:
         raise ValueError(f"{folder.path} holds another experiment:\n{render_differences(rows)}\nuse another --run-dir")
 
@@ -219,7 +251,7 @@ def run(
         def open_folder() -> None:
             nonlocal recorder
             stack.enter_context(hold(folder.path))
-            check_folder(folder, session.experiment, resume)
+            check_folder(folder, session.experiment, resume, config.data.path)
             recorder = make_recorder(config, folder)
 
         on_first_rank(open_folder)

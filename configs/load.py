@@ -27,7 +27,7 @@ KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "nu
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
     """Read a configuration, its one level of `"base"`, and `section.key=value` overrides.
 
-    Returns the validated configuration and the merged mapping as given (before defaults).
+    Returns the validated configuration, data.path absolute, and the merged mapping as given (before defaults).
     Raises ValueError that names the file, the key, what was found and what would work.
     """
     path = Path(path)
@@ -49,7 +49,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
     for override in overrides or []:
         given = merge(given, parse_override(override))
     given = with_points(given, path.parent)
-    return validate(given, str(path)), given
+    return with_absolute_data(validate(given, str(path))), given
+
+
+def with_absolute_data(config: RunConfig) -> RunConfig:
+    """With data.path as it is seen from the shell's folder: a run may be resumed and evaluated from another."""
+    data = config.data.model_copy(update={"path": os.path.abspath(config.data.path)})
+    return config.model_copy(update={"data": data})
 
 
 def validate(given: dict[str, Any], source: str) -> RunConfig:

@@ -70,6 +70,7 @@ class Origin:
     step: int
     windows: int  # how far in its order it has read
     experiment: dict[str, Any]
+    data_path: str | None = None  # where its run's data lay; None: not known
 
 
 @dataclass(frozen=True)

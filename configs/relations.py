@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from configs.identity import differences, experiment, render_differences
+from configs.identity import differences, experiment, render_differences, with_paths
 from configs.schedule import lr_of_updates
 from configs.schema import Optim, RunConfig
 
@@ -33,7 +33,7 @@ def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) ->
     )
     order = [row for row in order if row[0] not in ("data.cross_document_attention", "data.skip_steps")]
     if order:
-        table = render_differences(order)
+        table = render_differences(with_paths(order, config.data.path, origin.data_path))
         raise ValueError(
             f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import PurePath
 
@@ -94,8 +95,10 @@ def _matched(config: RunConfig) -> str:
 def prepare_command(config: RunConfig) -> str:
     """The command that would make the data a configuration names; its path's name tells the corpus."""
     name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
+    path = os.path.relpath(config.data.path)
+    path = config.data.path if path.startswith("..") else path
     if name.startswith("python"):
         source = "python-source"
     elif name.startswith("openwebtext"):
         source = "openwebtext"
-    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(config.data.path)}"
+    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(path)}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,17 @@ from pydantic import model_validator
 
 from configs.echo import cut, shown
 from configs.identity import experiment, run_id
-from configs.load import load_config, merge, nest, parse_override, read_json, validate, validate_as, with_points
+from configs.load import (
+    load_config,
+    merge,
+    nest,
+    parse_override,
+    read_json,
+    validate,
+    validate_as,
+    with_absolute_data,
+    with_points,
+)
 from configs.plan import DataSummary
 from configs.retention import saved_and_kept
 from configs.schema import RunConfig, Section, setting
@@ -177,7 +188,8 @@ def _cell(
     given = with_points(merge(given, {"name": label}), Path(source).parent)
     if step is not None and parent is not None:
         given = merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}})
-    config = validate(given, f"{source}, cell {label}")
+    config = with_absolute_data(validate(given, f"{source}, cell {label}"))
+    given = merge(given, {"data": {"path": config.data.path}})  # a task is started from another folder
     data, identity = summary(config.data.path), None
     if data is not None and (parent is None or parent.id is not None):
         start = f"{parent.id}@{step}" if parent else None
@@ -219,7 +231,7 @@ def _matches(cell: Cell, stage: Stage) -> bool:
             if not hasattr(value, name):
                 raise ValueError(f"stage {stage.name!r}, where: {cut(field)!r} is no field of a configuration")
             value = getattr(value, name)
-        if value not in values:
+        if value not in ([os.path.abspath(str(v)) for v in values] if field == "data.path" else values):
             return False
     return True
 

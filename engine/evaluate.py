@@ -2,6 +2,7 @@
 
     python -m engine.evaluate RUN[@STEP]
     python -m engine.evaluate RUN --average 800,1000,1200
+    python -m engine.evaluate RUN --data DIR      where the run's data lies now
 
 One process and one device; the fixed validation windows and the precision of the run. Prints one JSON object.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from configs.load import read_json, validate
+from configs.load import read_json, validate, with_absolute_data
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from data.loader import eval_batches
@@ -36,12 +37,25 @@ def average(paths: list[Path], kind: str = "weights") -> dict[str, torch.Tensor]
     return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
 
 
+def with_data(folder: RunFolder, data: Path | None) -> RunConfig:
+    """The run's configuration, over its data where that lies now. ValueError if it is not there, or is other data."""
+    config = validate(read_json(folder.config), str(folder.config))
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(data)})})
+    config = with_absolute_data(config)
+    manifest = read_manifest(config.data.path)
+    if manifest is None:
+        named = "" if data is not None else f", which {folder.config} names"
+        raise ValueError(f"no prepared data in {config.data.path}{named}; say with --data DIR where it lies now")
+    folder.check_data(manifest.digest, config.data.path)
+    return config
+
+
 @torch.no_grad()
 def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device: torch.device) -> float:
     """Mean loss of these weights over the run's validation windows (nats)."""
     manifest = read_manifest(config.data.path)
-    if manifest is None:
-        raise ValueError(f"no prepared data in {config.data.path}")
+    assert manifest is not None, "with_data has read it"
     set_matmul_precision(config.precision, device)
     model = build_model(config, manifest.eot, device).eval()
     model.load_state_dict(weights)
@@ -59,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder, or FOLDER@STEP")
     parser.add_argument("--average", metavar="STEP,STEP,…", help="of the mean of these checkpoints' weights")
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
     args = parser.parse_args(argv)
     try:
         run, step = parse_reference(args.run)
@@ -69,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--average {args.average}: expected different steps, one comma between two")
         steps = [int(text) for text in texts] or [step]
         paths = [find(RunFolder(run).checkpoints, wanted) for wanted in steps]
-        config = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
+        config = with_data(RunFolder(run), args.data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loss = validation_loss(config, average(paths, args.weights), device)
     except (ValueError, OSError) as error:

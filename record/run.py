@@ -69,6 +69,22 @@ class RunFolder:
             ) from None
         return value
 
+    def data_path(self) -> str | None:
+        """Where the data of this run lay at its latest start; None where that cannot be read."""
+        data = read_dict(self.config).get("data")
+        path = data.get("path") if isinstance(data, dict) else None
+        return path if isinstance(path, str) else None
+
+    def check_data(self, digest: str, path: str) -> None:
+        """ValueError if the run in this folder was trained on other data than that of `digest`, which lies in `path`."""
+        known = (self.read_experiment() or {}).get("data")
+        trained = known.get("digest") if isinstance(known, dict) else None
+        if trained != digest:
+            raise ValueError(
+                f"{self.path} was trained on data of digest {str(trained)[:12]} (in {self.data_path() or 'a folder not known'}), "
+                f"{path} holds {digest[:12]}: other data; --data DIR says where the run's own data lies now"
+            )
+
     def write_norms(self, norms: dict[str, Any]) -> None:
         """The norms that a matched run follows, once."""
         if self.read_norms().get("digest") != norms["digest"]:

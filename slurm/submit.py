@@ -116,7 +116,8 @@ def _origin(cell: Cell, plans: dict[Path, Plan]) -> Origin | None:
     trunk, data = cell.parent.config, read_summary(cell.parent.config.data.path)
     windows = (order_batch(trunk, cell.step - 1) + 1) * trunk.sequences_per_step
     known = experiment(trunk, data.digest if data else "")
-    return Origin(cell.config.branch.origin, "", cell.step, plans[cell.parent.folder].first_window + windows, known)
+    first = plans[cell.parent.folder].first_window
+    return Origin(cell.config.branch.origin, "", cell.step, first + windows, known, trunk.data.path)
 
 
 def _is_open(cell: Cell, found: dict[Path, Standing], queued: dict[str, tuple[str, str]]) -> bool:

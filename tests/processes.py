@@ -20,7 +20,13 @@ LONG: dict[str, Any] = {"schedule": {"steps": 20_000}, "data": {"epochs": 100}, 
 
 
 def start(
-    config: Path, run_dir: Path, *options: str, ranks: int = 1, launcher: list[str] | None = None, **env: str
+    config: Path,
+    run_dir: Path,
+    *options: str,
+    ranks: int = 1,
+    launcher: list[str] | None = None,
+    cwd: Path = ROOT,
+    **env: str,
 ) -> subprocess.Popen[str]:
     """One process; or the deepspeed launcher with several ranks on a port of its own, or with the options of `launcher`."""
     if launcher is None and ranks > 1:
@@ -29,8 +35,8 @@ def start(
     if launcher is not None:
         command += [str(Path(sys.executable).with_name("deepspeed")), *launcher]
     return subprocess.Popen(
-        [*command, "train.py", "--config", str(config), "--run-dir", str(run_dir), *options],
-        cwd=ROOT,
+        [*command, str(ROOT / "train.py"), "--config", str(config), "--run-dir", str(run_dir), *options],
+        cwd=cwd,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **env},
         text=True,
         stdout=subprocess.PIPE,
