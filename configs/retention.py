@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 
-from configs.schema import Checkpoint
+from configs.schema import Checkpoint, Log
+
+START, START_EVERY = 100, 10  # a start is decided in its first updates: they are probed more often
 
 
 def is_due(every: int | None, step: int) -> bool:
     """Whether `step` is a multiple of a cadence; never without one."""
     return every is not None and step % every == 0
+
+
+def is_probed(log: Log, step: int) -> bool:
+    """Whether update `step` (from 1) is probed: at log.probe_every, and every tenth of the first hundred."""
+    return is_due(log.probe_every, step) or (log.probe_every is not None and step <= START and step % START_EVERY == 0)
 
 
 def is_saved(checkpoint: Checkpoint, step: int, steps: int) -> bool:

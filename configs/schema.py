@@ -423,7 +423,10 @@ class Numerics(Section):
 class Log(Section):
     every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
     probe_every: int | None = setting(
-        100, "updates between probes (record/probes.py); null: none", operational=True, ge=1
+        100,
+        "updates between probes (record/probes.py), and every tenth of the first hundred; null: none",
+        operational=True,
+        ge=1,
     )
     noise_scale: bool = setting(
         False, "probe the gradient noise scale too; needs several micro-batches or ranks", operational=True

@@ -14,7 +14,7 @@ import torch
 from configs import cost
 from configs.identity import differences, render_differences
 from configs.plan import Plan, order_batch
-from configs.retention import is_due
+from configs.retention import is_due, is_probed
 from configs.schedule import lr_at
 from configs.schema import Branch, RunConfig
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
@@ -172,7 +172,7 @@ class Session:
         batch: StepBatch = next(batches)
         lr = lr_at(self.config, self.step)
         probe = None
-        if look is None and is_due(self.config.log.probe_every, self.step + 1):
+        if look is None and is_probed(self.config.log, self.step + 1):
             probe = Probe(self.trainer, self._eval_batches[0])
             look = probe.look
         result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look, self._factors())

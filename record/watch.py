@@ -1,8 +1,11 @@
 """Spikes and divergence, judged from the losses and gradient norms of a run alone: it watches, and interferes with nothing.
 
 A spike is a value far above the recent ones, in robust deviations: (value − median) / (1.4826·MAD) over the last
-WINDOW updates. The smoothed loss is the median of the last WINDOW losses; a run has diverged since the step from
-which it has stayed a margin above its lowest smoothed loss.
+WINDOW updates, or as many as there are. A start can break within 30 updates, so values are judged from the fifth on; the
+spread of a few is itself uncertain, and counts as at least a tenth of their median.
+
+The smoothed loss is the median of the last WINDOW losses; a run has diverged since the step from which it has stayed a
+margin above its lowest smoothed loss.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from statistics import median
 from typing import Any
 
 WINDOW = 64
+LEAST, ENOUGH = 4, WINDOW // 2  # recent values without which nothing is judged, and from which their spread is trusted
 KEYS = ("loss", "grad_norm")
 
 
@@ -63,13 +67,14 @@ class LossWatch:
 
 def _deviation(value: float, recent: list[float]) -> float:
     """How many robust deviations `value` lies above `recent`; 0 where these are too few, or it is not finite itself."""
-    if len(recent) < WINDOW // 2 or not math.isfinite(value):
+    if len(recent) < LEAST or not math.isfinite(value):
         return 0.0
     middle = median(recent)
     if not math.isfinite(middle):
         return 0.0
     spread = 1.4826 * median(abs(known - middle) for known in recent)
-    return (value - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
+    floor = 0.1 if len(recent) < ENOUGH else 1e-3
+    return (value - middle) / max(spread, floor * abs(middle), 1e-12)
 
 
 def _json(value: float) -> float | None:

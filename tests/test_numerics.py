@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from configs.plan import make_plan, order_batch
-from configs.schema import RunConfig
+from configs.retention import is_probed
+from configs.schema import Log, RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.devices import no_cuda, not_here
@@ -41,6 +42,35 @@ def test_spikes_are_found_and_only_they() -> None:
     assert sorted(found) == [400, 402, 700]
     assert all(row.keys() == {"spike/loss"} and row["spike/loss"] > 8 for row in found.values())
     assert not any(LossWatch(0.0, None).add(step, 1e9 if step == 80 else 1.0, 1.0) for step in range(100))
+
+
+# Gradient norms of the first updates of two small runs, seed 1 and 0: initial weights too small for their learning rate,
+# which throws the first attention layer at update 29, and of the right size.
+# fmt: off
+BROKEN = [
+    0.53, 0.52, 0.58, 0.64, 0.68, 0.63, 0.61, 0.62, 0.62, 0.61, 0.64, 0.56, 0.59, 0.56, 0.49, 0.48, 0.51, 0.47, 0.46, 0.36,
+    0.42, 0.39, 0.39, 0.30, 0.28, 0.28, 0.30, 0.26, 15.17, 0.35, 0.31, 0.42,
+]
+SOUND = [
+    1.09, 1.04, 1.03, 1.01, 0.94, 1.05, 1.07, 1.00, 0.87, 0.90, 0.88, 0.82, 0.77, 0.73, 0.70, 0.71, 0.75, 0.72, 0.64, 0.65,
+    0.61, 0.61, 0.59, 0.55, 0.67, 0.56, 0.54, 0.61, 0.52, 0.48, 0.51, 0.44, 0.42, 0.46,
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("norms", "spikes"), [(BROKEN, [29]), (SOUND, [])])
+def test_a_start_is_judged_from_its_first_updates(norms: list[float], spikes: list[int]) -> None:
+    """Breaks if a start that breaks within 30 updates goes unmarked, or a sound one is marked."""
+    watch = LossWatch(8.0, None)
+    found = [step for step, norm in enumerate(norms, 1) if watch.add(step, 7.0 - step / 100, norm)]
+    assert found == spikes
+
+
+def test_probes_are_dense_in_the_start() -> None:
+    """Breaks if what a start decides, in its first hundred updates, is not looked at, or probing cannot be switched off."""
+    due = [step for step in range(1, 401) if is_probed(Log(), step)]
+    assert due == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 300, 400]
+    assert not any(is_probed(Log(probe_every=None), step) for step in range(1, 401))
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
