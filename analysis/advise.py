@@ -18,6 +18,7 @@ from analysis import sweep
 from analysis.command import Options, Result, add_runs, load_runs, options_of, parser_of, show
 from analysis.compare import TRAIN, paired_final
 from analysis.runs import LAMBDA, Run, baseline_of, group_runs
+from configs.cautions import cautions
 from configs.cost import n_parameters
 from configs.load import load_config
 from configs.plan import make_plan, read_summary
@@ -83,6 +84,7 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
         rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", LAW))
         findings.append(f"The power law asks for λ = {best:.3g}; this configuration has {lam:g}.")
+    findings += [f"Warning: {text}." for text in cautions(config, summary)]
     if runs:
         findings += _from_runs(config, runs, options, notes)
     table = pd.DataFrame(rows, columns=["what", "value", "source"])

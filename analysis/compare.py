@@ -9,7 +9,7 @@ from functools import cache
 import pandas as pd
 
 from analysis.runs import Group, Run, baseline_of, pairs
-from analysis.statistics import MARGIN, Interval, diverged_at, final, interval
+from analysis.statistics import MARGIN, MIDRUN, Interval, diverged_at, final, interval
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
 # Columns of starts.jsonl that change how bfloat16 rounds: each is a factor of its own in a study of precision
@@ -130,6 +130,18 @@ def _taken(run: Run, key: str) -> list[str]:
     """What the run's starts recorded, each value once; empty for a run that recorded none."""
     words = {True: "yes", False: "no"}
     return sorted({str(words.get(row[key], row[key])) for row in run.starts if isinstance(row.get(key), bool | str)})
+
+
+def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
+    """The same at the declared place of mid-run; None where no pair has come so far. Its order is final once it is reached."""
+    known = differences(group, base, column)
+    place = max((MIDRUN * int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0.0)
+    later = [curve.index[curve.index >= place] for _, curve in known]
+    upto = max((int(steps[0]) for steps in later if len(steps)), default=0)
+    curves = [curve.loc[:upto] for _, curve in known if upto and upto in curve.index]
+    if not curves:
+        return None
+    return Paired(interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves]), upto, upto, curves)
 
 
 def common_step(last: list[int]) -> int:

@@ -4,6 +4,7 @@
 
 Differences are paired: a run minus its twin of the smallest λ (of the first group, where λ does not vary) with the same
 seeds, which starts from the same weights and reads the same windows in every step, so that the noise they share cancels.
+They are judged at the end, and in mid-run at the first value from 45 % of the run on, a place declared beforehand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from analysis.compare import (
     divergence,
     one_a_seed,
     paired_final,
+    paired_midrun,
     reached,
     sound,
     twins,
@@ -130,12 +132,19 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
             )
             continue
         row[f"{name} difference"] = found.interval.text()
+        words = found.verdict() if LAMBDA in group.fields else found.verdict("lower", "higher")
         curves = [smooth(curve, options.smoothing) for curve in found.curves] if column == TRAIN else found.curves
         where = ""
-        if (place := crossing_interval(curves)) is not None:
+        # A crossing is a claim about the end: without the end's there is none.
+        if words in ("helps", "lower") and (place := crossing_interval(curves)) is not None:
             row[f"{name} crossing"] = place.text()
             where = f" Below zero from {place.text()} on."
-        words = found.verdict() if LAMBDA in group.fields else found.verdict("lower", "higher")
+        if (middle := paired_midrun(group, base, column)) is not None:
+            row[f"{name} difference in mid-run"] = middle.interval.text()
+            findings.append(
+                f"{group.name} minus {base.name}, {name} loss in mid-run, step {middle.place}: {middle.interval.text()}: "
+                f"{middle.verdict('lower', 'higher')}."
+            )
         findings.append(
             f"{group.name} minus {base.name}, {name} loss at step {found.place}: {found.interval.text()}: {words}.{where}"
         )

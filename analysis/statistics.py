@@ -15,6 +15,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 FINAL = 0.02  # a run's final training loss is the mean over this fraction of its updates, the last ones
+MIDRUN = 0.45  # where in a run the order of mid-run is judged, declared beforehand: at the first value from here on
 SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
 WINDOW = (
     64  # updates whose median is the smoothed loss that divergence is judged by, as while training (record/watch.py)
