@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from analysis import gate
+from analysis.command import Options
+from analysis.runs import find_runs, load_run
 from configs.identity import experiment, run_id
 from configs.plan import DataSummary, make_plan
 from configs.schema import RunConfig
+from data import prepare
+from slurm import submit
+
+ROOT = Path(__file__).resolve().parent.parent
 
 DATA = DataSummary("d" * 64, 512, 10**7, 10**5)
 
@@ -60,3 +70,33 @@ def test_a_vocabulary_far_above_the_tokenizers(tiny_config: Callable[..., RunCon
     padded = tiny_config({"model": {"vocab_size": 128}})
     assert not make_plan(padded, 1, DataSummary("d" * 64, 65, 10**7, 10**5)).cautions, "65 characters, in whole tiles"
     assert not make_plan(small, 1, None).cautions
+
+
+def test_effective_rank() -> None:
+    """Breaks if the measure of a collapsed embedding is not 1 for one direction and all of them for equal ones."""
+    rows = np.random.default_rng(0).standard_normal((50, 1))
+    assert gate.effective_rank(rows * np.array([1.0, -2.0, 0.5])) == pytest.approx(1)
+    assert gate.effective_rank(np.eye(7)) == pytest.approx(7)
+    two = np.diag([3.0, 3.0, 0.0, 0.0])
+    assert gate.effective_rank(two) == pytest.approx(2)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_the_quickstarts_start_is_sound(tmp_path: Path) -> None:
+    """Breaks if the shipped quickstart starts as badly as it once did, or the gate lets such a start through."""
+    prepare.main(f"--source python-source --vocab-size 1024 --out {tmp_path / 'python'}".split())
+    sweep = json.loads((ROOT / "configs" / "sweeps" / "small_gate.json").read_text())
+    sweep["base"] = str(ROOT / "configs" / "quickstart.json")
+    sweep["set"] |= {"data.path": str(tmp_path / "python"), "schedule.steps": 200, "eval.tokens": 4096}
+    small = {"model.init_std": 0.02, "schedule.warmup_steps": 60, "schedule.steps": 150}
+    sweep["cells"] = [small | {"seeds.*": seed} for seed in (0, 1)]
+    (tmp_path / "gate.json").write_text(json.dumps(sweep))
+    words = [str(tmp_path / "gate.json"), "--runs", str(tmp_path), "--local", "--jobs", "1"]
+    assert submit.main(words) == 0
+    runs = [load_run(path) for path in find_runs([str(tmp_path / "small_gate")])[0]]
+    table = gate.analyse(runs, Options(by=["model.init_std"])).tables["Starts"].set_index("seeds")
+    assert table.loc[5, "start"] == "sound"
+    assert table.loc[5, "range over seeds"] < 0.05
+    assert table.loc[2, "start"] == "failed"
+    assert table.loc[2, "largest gradient norm"] > 5

@@ -1,0 +1,127 @@
+"""Whether the starts of small runs are sound, before anything is read from how they end.
+
+    python -m slurm.submit configs/sweeps/small_gate.json --local --jobs 2
+    python -m analysis.gate configs/sweeps/small_gate.json
+
+A start can decide a run: with initial weights too small for the learning rate the tied embedding falls to a few directions
+within 60 updates, how badly depends on the seed, and whatever repairs it later looks like an effect. So a setting passes if
+over its seeds
+
+    the mean losses of updates 126–150 lie within 0.05 nats of each other,
+    no gradient norm of the first 150 updates exceeds 3, and
+    the token embedding after them (its first checkpoint from update 150 on) has an effective rank above n_embd/5,
+
+the effective rank being the exponential of the entropy of its squared singular values, normalised to one
+(Roy and Vetterli, EUSIPCO 2007, of squares). A setting of one seed has no range, and does not pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from analysis.command import Options, Result, main_of
+from analysis.compare import TRAIN
+from analysis.figures import Figure, Line, Panel, line, styles
+from analysis.runs import Group, Run, group_runs
+from record.checkpoints import complete, step_of
+from record.run import RunFolder
+
+UPDATES, LAST = 150, 25  # the start, and how many of its last updates are the loss that seeds are compared by
+RANGE, NORM, SHARE = 0.05, 3.0, 0.2
+EMBEDDING = "wte.weight"
+
+
+def effective_rank(matrix: NDArray[np.floating]) -> float:
+    """exp of the entropy of s²/Σs², s the singular values of a matrix (rows, columns): 1 to the smaller of the two."""
+    squares = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
+    shares = squares[squares > 0] / squares.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    groups, notes = group_runs([run for run in runs if run.origin is None], options.by)
+    rows, findings, lines = [], [], []
+    for group, look in zip(groups, styles(groups).values(), strict=True):
+        starts = [(run, start) for run in group.runs if (start := _start(run, notes)) is not None]
+        if not starts:
+            continue
+        row, finding = _judge(group, [start for _, start in starts])
+        rows.append(row)
+        findings.append(finding)
+        for run, _ in starts:
+            curve = run.column("optim/grad_norm").loc[:UPDATES]
+            lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}", look, ""))
+    limit = Line(np.array([1, UPDATES]), np.array([NORM, NORM]), "limit", "#888888", "dot")
+    panel = Panel("step (updates)", "gradient norm before clipping", [*lines, limit] if lines else [])
+    caption = f"Gradient norms of the first {UPDATES} updates, a line a seed; the limit is {NORM:g}."
+    return Result(
+        "gate", "Starts", findings, [Figure("start", caption, [panel])], {"Starts": pd.DataFrame(rows)}, notes
+    )
+
+
+def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
+    """Loss, largest gradient norm, and effective rank over the width; None, with a note, for a run that has not come so far."""
+    losses, norms = run.column(TRAIN).loc[1:UPDATES], run.column("optim/grad_norm").loc[1:UPDATES]
+    if len(losses) < UPDATES or len(norms) < UPDATES:
+        notes.append(f"{run.path}: {min(len(losses), len(norms))} of {UPDATES} updates: its start cannot be judged")
+        return None
+    rank = _rank(run, notes)
+    return float(losses.iloc[-LAST:].mean()), float(norms.max()), rank / float(run.fields["model.n_embd"])
+
+
+def _rank(run: Run, notes: list[str]) -> float:
+    """Effective rank of the embedding in the first checkpoint after the start; NaN, with a note, where there is none."""
+    paths = [path for path in complete(RunFolder(run.path).checkpoints) if step_of(path) >= UPDATES]
+    if not paths:
+        notes.append(f"{run.path}: no checkpoint from step {UPDATES} on; save one with checkpoint.at [{UPDATES}]")
+        return float("nan")
+    try:
+        return effective_rank(_tensor(paths[0], EMBEDDING))
+    except (OSError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
+        notes.append(f"{paths[0]}: its embedding cannot be read here: {error}")
+        return float("nan")
+
+
+def _tensor(checkpoint: Path, name: str) -> NDArray[np.floating]:
+    with safe_open(checkpoint / "weights.safetensors", framework="numpy") as file:
+        tensor: NDArray[np.floating] = file.get_tensor(name)
+    return tensor
+
+
+def _judge(group: Group, starts: list[tuple[float, float, float]]) -> tuple[dict[str, object], str]:
+    losses, norms, shares = (np.array(column) for column in zip(*starts, strict=True))
+    spread = float(np.ptp(losses)) if len(losses) > 1 else float("nan")
+    failed = [
+        text
+        for text, passed in (
+            (f"losses differ by {spread:.3f} nats over seeds (limit {RANGE:g})", spread < RANGE),
+            (f"a gradient norm of {norms.max():.1f} (limit {NORM:g})", norms.max() < NORM),
+            (f"an embedding of effective rank {shares.min():.2f}·n_embd (limit {SHARE:g})", shares.min() > SHARE),
+        )
+        if not passed  # NaN passes nothing
+    ]
+    row: dict[str, object] = {
+        "run": group.name,
+        "seeds": len(starts),
+        f"loss, updates {UPDATES - LAST + 1}–{UPDATES}": round(float(losses.mean()), 3),
+        "range over seeds": round(spread, 4),
+        "largest gradient norm": round(float(norms.max()), 2),
+        "smallest effective rank / n_embd": round(float(shares.min()), 3),
+        "start": "failed" if failed else "sound",
+    }
+    words = "the start is sound" if not failed else "the start fails: " + "; ".join(failed)
+    return row, f"{group.name}: {words} ({len(starts)} seed{'s' if len(starts) != 1 else ''})."
+
+
+def main(argv: list[str] | None = None) -> int:
+    return main_of("gate", analyse, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
