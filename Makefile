@@ -1,23 +1,24 @@
-# make quickstart   environment, embedded corpus, two small runs (λ = 0 and λ = 0.15), their report
+# make quickstart   environment, embedded corpus, six small runs (λ = 0 and 0.15, three seeds), their report and verdicts
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds
 # make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
-TRAIN := $(BIN)/deepspeed --log_level error train.py --config configs/quickstart.json
+SWEEP := configs/sweeps/quickstart.json
 
 .PHONY: quickstart test check system-deps
 
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
-	$(TRAIN) --set name=quickstart-wd0 --set optim.weight_decay=0
-	$(TRAIN) --set name=quickstart-wd0.15
-	$(BIN)/python -m analysis.report 'runs/quickstart-*' --out runs/report
+	$(BIN)/python -m slurm.submit $(SWEEP) --local --jobs 2
+	$(BIN)/python -m analysis.report $(SWEEP) --out runs/report --title "Quickstart: λ = 0 and λ = 0.15"
 	@echo
-	@echo "Report: runs/report/index.html. Runs: runs/quickstart-*/ (metrics.jsonl, status.json, checkpoints/)."
+	@$(BIN)/python -m analysis.loss_curves $(SWEEP)
+	@echo
+	@echo "Report: runs/report/index.html. Runs: runs/quickstart/*/ (metrics.jsonl, status.json, checkpoints/)."
 	@echo "Data: data/prepared/python-1024. Try next:"
-	@echo "  $(BIN)/python train.py --config configs/quickstart.json --set name=quickstart-wd1 --set optim.weight_decay=1"
+	@echo "  $(BIN)/deepspeed train.py --config configs/quickstart.json --set name=quickstart-wd1 --set optim.weight_decay=1"
 	@echo "  $(BIN)/python train.py --config configs/gpt124m_wd0.1.json --dry-run"
 
 test: .venv/dev

@@ -31,7 +31,7 @@ EXPERIMENTS = [
     ("tiny-learning-rate branches: bias and variance", "tiny_lr", "tiny_lr"),
     ("constant learning rate, and branches of it", "constant_lr", "constant_lr"),
     ("effective learning rate of the λ runs at λ = 0", "matched_lr", "matched_lr"),
-    ("bfloat16 at longer context: what diverges", "bfloat16", "bfloat16"),
+    ("bfloat16: what diverges (small: a ladder of learning rates, not the longer context)", "bfloat16", "ladder"),
     ("generalisation gap, larger model", "774m", "larger"),
     ("L2 penalty in the loss", "l2_loss", "l2_loss"),
     ("SGD with momentum", "sgd", "sgd"),

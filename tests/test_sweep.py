@@ -151,21 +151,36 @@ def test_bad_sweeps(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("p1_*.json")), ids=lambda path: path.stem)
-def test_small_sweeps_match_the_papers_decay(path: Path) -> None:
-    """Breaks if a small sweep's λ·Ση, whole run or branch, is not that of the experiment it stands for."""
-    small = {"p1_774m": "small_larger"}.get(path.stem, path.stem.replace("p1_", "small_"))
-    spans = [
-        sorted(
-            {
-                round(decay_sum(c.config, c.config.schedule.steps), 6)
-                for c in cells(file)
-                if c.config.schedule.match is None
-            }
-        )
-        for file in (path, path.with_name(f"{small}.json"))
-    ]
-    assert spans[1] == pytest.approx(spans[0], rel=0.02), spans
+# P1's experiments whose λ·Ση is a number of e-folds, and the small sweeps that stand for them. Not among them: l2_loss, whose
+# coefficient scales with √v, and bfloat16, whose small sweep is a ladder of learning rates at one λ·Ση.
+SMALL = {
+    name: {"774m": "larger"}.get(name, name)
+    for name in ("wd_precision", "tiny_lr", "constant_lr", "matched_lr", "774m", "sgd", "decay_all", "slow_decay")
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_sweeps_have_the_papers_decay(name: str) -> None:
+    """Breaks if a λ·Ση of the paper's experiment, whole run or branch, is not among those of the small sweep for it."""
+    folder = ROOT / "configs" / "sweeps"
+    paper, small = (
+        {decay_sum(c.config, c.config.schedule.steps) for c in cells(folder / file) if c.config.schedule.match is None}
+        for file in (f"p1_{name}.json", f"small_{SMALL[name]}.json")
+    )
+    for value in paper:
+        assert any(value == pytest.approx(other, rel=0.02) for other in small), (value, sorted(small))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_sweeps_have_seeds_and_baselines(path: Path) -> None:
+    """Breaks if a shipped sweep that means a claim has fewer than three seeds, or none of its runs is at λ = 0."""
+    trunks = [cell.config for cell in cells(path) if cell.stage == "main"]
+    assert any(config.optim.weight_decay == 0 for config in trunks)
+    if "tuning" in path.stem:
+        assert {config.seeds.init for config in trunks} == {100}, "the seed of tuning enters no claim"
+    else:
+        assert len({config.seeds.init for config in trunks}) >= 3, "one or two seeds yield no claim"
+        assert 100 not in {config.seeds.init for config in trunks}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
