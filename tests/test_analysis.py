@@ -44,6 +44,30 @@ def test_crossing_is_recovered(tmp_path: Path) -> None:
     assert "helps" not in " ".join(alone.findings)
 
 
+def test_mid_run_is_judged_at_the_declared_place(tmp_path: Path) -> None:
+    """Breaks if mid-run is read off elsewhere than at the first validation from 45 % on, before a run has come there, or if a
+    crossing is told of a difference whose end decides nothing."""
+    result = loss_curves.analyse(load(*crossing_runs(tmp_path / "whole", 3)), PLAIN)
+    assert "validation loss in mid-run, step 450: +0.0400 [" in " ".join(result.findings)
+    assert any("in mid-run" in text and text.endswith("(3 seeds): higher.") for text in result.findings)
+    for seed in range(2):
+        write_run(tmp_path / "young" / f"a{seed}", seed=seed, upto=440)
+        write_run(tmp_path / "young" / f"b{seed}", seed=seed, upto=440, decay=0.3)
+        ends = 0.05 * (-1) ** seed  # one seed ends above, the other below
+        write_run(tmp_path / "split" / f"a{seed}", seed=seed)
+        write_run(
+            tmp_path / "split" / f"b{seed}",
+            lambda s, k=ends: base_curve(s) + 0.1 - (0.101 + k) * s / 1000,
+            decay=0.3,
+            seed=seed,
+        )  # type: ignore[misc]
+    young = loss_curves.analyse(load(*sorted((tmp_path / "young").iterdir())), PLAIN)
+    assert "mid-run" not in " ".join(young.findings)
+    split = loss_curves.analyse(load(*sorted((tmp_path / "split").iterdir())), PLAIN)
+    assert "undecided" in " ".join(split.findings)
+    assert "Below zero" not in " ".join(split.findings)
+
+
 def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
     """Breaks if the parts of a checkpoint's loss are not those that were put in, or the average is not set beside them."""
     bias = {0.0: 0.10, 0.3: 0.02}
