@@ -318,7 +318,10 @@ class Parallel(Section):
         1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0, le=365 * 86400
     )
     threads_per_rank: int | None = setting(
-        None, "CPU threads of a rank; null: cores over local ranks", operational=True, ge=1
+        None,
+        "CPU threads of a rank; null: OMP_NUM_THREADS, and cores over local ranks where it is not set",
+        operational=True,
+        ge=1,
     )
     deterministic: bool = setting(
         False,

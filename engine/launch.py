@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,12 +10,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class World:
+    """`threads_from` says what the number of this rank's CPU threads was taken from."""
+
     rank: int
     ranks: int
     device: torch.device
+    threads_from: str
 
 
 def device_name(device: torch.device) -> str:
@@ -26,7 +32,7 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
 
     `run` names the run: the group's keys carry it, so that ranks of another run that collide on a port cannot join.
     With `deterministic` torch uses only algorithms that give the same bits each time (parallel.deterministic).
-    Raises ValueError if the rendezvous port is taken.
+    `threads` is parallel.threads_per_rank. Raises ValueError if the rendezvous port is taken.
     """
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
@@ -45,7 +51,11 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    count, threads_from = cpu_threads(threads, local_ranks)
+    torch.set_num_threads(count)
+    logger.info("%d CPU thread(s) per rank, from %s", count, threads_from)
+    if count * local_ranks > (cores := len(os.sched_getaffinity(0))):
+        logger.warning("%d rank(s) here with %d threads each share %d core(s): slow", local_ranks, count, cores)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -54,7 +64,23 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
         world_size=ranks,
         timeout=timeout,
     )
-    return World(rank, ranks, device)
+    return World(rank, ranks, device, threads_from)
+
+
+def cpu_threads(given: int | None, local_ranks: int) -> tuple[int, str]:
+    """CPU threads of a rank, and what says so: the configuration, else OMP_NUM_THREADS, else the cores over the local ranks.
+
+    Whoever shares a machine sets OMP_NUM_THREADS. Two programs with a thread on every core slow each other many times over.
+    Raises ValueError if OMP_NUM_THREADS is no number of threads.
+    """
+    if given is not None:
+        return given, "parallel.threads_per_rank"
+    if text := os.environ.get("OMP_NUM_THREADS", "").strip():
+        outermost = text.partition(",")[0].strip()  # OpenMP allows a list, one number per level of nesting
+        if not outermost.isdecimal() or int(outermost) < 1:
+            raise ValueError(f"OMP_NUM_THREADS is {text!r}, expected a number of threads; correct it or unset it")
+        return int(outermost), "OMP_NUM_THREADS"
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks), "cores over local ranks"
 
 
 def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:

@@ -141,6 +141,7 @@ class Session:
             "ranks": self.world.ranks,
             "device": device_name(self.world.device),
             "threads_per_rank": torch.get_num_threads(),
+            "threads_from": self.world.threads_from,
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
             "deterministic": self.config.parallel.deterministic,

@@ -63,9 +63,6 @@ def readiness(cell: dict[str, Any]) -> tuple[int, str]:
 
 def become_rank(cell: dict[str, Any], env: Any) -> NoReturn:
     """Replace this process by train.py, as the rank that SLURM's variables say. Does not return."""
-    settings = []
-    if env.get("SLURM_CPUS_PER_TASK"):
-        settings = ["--set", f"parallel.threads_per_rank={int(env['SLURM_CPUS_PER_TASK'])}"]
     logs = Path(cell["folder"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = os.open(logs / f"rank_{int(env['SLURM_PROCID']):04d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -74,7 +71,7 @@ def become_rank(cell: dict[str, Any], env: Any) -> NoReturn:
     os.write(log, f"--- {now} job {slurm_job()}, restart {restarts}, host {socket.gethostname()}\n".encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
-    command = [sys.executable, "train.py", "--config", cell["config"], "--run-dir", cell["folder"], *settings]
+    command = [sys.executable, "train.py", "--config", cell["config"], "--run-dir", cell["folder"]]
     os.execve(sys.executable, command, {**env, **rank_variables(env), "PYTHONUNBUFFERED": "1"})
 
 
@@ -85,6 +82,7 @@ def rank_variables(env: Any) -> dict[str, str]:
         "WORLD_SIZE": env["SLURM_NTASKS"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(tasks_here(env["SLURM_STEP_TASKS_PER_NODE"], int(env["SLURM_NODEID"]))),
+        **({"OMP_NUM_THREADS": cpus} if (cpus := env.get("SLURM_CPUS_PER_TASK")) else {}),
     }
 
 

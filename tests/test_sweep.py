@@ -255,7 +255,9 @@ def test_rank_variables() -> None:
         "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
         "SLURM_NODEID": "1",
     }
-    assert task.rank_variables(env) == {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    place = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert task.rank_variables(env) == place
+    assert task.rank_variables(env | {"SLURM_CPUS_PER_TASK": "8"}) == place | {"OMP_NUM_THREADS": "8"}
     assert task.free_port("12") != task.free_port("13")
 
 

@@ -109,7 +109,7 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
     sharded = {"parallel": {"zero_stage": 3}}
     mine, cores = os.sched_getaffinity(0), set(range(os.cpu_count() or 1))
     os.sched_setaffinity(0, cores)  # a test worker may have one core, where nothing can be oversubscribed
-    run = start(config_file(sharded), tmp_path / "two", ranks=2, TORCH_EXTENSIONS_DIR=extensions)
+    run = start(config_file(sharded), tmp_path / "two", ranks=2, TORCH_EXTENSIONS_DIR=extensions, OMP_NUM_THREADS="")
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, mine)
     finish(run)
