@@ -154,7 +154,7 @@ def test_bad_decay(tiny_config: Callable[..., RunConfig]) -> None:
             {"decay_overrides": [{"pattern": "atn.*", "weight_decay": 1}]},
             "'atn.*' takes none of the model's 15 tensors",
         ),
-        ({"decay_overrides": [{"pattern": "decayed", "weight_decay": 1}]}, "'decayed' names no tensor"),
+        ({"decay_overrides": [{"pattern": "decayed", "weight_decay": 1}]}, '"decayed" names no tensor'),
         ({"decay_overrides": [{"pattern": "blocks.[0/].*", "weight_decay": 1}]}, "names no tensor"),
         ({"weight_decay": 500.0}, "would not stay above zero"),
     ]:

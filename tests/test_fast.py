@@ -141,7 +141,7 @@ def test_every_stage_and_resume(
     cases: list[tuple[str, dict[str, Any]]] = [("fp32", {}), ("fp32", {"recompute": True}), ("fp32", both)]
     cases += [(p, way) for p, at in CASES if at == stage and p != "fp32" for way in ({}, both)]
     settings = [{"precision": precision, "parallel": {"zero_stage": stage, **way}} for precision, way in cases]
-    configs = [tiny_config({"optim": {"lr": 2e-3}}, setting) for setting in settings]
+    configs = [tiny_config({"optim": {"lr": 2e-3}, "model": {"init_std": 0.02}}, setting) for setting in settings]
     found = run_ranks(2, resumed_runs, configs, tiny_data[1], tmp_path, timeout_s=600)[0]
     plain: list[float] = []
     for (precision, way), run in zip(cases, found, strict=True):

@@ -76,14 +76,14 @@ def test_parameters_are_those_of_the_plan(fields: dict[str, Any]) -> None:
 
 
 def test_init() -> None:
-    """Breaks if the scale of the initial weights is wrong, or the seed does not decide them."""
-    model, again, other = gpt(n_embd=256), gpt(n_embd=256), GPT(Model.model_validate(BASE | {"n_embd": 256}))
+    """Breaks if the scale of the initial weights is not 0.02·√(768/n_embd), or the seed does not decide them."""
+    model, again, other = gpt(n_embd=192), gpt(n_embd=192), GPT(Model.model_validate(BASE | {"n_embd": 192}))
     other.init_weights(1)
     state = dict(model.named_parameters())
-    assert state["wte.weight"].std().item() == pytest.approx(0.02, rel=0.03)
-    assert state["blocks.1.mlp.fc.weight"].std().item() == pytest.approx(0.02, rel=0.03)
+    assert state["wte.weight"].std().item() == pytest.approx(0.04, rel=0.03)
+    assert state["blocks.1.mlp.fc.weight"].std().item() == pytest.approx(0.04, rel=0.03)
     for name in ("blocks.0.attn.proj.weight", "blocks.2.mlp.proj.weight"):
-        assert state[name].std().item() == pytest.approx(0.02 / math.sqrt(6), rel=0.03)
+        assert state[name].std().item() == pytest.approx(0.04 / math.sqrt(6), rel=0.03)
     assert (state["ln_f.weight"] == 1).all()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(state["wte.weight"], other.wte.weight)
