@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -233,7 +233,8 @@ def run(
     """Set up the engine, train, and leave a status that says how it ended."""
     from engine.stopping import StopRequest, launcher_ancestors
 
-    ancestors = launcher_ancestors()  # before the slow imports: a launcher may die during them
+    # Before the slow imports: signals may come during them, and a launcher may die.
+    stop = StopRequest(folder.path / "stop", launcher_ancestors())
     import torch.distributed as dist
 
     from engine.agree import on_every_rank, on_first_rank
@@ -241,8 +242,11 @@ def run(
     from engine.session import Session
 
     world = join_world(config, folder)
-    stop = StopRequest(folder.path / "stop", ancestors)
     first = world.rank == 0
+    if reason := signalled(stop):  # while torch was imported: nothing is built yet, and nothing need be
+        on_first_rank(lambda: note_early_stop(folder, plan.steps, reason))
+        dist.destroy_process_group()
+        return "preempted"
     session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
     logger.info("%s", render_plan(config, plan))
     with ExitStack() as stack:
@@ -372,9 +376,24 @@ def train(session: Session, stop: StopRequest, tick: Callable[[], None] = lambda
 
 def stop_reason(stop: StopRequest) -> str:
     """Why the ranks stop, the same on all: the first reason that a rank knows. Collective."""
+    return signalled(stop) or "asked to stop"
+
+
+def signalled(stop: StopRequest) -> str:
+    """The same, empty where no rank has been asked yet. Collective."""
     from engine.agree import from_every_rank
 
-    return next(filter(None, from_every_rank(stop.reason)), "asked to stop")
+    return next(filter(None, from_every_rank(stop.reason)), "")
+
+
+def note_early_stop(folder: RunFolder, steps: int, reason: str) -> None:
+    """Leave a status of a start that was asked to stop before there was an engine. What the run had reached stays."""
+    with hold(folder.path):
+        last = folder.read_status() or {}
+        step = last.get("step", 0)
+        if last.get("state") not in ("done", "diverged"):  # a finished run stays finished
+            folder.write_status("preempted", step, steps, reason, last.get("order_digest", ""))
+    logger.info("%s: preempted at step %d of %d (%s while it started)", folder.path, step, steps, reason)
 
 
 def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
@@ -390,8 +409,9 @@ def leave(code: int) -> NoReturn:
     (pytorch/pytorch#179291): a finished run would count as failed.
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a terminal that was closed
+            stream.flush()
     os._exit(code)
 
 

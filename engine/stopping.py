@@ -1,4 +1,4 @@
-"""Requests to stop: signals, a `stop` file in the run folder, a launcher that died.
+"""Requests to stop: signals, a `stop` file in the run folder, a launcher that died. Needs no torch: it is there before torch is.
 
 A request is only noted here; the ranks agree on it at the end of a step (engine/trainer.py) and save one checkpoint.
 """
@@ -21,8 +21,9 @@ class StopRequest:
     def __init__(self, stop_file: Path, ancestors: list[int]) -> None:
         self.reason = ""
         self._stop_file = stop_file
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+                signal.signal(number, self._on_signal)
         if ancestors:
             threading.Thread(target=self._watch, args=(ancestors,), name="launcher-watch", daemon=True).start()
 

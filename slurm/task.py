@@ -113,10 +113,10 @@ def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
     """The job's exit code and why: 0 the run has ended or was asked to stop, 75 requeue it, 1 it failed."""
     if why := note_refusal(folder.path, started, folder.path / "logs" / "rank_0000.log"):
         return 1, f"failed: the run did not start; {why}"
-    status, start = folder.read_status() or {}, folder.last_start()
+    status = folder.read_status() or {}
     state, reason, step = status["state"], status["reason"], status["step"]
     if state == "preempted" and reason == "SIGUSR1":
-        if step <= (start or {}).get("step", 0):
+        if step <= begun_at(folder, started, step):
             return 1, f"failed: no step between the start and the time limit, at step {step}; set a longer time"
         if (word := shown_job().get("JobState", "RUNNING")) != "RUNNING":  # cancelled while it saved: it stays so
             return 0, f"saved at step {step}; its job is {word}, so it is not requeued"
@@ -126,6 +126,13 @@ def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
     if state in ("done", "diverged", "preempted"):
         return 0, f"{state} at step {step}{': ' + reason if reason else ''}"
     return 1, f"failed at step {step}: {reason or 'its process was killed'}"
+
+
+def begun_at(folder: RunFolder, started: float, step: int) -> int:
+    """The step at which the attempt that began at `started` went on; `step`, the present one, where it came to no training."""
+    row = folder.last_start() or {}
+    begun = datetime.fromisoformat(row["time"]).timestamp() if "time" in row else 0.0
+    return int(row["step"]) if begun >= int(started) else step
 
 
 def preempted_by_slurm() -> bool:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.launch import cpu_threads
-from tests.processes import ConfigFile, finish, start
+from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, wait
 
 engine = pytest.mark.engine
 
@@ -38,3 +49,102 @@ def test_threads_of_a_run(config_file: ConfigFile, tmp_path: Path) -> None:
     assert (row["threads_per_rank"], row["threads_from"]) == (1, "OMP_NUM_THREADS")
     assert "expected a number of threads" in finish(start(config_file(), tmp_path / "none", OMP_NUM_THREADS="all"), 2)
     assert not (tmp_path / "none").exists()
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@engine
+def test_signals_during_the_imports(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a signal that comes while torch is imported leaves a run that was never heard of, or takes from a run what
+    it had reached: its step, or that it is done."""
+    config, folder = config_file(), tmp_path / "run"
+    run = start(config, folder)
+    wait(lambda: catches(run.pid, signal.SIGTERM), run)
+    run.send_signal(signal.SIGUSR1)
+    assert "while it started" in finish(run, 75)
+    assert (status(folder)["state"], status(folder)["step"], status(folder)["reason"]) == ("preempted", 0, "SIGUSR1")
+    assert not (folder / "checkpoints").exists(), "it trained although it was asked to stop"
+    finish(start(config, folder))
+    run = start(config, folder)
+    wait(lambda: catches(run.pid, signal.SIGTERM), run)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75)
+    assert status(folder)["state"] == "done"
+
+
+@engine
+def test_one_of_two_ranks_is_signalled_during_the_imports(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a rank that was asked to stop while it started leaves the other waiting for it."""
+    run, folder = start(config_file(), tmp_path / "run", ranks=2), tmp_path / "run"
+
+    def second() -> int:
+        found = [pid for pid, command in processes_with("--local_rank=1").items() if str(folder) in command]
+        return next((pid for pid in found if catches(pid, signal.SIGUSR1)), 0)
+
+    wait(second, run)
+    os.kill(second(), signal.SIGUSR1)
+    run.communicate(timeout=60)
+    assert (status(folder)["state"], status(folder)["reason"]) == ("preempted", "SIGUSR1")
+    assert not processes_with(str(folder))
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    """What makes a process the one of a terminal, for Popen, and what closes this terminal as its window is closed."""
+    ours, theirs = pty.openpty()
+    closed = threading.Event()
+
+    def own() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    def read() -> None:  # as a window does; nobody would read a full terminal, and its process would wait
+        while not closed.wait(0.05):
+            with suppress(BlockingIOError):
+                os.read(ours, 1 << 16)
+        os.close(ours)
+
+    def close() -> None:
+        os.close(theirs)
+        closed.set()
+        reader.join()
+
+    os.set_blocking(ours, False)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield {"stdin": theirs, "stdout": theirs, "stderr": theirs, "preexec_fn": own}, close
+    finally:
+        if not closed.is_set():
+            close()
+
+
+@engine
+def test_a_closed_terminal(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if closing the terminal a run was started from loses its steps, or its last words to nobody end it as failed."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "train.py", "--config", str(config_file(LONG)), "--run-dir", str(folder)]
+    with terminal() as (streams, close):
+        run = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DS_ACCELERATOR": "cpu"}, **streams)
+        wait(lambda: len(losses(folder)) > 20, run)
+        close()
+        assert run.wait(60) == 75
+    assert (status(folder)["state"], status(folder)["reason"]) == ("preempted", "SIGHUP")
+    assert (folder / "checkpoints" / f"step_{status(folder)['step']:08d}" / "manifest.json").exists()
+
+
+@engine
+def test_nohup(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a run that was started to outlive its terminal ends with it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    run = start(config_file({"schedule": {"steps": 40}}), tmp_path / "run")
+    signal.signal(signal.SIGHUP, before)
+    wait(lambda: catches(run.pid, signal.SIGTERM), run)
+    run.send_signal(signal.SIGHUP)
+    finish(run)
+    assert status(tmp_path / "run")["state"] == "done"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,7 @@ def test_outcomes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     now = time.time() - 1
     assert task.outcome(folder, now) == (1, "failed: the run did not start; it left no log")
-    folder.record_start({"step": 5})
+    folder.record_start({"step": 5, "time": datetime.now(UTC).isoformat()})
     cases = {
         ("preempted", 9, "SIGUSR1"): 75,
         ("preempted", 5, "SIGUSR1"): 1,
@@ -281,6 +282,9 @@ def test_outcomes(tmp_path: Path) -> None:
         folder.write_status(state, step, 10, reason)  # type: ignore[arg-type]
         assert task.outcome(folder, now)[0] == code, state
     assert task.outcome(folder, time.time() + 60)[0] == 1, "an older attempt's status"
+    folder.record_start({"step": 5, "time": "2020-01-01T00:00:00+00:00"})
+    folder.write_status("preempted", 9, 10, "SIGUSR1")
+    assert task.outcome(folder, now)[0] == 1, "stopped while it started, at the step of an earlier attempt: no progress"
 
 
 @pytest.mark.engine
