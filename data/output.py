@@ -14,17 +14,31 @@ from filelock import FileLock, Timeout
 
 from data.manifest import FILE, Manifest, read_manifest
 
+OUTCOMES = ("notes", "skipped")  # of a manifest's source: what reading it brought, not what was asked for
 
-def prepared_already(out: Path, asked: dict[str, Any]) -> Manifest | None:
-    """The manifest in `out` if it holds what is asked; None if `out` is free. ValueError if it holds anything else."""
+
+def prepared_already(out: Path, asked: dict[str, Any], outcomes: tuple[str, ...] = ()) -> Manifest | None:
+    """The manifest in `out` if it holds what is asked; None if `out` is free. ValueError if it holds anything else.
+
+    `outcomes` are options in the manifest that were not asked for.
+    """
     done = read_manifest(out)
-    if done is not None and {"source": {**done.source, "skipped": {}}, "options": done.options} == asked:
+    if done is not None and _asked(done.source, done.options, outcomes) == _asked(
+        asked["source"], asked["options"], ()
+    ):
         print(f"{out} is prepared already: {done.train.tokens:,} training tokens")
         return done
     if out.exists() and any(out.iterdir()):
         what = "data prepared otherwise" if done else "no prepared data"
         raise ValueError(f"{out} holds something else ({what}); choose another --out")
     return None
+
+
+def _asked(source: dict[str, Any], options: dict[str, Any], outcomes: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in source.items() if key not in OUTCOMES},
+        {key: value for key, value in options.items() if key not in outcomes},
+    ]
 
 
 @contextmanager

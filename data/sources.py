@@ -1,22 +1,23 @@
 """Where documents come from: local files, the running Python's sources, or a dataset of the Hugging Face hub.
 
-Reading streams, one document at a time. Everything is parquet, JSON lines or text; no remote code is ever run.
+Reading streams, one document at a time. Everything is parquet, arrow, JSON lines or text; no remote code is ever run.
 """
 
 from __future__ import annotations
 
-import glob
-import json
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("openwebtext", "python-source", "text", "jsonl", "parquet", "nanogpt")
-OPENWEBTEXT = "Skylion007/openwebtext"
-CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet conversion of a dataset
-COMPRESSED = (".gz", ".zst")
+from data.documents import FILE, split_documents
+from data.inputs import find_inputs
+from data.rows import RowError, json_text, text_of
+from data.streams import COMPRESSED, MAX_RATIO, MAX_UNPACKED, TOO_LONG, Reader, lines
+
+SOURCES = ("openwebtext", "python-source", "text", "jsonl", "parquet", "arrow", "nanogpt")
+BATCH_ROWS, BATCH_BYTES = 256, 32 << 20  # of a parquet file in memory at once
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Source:
     """Files of one kind. `skipped` counts what reading left out, by reason, once it was read.
 
     `origin` enters the manifest: for a hub dataset its name and resolved revision. `size`: bytes of the files.
+    `val_files` are the validation split's own; without any, documents are held out by their hash. `notes`: what was
+    decided without being asked, in sentences. `on_bytes` is told how many bytes of the files were read.
     """
 
     kind: str
@@ -32,6 +35,12 @@ class Source:
     text_field: str = "text"
     origin: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    split_on: str = FILE
+    document_bytes: int | None = None
+    skip_bad: bool = False
+    val_files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    on_bytes: Callable[[int], object] | None = None
 
     @classmethod
     def local(cls, kind: str, files: list[Path], text_field: str = "text") -> Source:
@@ -41,52 +50,101 @@ class Source:
         """Every document, files in order. ValueError names the file and place of what cannot be read."""
         if self.kind == "openwebtext":
             yield from self._read_hub()
-            return
-        read: Callable[[Path], Iterator[str]] = getattr(self, "_read_" + self.kind.replace("-", "_"))
-        for path in self.files:
-            yield from read(path)
+        else:
+            yield from self._read_files(self.files)
+
+    def val_documents(self) -> Iterator[str]:
+        """Every document of the validation split's own files."""
+        if self.val_files:
+            yield from self._read_files(self.val_files)
 
     def describe(self) -> dict[str, Any]:
         counted = {"files": len(self.files), "bytes": self.size, "skipped": dict(self.skipped)}
-        return {"kind": self.kind, **self.origin, **counted}
+        own = {"val_files": len(self.val_files), "val_bytes": self.val_size()} if self.val_files else {}
+        return {"kind": self.kind, **self.origin, **counted, **own}
+
+    def reading(self) -> dict[str, Any]:
+        """How the files are read, where that is not the simplest way: recorded beside the options."""
+        ways: dict[str, Any] = {}
+        if self.split_on != FILE:
+            ways["split_on"] = self.split_on
+        if self.document_bytes is not None:
+            ways["document_bytes"] = self.document_bytes
+        if self.skip_bad:
+            ways["skip_bad"] = True
+        return ways
 
     def text_bytes(self) -> int:
         """An estimate of the documents' UTF-8 bytes, for the disk they need: compressed text is about three times as long."""
-        packed = self.kind in ("parquet", "openwebtext") or any(str(path).endswith(COMPRESSED) for path in self.files)
-        return self.size * (3 if packed else 1)
+        return self.size * self._packing(self.files)
+
+    def val_size(self) -> int:
+        return sum(path.stat().st_size for path in self.val_files)
+
+    def val_text_bytes(self) -> int:
+        return self.val_size() * self._packing(self.val_files)
+
+    def _packing(self, files: Sequence[Any]) -> int:
+        packed = self.kind in ("parquet", "openwebtext") or any(str(path).endswith(COMPRESSED) for path in files)
+        return 3 if packed else 1
+
+    def _read_files(self, files: Sequence[Path]) -> Iterator[str]:
+        read: Callable[[Path], Iterator[str]] = getattr(self, "_read_" + self.kind.replace("-", "_"))
+        for path in files:
+            yield from read(path)
+
+    def _skip(self, reason: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def _bad(self, error: RowError) -> None:
+        """Count a bad row, if the user wants that."""
+        if not self.skip_bad:
+            raise ValueError(f"{error}; --skip-bad leaves such rows out and counts them") from None
+        self._skip(error.reason)
 
     def _read_python_source(self, path: Path) -> Iterator[str]:
+        raw = path.read_bytes()
+        self._told(len(raw))
         try:
-            yield path.read_bytes().decode("utf-8")
+            yield raw.decode("utf-8")
         except UnicodeDecodeError:
-            self.skipped["not UTF-8"] = self.skipped.get("not UTF-8", 0) + 1
+            self._skip("not UTF-8")
 
     def _read_text(self, path: Path) -> Iterator[str]:
-        try:
-            with _open(path) as file:
-                yield file.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            reason = f"{path} is not UTF-8 (byte {error.start}); convert it or leave it out of --input"
-            raise ValueError(reason) from None
+        documents = 0
+        with Reader(path, self.on_bytes) as reader:
+            for position, raw in split_documents(reader, self.split_on, self.document_bytes):
+                documents += 1
+                try:
+                    yield raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    if not self.skip_bad:
+                        wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") and position == 0
+                        hint = "it looks like UTF-16: convert it" if wide else "convert it"
+                        place = f"{path} is not UTF-8 (byte {position + error.start})"
+                        raise ValueError(f"{place}; {hint} or leave it out of --input") from None
+                    self._skip("document that is not UTF-8")
+        if documents == 0 and self.split_on == FILE:
+            yield ""  # a document without text, among others
+        elif documents == 0:
+            self._skip("file without text")
 
     def _read_jsonl(self, path: Path) -> Iterator[str]:
-        with _open(path) as file:
-            for number, line in enumerate(_lines(file), 1):
-                if line.strip():
-                    yield self._json_text(path, number, line)
-
-    def _json_text(self, path: Path, number: int, line: bytes) -> str:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number} is not JSON: {error}") from None
-        text = row.get(self.text_field) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(
-                f"{path}:{number} has no string field {self.text_field!r} (found: {found}); see --text-field"
-            )
-        return _checked(text, f"{path}:{number}")
+        rows = 0
+        with Reader(path, self.on_bytes) as reader:
+            for number, line in enumerate(lines(reader, keep_long=not self.skip_bad), 1):
+                if line is not None and (not line or line.isspace()):
+                    continue
+                rows += 1
+                if line is None:
+                    self._skip(f"line {TOO_LONG}")
+                    continue
+                try:
+                    yield json_text(line, f"{path}:{number}", self.text_field)
+                except RowError as error:
+                    self._bad(error)
+        if rows == 0:
+            self._skip("file without a row")
 
     def _read_parquet(self, path: Path) -> Iterator[str]:
         import pyarrow.parquet
@@ -95,14 +153,67 @@ class Source:
             file = pyarrow.parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a parquet file: {error}") from None
-        if self.text_field not in file.schema_arrow.names:
-            found = ", ".join(file.schema_arrow.names)
-            raise ValueError(f"{path} has no column {self.text_field!r} (found: {found}); see --text-field")
-        row = 0
-        for batch in file.iter_batches(batch_size=256, columns=[self.text_field]):
+        self._check_column(path, file.schema_arrow.names)
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+        size = min(BATCH_ROWS, max(1, BATCH_BYTES // max(largest, 1)))
+        batches = file.iter_batches(batch_size=size, columns=[self.text_field])
+        yield from self._read_column(path, batches, file.metadata.num_rows)
+
+    def _read_arrow(self, path: Path) -> Iterator[str]:
+        """An arrow file of the `datasets` library, which is a stream, or one with a footer."""
+        import pyarrow
+
+        try:
+            mapped = pyarrow.memory_map(str(path))
+            try:
+                stream = pyarrow.ipc.open_stream(mapped)
+                schema, batches = stream.schema, iter(stream)
+            except pyarrow.ArrowInvalid:
+                mapped.seek(0)
+                file = pyarrow.ipc.open_file(mapped)
+                schema, batches = file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is not an arrow file: {error}") from None
+        self._check_column(path, schema.names)
+        yield from self._read_column(path, (batch.select([self.text_field]) for batch in batches), None)
+        self._told(path.stat().st_size)
+
+    def _check_column(self, path: Path, names: list[str]) -> None:
+        if self.text_field not in names:
+            raise ValueError(f"{path} has no column {self.text_field!r} (found: {', '.join(names)}); see --text-field")
+
+    def _read_column(self, path: Path, batches: Iterator[Any], rows: int | None) -> Iterator[str]:
+        """The texts of record batches with one column; `rows`, of the whole file, is for the progress."""
+        import pyarrow
+
+        size, row, given = path.stat().st_size, 0, 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ValueError(f"{path} is damaged after row {row}: {error}") from None
+            if batch is None:
+                return
             for value in batch.column(0):
-                yield _checked(value.as_py(), f"{path}: row {row} of column {self.text_field!r}")
+                try:
+                    text = text_of(value.as_py(), f"{path}: row {row}", f"the column {self.text_field!r}")
+                    given += len(text)
+                    yield text
+                except RowError as error:
+                    self._bad(error)
                 row += 1
+                if given > max(MAX_UNPACKED, MAX_RATIO * size):
+                    raise ValueError(
+                        f"{path} has {size:,} bytes and gave {given:,} characters by row {row}, over {MAX_RATIO} times as many: "
+                        "no text packs so well. If it is meant, write it as JSON lines"
+                    )
+            if rows:
+                self._told(size * len(batch) // rows)
+
+    def _told(self, count: int) -> None:
+        if self.on_bytes is not None:
+            self.on_bytes(count)
 
     def _read_hub(self) -> Iterator[str]:
         import datasets
@@ -115,63 +226,34 @@ class Source:
                 raise ValueError(
                     f"the dataset has no column {self.text_field!r} (found: {', '.join(row)}); see --text-field"
                 )
-            yield _checked(row[self.text_field], f"row {number} of the dataset")
+            try:
+                yield text_of(row[self.text_field], f"row {number} of the dataset", f"the column {self.text_field!r}")
+            except RowError as error:
+                self._bad(error)
 
 
-def open_source(kind: str, pattern: str | None, text_field: str = "text", packages: bool = False) -> Source:
-    """The local source a command line names. ValueError if nothing matches."""
-    if kind == "python-source":
-        if pattern is not None:
-            raise ValueError("--source python-source reads the running Python's own sources and takes no --input")
-        files = _python_sources(packages)
-    elif pattern is None:
-        raise ValueError(f"--source {kind} needs --input, a file or a quoted glob")
-    else:
-        files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
-        if not files:
-            raise ValueError(f"--input {pattern!r} matches no file")
-    return Source.local(kind, files, text_field)
+def open_source(
+    kind: str,
+    patterns: str | Sequence[str] | None,
+    text_field: str = "text",
+    packages: bool = False,
+    val_patterns: Sequence[str] = (),
+    by_name: bool = False,
+) -> Source:
+    """The local source a command line names. `by_name`: files may be for validation by their names.
 
-
-def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> Source:
-    """A dataset of the hub, as its parquet files at one resolved revision; or a local copy, where `dataset` is a folder.
-
-    Raises ValueError, within seconds, where the hub cannot be reached or the dataset has no parquet files.
+    ValueError if a pattern matches nothing.
     """
-    if Path(dataset).is_dir():
-        files = sorted(Path(dataset).rglob("*.parquet"))
-        if not files:
-            raise ValueError(f"{dataset} holds no parquet file")
-        source = Source.local("openwebtext", files, text_field)
-        source.origin["dataset"] = dataset
-        return source
-    for candidate in [revision] if revision else ["main", CONVERTED]:
-        sha, found = _hub_files(dataset, candidate)
-        if found:
-            addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in found]
-            origin = {"dataset": dataset, "revision": sha}
-            return Source("openwebtext", addresses, sum(found.values()), text_field, origin)
-    raise ValueError(
-        f"dataset {dataset} has no parquet files at revision {revision or 'main'}; name one with --revision"
-    )
-
-
-def _hub_files(dataset: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """Resolved revision, and the training split's parquet files with their sizes."""
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().dataset_info(dataset, revision=revision, files_metadata=True, timeout=10)
-    except Exception as error:  # the client's own, its transport's and the operating system's
-        raise ValueError(
-            f"dataset {dataset} at revision {revision} cannot be reached ({type(error).__name__}: {str(error)[:200]}). "
-            "Fetch its parquet files on a machine with network, for example with "
-            f"`hf download {dataset} --repo-type dataset --revision {revision} --local-dir DIR`, "
-            "and read them with `python -m data.prepare --source parquet --input 'DIR/**/*.parquet' --out …`"
-        ) from None
-    names = {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.endswith(".parquet")}
-    train = {name: size for name, size in names.items() if "train" in name}
-    return str(info.sha), dict(sorted((train or names).items()))
+    if kind == "python-source":
+        if patterns is not None or val_patterns:
+            raise ValueError("--source python-source reads the running Python's own sources and takes no --input")
+        return Source.local(kind, _python_sources(packages), text_field)
+    if patterns is None:
+        raise ValueError(f"--source {kind} needs --input: files, folders or quoted globs")
+    inputs = find_inputs(kind, [patterns] if isinstance(patterns, str) else patterns, val_patterns, by_name)
+    source = Source.local(inputs.kind, inputs.files, text_field)
+    source.val_files, source.notes, source.skipped = inputs.val, inputs.notes, inputs.skipped
+    return source
 
 
 def _python_sources(packages: bool) -> list[Path]:
@@ -182,35 +264,3 @@ def _python_sources(packages: bool) -> list[Path]:
     if packages:
         found |= set(Path(paths["purelib"]).rglob("*.py")) | set(Path(paths["platlib"]).rglob("*.py"))
     return sorted(path for path in found if path.is_file())
-
-
-def _open(path: Path) -> Any:
-    """A binary stream, decompressed where the name ends in .gz or .zst."""
-    import pyarrow
-
-    if not path.name.endswith(COMPRESSED):
-        return open(path, "rb")
-    try:
-        return pyarrow.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else "zstd")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be decompressed: {error}") from None
-
-
-def _lines(file: Any) -> Iterator[bytes]:
-    """Lines of a binary stream, whatever their length."""
-    rest = b""
-    while block := file.read(1 << 20):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
-
-
-def _checked(text: Any, place: str) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"{place} is {type(text).__name__}, expected text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        reason = f"{place} holds a lone surrogate (character {error.start}), which UTF-8 cannot; repair the source"
-        raise ValueError(reason) from None
-    return text

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,9 +51,12 @@ class SentencePiece:
     def __init__(self, model: bytes) -> None:
         self.model = model
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"not a SentencePiece model: {error}") from None
+            with _quiet():
+                self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"not a SentencePiece model ({len(model):,} bytes)") from None
+        if not model:  # which SentencePiece takes for a model without a piece
+            raise ValueError("not a SentencePiece model (0 bytes)")
         self.vocab_size: int = self._processor.vocab_size()
         self.eot: int = self._processor.eos_id()
         self._meta_space = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
@@ -133,34 +140,101 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Decoder:
     return tokenizer
 
 
+class VocabularyError(ValueError):
+    """A text cannot fill a vocabulary (`most` it fills), or it has more characters than that (`least` it needs)."""
+
+    def __init__(self, vocab_size: int, found: str, most: int | None = None, least: int | None = None) -> None:
+        super().__init__(f"SentencePiece cannot train a vocabulary of {vocab_size} on this text: {found}")
+        self.most, self.least = most, least
+
+
 def train_sentencepiece(documents: Iterable[str], kind: str, vocab_size: int) -> bytes:
     """Train a `bpe` or `unigram` model on whole documents; the same documents give the same bytes.
 
-    Raises ValueError where the sample is too small for the vocabulary.
+    Raises VocabularyError where the sample is too small for the vocabulary, saying which would do.
     """
+    sample = list(documents)  # of bounded size; SentencePiece holds it as well
+    # Without a space in the sample the model has no piece for one, and spaces would come back as U+2581. It is asked for
+    # only then, since every option of the training stands in the model's bytes.
+    spaceless = not any(" " in text for text in sample)
+    return _train(sample, kind, vocab_size, {"required_chars": META_SPACE} if spaceless else {})
+
+
+def _train(documents: list[str], kind: str, vocab_size: int, more: dict[str, Any]) -> bytes:
+    """One training, with SentencePiece's errors as ours."""
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(documents),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            max_sentence_length=UNLIMITED,
-            num_threads=2,  # part of the model's bytes: fixed
-            unk_id=0,
-            eos_id=1,
-            eos_piece=EOT,
-            bos_id=-1,
-            pad_id=-1,
-            minloglevel=2,
-        )
+        with _quiet():
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(documents),
+                model_writer=model,
+                model_type=kind,
+                vocab_size=vocab_size,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                byte_fallback=True,
+                character_coverage=0.9999,
+                max_sentence_length=UNLIMITED,
+                num_threads=2,  # part of the model's bytes: fixed
+                unk_id=0,
+                eos_id=1,
+                eos_piece=EOT,
+                bos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+                **more,
+            )
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this sample: {reason}") from None
+        raise _vocabulary_error(vocab_size, str(error)) from None
     return model.getvalue()
+
+
+def fit_sentencepiece(documents: Callable[[], Iterable[str]], kind: str, vocab_size: int, smaller: int) -> bytes:
+    """Train with the vocabulary of a default, or with another where the text cannot have that.
+
+    Too little text for it: `smaller`, or the most that the text fills. More characters than entries: the next power of two.
+    """
+    tried = set()
+    while True:
+        try:
+            return train_sentencepiece(documents(), kind, vocab_size)
+        except VocabularyError as error:
+            tried.add(vocab_size)
+            if error.most is not None:
+                vocab_size = min(smaller, error.most) if vocab_size > smaller else error.most
+            elif error.least is not None:
+                vocab_size = 1 << error.least.bit_length()
+            if vocab_size in tried:
+                raise
+
+
+def _vocabulary_error(vocab_size: int, reason: str) -> VocabularyError:
+    """SentencePiece's own words, a line of its source among them, as a sentence that says what would work."""
+    if match := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", reason):
+        most = int(match[1])
+        found = f"at most {most} entries can be filled; give --vocab-size {most} or less, or more text"
+        return VocabularyError(vocab_size, found, most=most)
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+        least = int(match[1])
+        found = f"its bytes and characters alone are {least}; give --vocab-size {least} or more"
+        return VocabularyError(vocab_size, found, least=least)
+    if "sentences_.empty()" in reason:
+        return VocabularyError(vocab_size, "the training documents hold no text")
+    lines = reason.strip().splitlines()
+    return VocabularyError(vocab_size, lines[-1][:300] if lines else "it gives no reason")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what SentencePiece's C++ writes to the error stream: it is no message of ours, and its errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -20,10 +20,11 @@ import sentencepiece
 
 from configs.load import validate
 from data import inspect
+from data.hub import open_hub
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest, read_manifest
 from data.prepare import Options, main, prepare
-from data.sources import Source, open_hub, open_source
+from data.sources import Source, open_source
 from data.tokenizer import GPT2, SentencePiece, load_tokenizer
 from tests.processes import wait
 from tests.test_prepare import HARD, copy_texts, folder_bytes, tiny_files

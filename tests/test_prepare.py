@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.manifest import Manifest, read_manifest
-from data.prepare import Options, default_val_fraction, main, prepare
+from data.options import Options, default_val_fraction
+from data.prepare import main, prepare
 from data.sources import Source, open_source
 from data.tokenizer import SentencePiece
 from tests.synthetic import write_synthetic
@@ -190,21 +191,31 @@ def test_bad_input_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == set(files)
 
 
-def test_empty_validation_split_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if 0.05 % of a few documents silently gives no validation at all; the default fraction is large enough."""
+def test_tails_where_a_split_would_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if 0.05 % of a few documents gives no validation at all, or all that was asked for training is held out."""
     copy_texts(tmp_path, tiny_files()[:12])
-    arguments = [
-        "--source",
-        "text",
-        "--input",
-        str(tmp_path / "*.txt"),
-        "--out",
-        str(tmp_path / "out"),
-        "--vocab-size",
-        "512",
-    ]
-    assert main([*arguments, "--val-fraction", "0.0005"]) == 2
-    assert "the val split would be empty" in capsys.readouterr().err
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.txt"))
+    arguments = ["--source", "text", "--input", str(tmp_path / "*.txt"), "--vocab-size", "360", "--workers", "1"]
+    for fraction in (0.0005, 0.99):
+        out = tmp_path / str(fraction)
+        assert main([*arguments, "--out", str(out), "--val-fraction", str(fraction)]) == 0
+        assert "12 documents are too few to hold some out by their hash" in capsys.readouterr().out
+        manifest = read_manifest(out)
+        assert manifest is not None
+        tokenizer = SentencePiece((out / "tokenizer.model").read_bytes())
+        held = [
+            len(
+                tokenizer.decode(
+                    [i for i in np.fromfile(out / shard.file, "<u2").tolist() if i != tokenizer.eot]
+                ).encode()
+            )
+            for shard in manifest.val.shards
+        ]
+        assert abs(sum(held) / size - fraction) < 0.005
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    arguments = ["--source", "jsonl", "--input", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "no")]
+    assert main(arguments) == 2
+    assert "split would be empty" in capsys.readouterr().err
     assert default_val_fraction(31_000_000) == pytest.approx(2 * 2**20 / 31e6)
     assert default_val_fraction(40 * 10**9) == 0.0005
 

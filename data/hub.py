@@ -1,0 +1,51 @@
+"""A dataset of the Hugging Face hub, as parquet files: found, pinned to a revision, or a local copy of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.sources import Source
+
+OPENWEBTEXT = "Skylion007/openwebtext"
+CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet conversion of a dataset
+
+
+def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> Source:
+    """A dataset of the hub, as its parquet files at one resolved revision; or a local copy, where `dataset` is a folder.
+
+    Raises ValueError, within seconds, where the hub cannot be reached or the dataset has no parquet files.
+    """
+    if Path(dataset).is_dir():
+        files = sorted(Path(dataset).rglob("*.parquet"))
+        if not files:
+            raise ValueError(f"{dataset} holds no parquet file")
+        source = Source.local("openwebtext", files, text_field)
+        source.origin["dataset"] = dataset
+        return source
+    for candidate in [revision] if revision else ["main", CONVERTED]:
+        sha, found = _hub_files(dataset, candidate)
+        if found:
+            addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in found]
+            origin = {"dataset": dataset, "revision": sha}
+            return Source("openwebtext", addresses, sum(found.values()), text_field, origin)
+    raise ValueError(
+        f"dataset {dataset} has no parquet files at revision {revision or 'main'}; name one with --revision"
+    )
+
+
+def _hub_files(dataset: str, revision: str | None) -> tuple[str, dict[str, int]]:
+    """Resolved revision, and the training split's parquet files with their sizes."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().dataset_info(dataset, revision=revision, files_metadata=True, timeout=10)
+    except Exception as error:  # the client's own, its transport's and the operating system's
+        raise ValueError(
+            f"dataset {dataset} at revision {revision} cannot be reached ({type(error).__name__}: {str(error)[:200]}). "
+            "Fetch its parquet files on a machine with network, for example with "
+            f"`hf download {dataset} --repo-type dataset --revision {revision} --local-dir DIR`, "
+            "and read them with `python -m data.prepare --source parquet --input 'DIR/**/*.parquet' --out …`"
+        ) from None
+    names = {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.endswith(".parquet")}
+    train = {name: size for name, size in names.items() if "train" in name}
+    return str(info.sha), dict(sorted((train or names).items()))
