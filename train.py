@@ -367,7 +367,7 @@ def train(session: Session, stop: StopRequest, tick: Callable[[], None] = lambda
             reason = stop_reason(stop) if result.stop else ""
             if result.abandoned:
                 continue
-            bar.set_postfix_str(f"loss {result.loss:.3f}", refresh=False)
+            bar.set_postfix_str(f"step {session.step:,} of {steps:,}, loss {result.loss:.3f}", refresh=False)
             bar.update(config.batch.tokens_per_step)
     finally:
         bar.close()
@@ -397,7 +397,8 @@ def note_early_stop(folder: RunFolder, steps: int, reason: str) -> None:
 
 
 def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
-    mirror = WandbMirror(config.log.wandb, folder.path, config.name, config.model_dump(mode="json"))
+    settings = config.model_dump(mode="json")
+    mirror = WandbMirror(config.log.wandb, folder.path, config.name, settings, config.log.wandb_kinds)
     probes = MetricsLog(folder.probes) if config.log.probe_every else None
     return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step, probes)
 

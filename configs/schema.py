@@ -436,8 +436,11 @@ class Log(Section):
     )
     tensor_norms: bool = setting(False, "also the norm of every tensor, in every row", operational=True)
     wandb: Literal["disabled", "offline", "online"] = setting(
-        "disabled", "mirror the metrics to Weights & Biases", operational=True
+        "disabled",
+        "mirror the metrics to Weights & Biases; where it is not disabled, WANDB_MODE wins (record/mirror.py)",
+        operational=True,
     )
+    wandb_kinds: bool = setting(False, "mirror the probes of each kind of tensor too", operational=True)
 
     @model_validator(mode="after")
     def _noise_needs_probes(self) -> Log:

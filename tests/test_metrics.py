@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from record.metrics import MetricsLog, read_metrics
+from record.mirror import WandbMirror
 from record.run import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
@@ -68,3 +74,44 @@ def test_status_is_whole_or_absent(tmp_path: Path) -> None:
     assert status is not None
     assert (status["state"], status["step"], status["steps"], status["reason"]) == ("preempted", 7, 10, "SIGTERM")
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_wandb_by_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if wandb's variables are not obeyed, a sweep's cells share no group, or moving a run folder makes a new wandb run."""
+    for name, value in {"WANDB_PROJECT": "mine", "WANDB_TAGS": "a,b", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "study" / "cells").mkdir(parents=True)
+    folder = tmp_path / "study" / "cell"
+    folder.mkdir()
+    mirror = WandbMirror("offline", folder, "cell", {})
+    mirror.write([{"step": 1, "train/loss": 2.0, "probe/norm/kind:head": 1.0}])
+    assert mirror._run is not None
+    assert (mirror._run.project, mirror._run.group, mirror._run.tags) == ("mine", "study", ("a", "b"))
+    known = mirror._run.id
+    mirror.close()
+    (sent,) = (path.read_bytes() for path in folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert b"train/loss" in sent
+    assert b"kind:head" not in sent
+    again = WandbMirror("offline", folder.rename(tmp_path / "moved"), "cell", {})
+    assert (again._run.id, again._run.group) == (known, None)
+    again.close()
+
+
+def test_an_unreachable_wandb_does_not_hold_the_start(tmp_path: Path) -> None:
+    """Breaks if a run waits longer for a dashboard than its limit, or says nothing of it."""
+    code = f"""
+import logging, os, time
+from pathlib import Path
+from record import mirror
+logging.basicConfig()
+mirror.START_S = 2.0
+begun = time.monotonic()
+ours = mirror.WandbMirror("online", Path({str(tmp_path)!r}), "cell", {{}})
+ours.write([{{"step": 1, "train/loss": 2.0}}])
+print("waited", time.monotonic() - begun, flush=True)
+os._exit(0)
+"""
+    env = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert "wandb has not answered within 2 s" in done.stderr
+    assert float(done.stdout.rpartition("waited ")[2]) < 5.0
