@@ -29,17 +29,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Be the only writer of `folder`, which is created. ValueError names who is."""
+def hold(
+    folder: Path, act: str = "writing", instead: str = "wait for it, stop it, or give another --run-dir"
+) -> Iterator[None]:
+    """Be the only writer of `folder`, which is created. ValueError names who is, with what it does and what to do instead."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / NOTE
     try:
         lock = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
-        raise ValueError(_held(folder, note)) from None
+        raise ValueError(f"{_name(note)} is {act} {folder}; {instead}") from None
     with lock:
         if _lives_elsewhere(note):
-            raise ValueError(_held(folder, note))
+            raise ValueError(f"{_name(note)} is {act} {folder}; {instead}")
         row: dict[str, object] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -85,10 +87,6 @@ def _lives_elsewhere(note: Path) -> bool:
             return False
     logger.info("it does not: the folder is taken over")
     return False
-
-
-def _held(folder: Path, note: Path) -> str:
-    return f"{_name(note)} is writing {folder}; wait for it, stop it, or give another --run-dir"
 
 
 def _name(note: Path) -> str:

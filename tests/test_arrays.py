@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
-from tests.cluster import Cluster
-from tests.processes import losses, wait
-from tests.room import MIDDLE, Room, on_slurm, starts
+from slurm import submit as submit_command
+from slurm.cells import read_submissions
+from tests.cluster import Cluster, cluster
+from tests.processes import ROOT, losses, wait
+from tests.room import MIDDLE, SHORT, Room, on_slurm, starts
 
 pytestmark = on_slurm
 
@@ -42,3 +46,64 @@ def test_a_requeue_is_of_one_task(slurm: Cluster, tiny_config: Callable[..., Run
         assert {row["slurm_job"] for row in starts(cell)} == {f"{job}_{task}"}, "a start names another job than its own"
     slurm.ask("scancel", job)
     room.wait(slurm, [job], 90)
+
+
+@pytest.mark.timeout(900)
+def test_more_cells_than_an_array_may_have(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a cluster that allows arrays of five refuses a sweep of six cells, more of them run at once than the limit,
+    or a stage starts before all arrays of the one before have ended."""
+    branch = {"optim.lr": 1e-4, "schedule.kind": "constant", "schedule.warmup_steps": 0, "schedule.steps": 3}
+    stages = [{"name": "tiny", "branch_at": [12], "where": {"seeds.init": [5]}, "set": branch}]
+    room = Room(tmp_path, tiny_config(SHORT), axes={"seeds.*": [*range(6)]}, limit=3, stages=stages)
+    with cluster(tmp_path / "cluster", max_array_size=5) as small:
+        monkeypatch.setenv("SLURM_CONF", small.env["SLURM_CONF"])
+        jobs = room.submit()
+        rows = read_submissions(room.root)
+        assert [(row["stage"], len(row["cells"]), row["part"]) for row in rows] == [
+            ("main", 5, [1, 2]), ("main", 1, [2, 2]), ("tiny", 1, [1, 1]),
+        ]  # fmt: skip
+        at_once = 0
+        while active := [state for job in jobs for state in small.active(job)]:
+            at_once = max(at_once, sum(state in ("RUNNING", "CONFIGURING") for state in active))
+            time.sleep(0.2)
+    assert room.states() == ["done"] * 7, room.logs()
+    assert at_once == 3
+    *_, last, branch_of_it = (starts(cell)[0]["time"] for cell in room.cells())
+    assert last < branch_of_it
+
+
+def test_two_submissions_at_one_moment(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if two commands that both find every cell missing both submit it."""
+    room = Room(tmp_path, tiny_config(SHORT), axes={"seeds.*": [*range(3)]})
+    room.set_site(options=["--hold"])
+    command = [
+        sys.executable,
+        "-m",
+        "slurm.submit",
+        str(room.sweep),
+        "--runs",
+        str(room.runs),
+        "--site",
+        str(room.site),
+    ]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
+    (row,) = read_submissions(room.root)
+    slurm.ask("scancel", row["job"])
+    assert len(row["cells"]) == 3
+    for words, code in ends:
+        assert code == 0 or "one command at a time works on a sweep" in words, words
+    assert 0 in [code for _, code in ends]
+
+
+def test_a_refused_submission_leaves_nothing(
+    slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if what a cluster refuses leaves a record of a submission, or the refusal does not say why."""
+    room = Room(tmp_path, tiny_config(SHORT))
+    room.set_site(partition="none")
+    assert submit_command.main([str(room.sweep), "--runs", str(room.runs), "--site", str(room.site)]) == 2
+    assert "invalid partition" in capsys.readouterr().err
+    assert not room.runs.exists()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 from configs.plan import read_summary
 from configs.schedule import decay_sum
 from configs.schema import RunConfig
-from configs.sweep import Cell, expand
+from configs.sweep import Cell, all_cells, expand
 from record.run import RunFolder
 from slurm import status as status_command
 from slurm import submit as submit_command
 from slurm import task
+from slurm.arrays import Array, chain, sbatch_command
 from slurm.cells import standings
 from slurm.site import Site, load_site
 from tests.processes import ROOT, losses
@@ -210,7 +212,8 @@ def test_sbatch_command(sweep_file: SweepFile, tmp_path: Path) -> None:
          "cpus_per_rank": 8, "memory": "10G", "signal_s": 99, "modules": ("cuda/13",), "options": ("--exclusive",)}
     )  # fmt: skip
     root = tmp_path / "runs" / "wd"
-    command = submit_command.sbatch_command(sweep, site, root, "tiny", stages["main"], root / "s.json", ["17", "18_2"])
+    array = Array("tiny", 1, 1, stages["main"], ["17", "18_2"])
+    command = sbatch_command(sweep, site, root, array, root / "s.json")
     assert command[0] == "sbatch"
     assert {
         "--account=a b", "--partition=gpu", "--time=1-00:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4",
@@ -218,9 +221,46 @@ def test_sbatch_command(sweep_file: SweepFile, tmp_path: Path) -> None:
         "--exclusive", f"--chdir={ROOT}",
     } <= set(command)  # fmt: skip
     assert command[-3:] == [sys.executable, str(root / "s.json"), "cuda/13"]
-    assert not any(
-        "dependency" in word for word in submit_command.sbatch_command(sweep, site, root, "main", [], root, [])
-    )
+    first = sbatch_command(sweep, site, root, replace(array, after=[]), root / "s.json")
+    assert not any("dependency" in word for word in first)
+
+
+def test_arrays_of_a_limited_size(sweep_file: SweepFile, tmp_path: Path) -> None:
+    """Breaks if an array is longer than the cluster allows, a cell is left out, a stage does not wait for all of the one
+    before, or several arrays together run more tasks than the limit."""
+    stage = {"name": "tiny", "branch_at": [6], "set": TINY_LR}
+    _, stages = expand(sweep_file(axes={"seeds.*": [*range(5)]}, stages=[stage]), tmp_path / "runs", read_summary)
+    sent: list[Array] = []
+
+    def send(array: Array) -> str:
+        sent.append(array)
+        return str(len(sent))
+
+    queued = {str(stages["main"][4].folder.resolve()): ("77_4", "RUNNING")}
+    chain(stages, 2, None, queued, send)
+    assert [array.name for array in sent[:2]] == ["main, part 1 of 3", "main, part 2 of 3"]
+    assert [len(array.cells) for array in sent] == [2, 2, 1, 2, 2, 1]
+    assert [cell for array in sent for cell in array.cells] == all_cells(stages)
+    assert [array.after for array in sent] == [[], [], [], [*"123"], [*"123"], [*"123", "77_4"]]
+    sent.clear()
+    chain(stages, 2, 1, {}, send)
+    assert [array.after for array in sent] == [[], ["1"], ["2"], [*"123"], [*"1234"], [*"1235"]]
+    sent.clear()
+    chain(stages | {"main": []}, None, 1, {}, send)
+    assert [(array.name, array.after) for array in sent] == [("tiny", [])]
+
+
+def test_no_cluster(
+    sweep_file: SweepFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a submission on a machine without SLURM leaves anything behind, or does not say what works there."""
+    path = sweep_file(axes={"optim.weight_decay": [0.0, 0.1]})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit_command.main([str(path), "--runs", str(tmp_path / "runs")]) == 2
+    words = capsys.readouterr().err
+    assert "no sbatch here" in words
+    assert f"python -m slurm.submit {path} --runs {tmp_path / 'runs'} --local" in words
+    assert not (tmp_path / "runs").exists()
 
 
 def test_batch_script() -> None:
