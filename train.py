@@ -208,7 +208,8 @@ def check_moved(folder: RunFolder, manifest: Manifest, path: str) -> None:
 
 
 def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str, data_path: str) -> None:
-    """ValueError if the folder holds another experiment, or not what --resume requires."""
+    """ValueError if the folder holds another experiment, no run but something else, or not what --resume requires."""
+    folder.check_place()
     found = folder.read_experiment()
     if found is None and resume == "must":
         raise ValueError(f"--resume must: {folder.path} holds no run")

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from analysis.draw import save
 from analysis.figures import Figure
-from analysis.runs import Run, find_runs, load_run
+from analysis.read import load_run
+from analysis.runs import Run, find_runs
 from analysis.statistics import SMOOTHING
 
 
@@ -86,12 +87,20 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
-    """The runs, and notes on what was missing, damaged or void in them."""
+    """The runs, and notes on what was missing, damaged or void in them. A folder that cannot be read is left out by name.
+
+    ValueError if none can be read.
+    """
     paths, notes = find_runs(patterns, root)
-    runs = [
-        load_run(path)
-        for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2)
-    ]
+    runs, left_out = [], []
+    for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2):
+        try:
+            runs.append(load_run(path))
+        except ValueError as error:
+            left_out.append(str(error))
+    if not runs:
+        raise ValueError("; ".join(left_out[:3]) + (f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""))
+    notes += [f"left out: {why}" for why in left_out]
     for run in runs:
         notes += run.problems
         if run.superseded:
@@ -122,8 +131,13 @@ def main_of(name: str, analysis: Analysis, description: str | None, argv: list[s
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(result, notes, args.out)
+    show(result, notes + late_notes(runs), args.out)
     return 0
+
+
+def late_notes(runs: list[Run]) -> list[str]:
+    """What was wrong with files that are read only where an analysis asks for them."""
+    return [problem for run in runs for problem in run.late_problems]
 
 
 def show(result: Result, notes: list[str], out: Path | None) -> None:

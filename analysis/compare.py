@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.runs import Group, Run, baseline_of, pairs
 from analysis.statistics import MARGIN, MIDRUN, Interval, diverged_at, final, interval
+from record.run import UNKNOWN
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
 # Columns of starts.jsonl that change how bfloat16 rounds: each is a factor of its own in a study of precision
@@ -37,8 +38,8 @@ def sound(group: Group) -> list[Run]:
 
 
 def is_ended(run: Run) -> bool:
-    """Whether it is done and did not diverge: then its end compares."""
-    return run.state == "done" and divergence(run) is None
+    """Whether it is done, to its last row, and did not diverge: then its end compares."""
+    return run.state == "done" and run.last_step >= run.status["step"] and divergence(run) is None
 
 
 def ended(group: Group) -> list[Run]:
@@ -73,12 +74,14 @@ def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference over seeds at step `upto` of `steps`, from the curves that have come so far."""
+    """A difference over seeds at step `upto` of `steps`, from the curves that have come so far. `untold`: runs among them of
+    whose end nothing is known, because their status is damaged."""
 
     interval: Interval
     upto: int
     steps: int
     curves: list[pd.Series]
+    untold: list[str]
 
     @property
     def place(self) -> str:
@@ -88,6 +91,8 @@ class Paired:
         """The declared rule in words, of a difference of losses; the order can still turn, so unfinished runs get none."""
         if self.interval.n < 2:
             return "one seed: no claim" if self.interval.n else "nothing to compare"
+        if self.untold:
+            return f"no claim: the state of {', '.join(self.untold)} is unknown"
         if self.upto < self.steps:
             return "no claim yet"
         return verdict(self.interval, helps, harms)
@@ -99,7 +104,9 @@ def paired_final(group: Group, base: Group, column: str) -> Paired:
     upto = common_step([int(curve.index[-1]) for _, curve in known])
     curves = [curve.loc[:upto] for _, curve in known if curve.index[-1] >= upto]
     steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0)
-    return Paired(interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves]), upto, steps, curves)
+    ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
+    untold = sorted({run.path.name for pair in pairs(group, base) for run in pair if run.state == UNKNOWN})
+    return Paired(ends, upto, steps, curves, untold)
 
 
 def twins(groups: list[Group]) -> list[tuple[Run, Run]]:
@@ -141,7 +148,8 @@ def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
     curves = [curve.loc[:upto] for _, curve in known if upto and upto in curve.index]
     if not curves:
         return None
-    return Paired(interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves]), upto, upto, curves)
+    ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
+    return Paired(ends, upto, upto, curves, [])  # how a run has ended changes nothing of its middle
 
 
 def common_step(last: list[int]) -> int:

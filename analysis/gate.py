@@ -72,7 +72,7 @@ def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
         notes.append(f"{run.path}: {min(len(losses), len(norms))} of {UPDATES} updates: its start cannot be judged")
         return None
     rank = _rank(run, notes)
-    return float(losses.iloc[-LAST:].mean()), float(norms.max()), rank / float(run.fields["model.n_embd"])
+    return float(losses.iloc[-LAST:].mean()), float(norms.max()), rank / run.fields.get("model.n_embd", float("nan"))
 
 
 def _rank(run: Run, notes: list[str]) -> float:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
-from analysis.command import Analysis, Options, Result, add_runs, load_runs, options_of, parser_of, write
+from analysis.command import Analysis, Options, Result, add_runs, late_notes, load_runs, options_of, parser_of, write
 from analysis.draw import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for result in results:
         write(result, out / "figures")
-    page, text = out / "index.html", render(runs, results, notes + more, args.title)
+    page, text = out / "index.html", render(runs, results, notes + more + late_notes(runs), args.title)
     draft = page.with_suffix(".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, page)

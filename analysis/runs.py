@@ -15,8 +15,8 @@ import pandas as pd
 from configs.plan import read_summary
 from configs.sweep import all_cells, expand
 from record.checkpoints import parse_reference
-from record.metrics import read_log
-from record.run import RunFolder
+from record.metrics import Log, read_log
+from record.run import UNKNOWN, RunFolder
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
 STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        return str(self.status.get("state", "unknown"))
+        return str(self.status.get("state", UNKNOWN))
 
     @property
     def decay(self) -> float:
@@ -82,9 +82,18 @@ class Run:
         return pd.to_numeric(self.metrics[name], errors="coerce").dropna()
 
     @cached_property
+    def probe_log(self) -> Log:
+        return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
+
+    @cached_property
     def probes(self) -> pd.DataFrame:
         """As `metrics`, columns as in record/probes.py; empty for a run that was not probed."""
-        return _table(read_log(RunFolder(self.path).probes)[0])
+        return table_of(self.probe_log.rows)
+
+    @property
+    def late_problems(self) -> list[str]:
+        """What was wrong with the probes, if an analysis has read them: they are large, and most do not."""
+        return self.probe_log.problems if "probe_log" in vars(self) else []
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
@@ -143,45 +152,7 @@ def find_run(path: Path, runs: list[Run]) -> Run | None:
     return next((run for run in runs if run.path.name == path.name), None)
 
 
-def load_run(path: Path) -> Run:
-    """Read a run folder; works on unfinished runs. ValueError if it has no readable configuration."""
-    folder = RunFolder(path)
-    try:
-        config = json.loads(folder.config.read_text(encoding="utf-8"))
-        experiment = flatten(folder.read_experiment() or {})
-        status = folder.read_status() or {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable run folder: {error}") from None
-    rows, problems, superseded = read_log(folder.metrics)
-    fields = flatten(config) | {key: experiment[key] for key in ("data.digest",) if key in experiment}
-    varied = set(experiment) - {"branch.digest", "schedule.match.digest"}  # of one run each: told by what that run was
-    for name, given, digest in (
-        (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
-        (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),
-    ):
-        if given:
-            fields[name] = _told(path, str(given), fields, varied) or digest or given
-            varied.add(name)
-    return Run(path, fields, varied, status, folder.read_plan(), _table(rows), problems, superseded)
-
-
-def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
-    """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
-    place, step = parse_reference(reference)
-    folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
-    if folder is None:
-        return ""
-    try:
-        theirs = flatten(json.loads(folder.config.read_text(encoding="utf-8")))
-        names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=_importance)
-    except (OSError, ValueError):
-        return ""
-    kept = [n for n in names if not n.startswith((SEEDS, "data.digest", "branch.", "schedule.match."))]
-    parts = [f"{field_name(n)} {shown(theirs.get(n))}" for n in kept if theirs.get(n) != fields.get(n)]
-    return " ".join([*parts, *([f"step {step}"] if step is not None else [])]) or "the same"
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows if rows else {"step": [], "tokens": []}).set_index("step", drop=False)
 
 
@@ -200,10 +171,10 @@ def differing_fields(runs: list[Run]) -> list[str]:
     """The experiment's fields in which the runs are not all alike; λ, η and precision first."""
     names = set().union(*(run.varied for run in runs))
     differing = [name for name in names if len({json.dumps(run.fields.get(name)) for run in runs}) > 1]
-    return sorted(differing, key=_importance)
+    return sorted(differing, key=importance)
 
 
-def _importance(field: str) -> tuple[int, str]:
+def importance(field: str) -> tuple[int, str]:
     return {LAMBDA: 0, RATE: 1, PRECISION: 2}.get(field, 3), field
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
+from record.files import plain_name, read_regular
 from record.run import RunFolder
 
 MANIFEST = "manifest.json"
+# What a manifest is renamed to, so that its checkpoint is none any more, though its files stay.
+DAMAGED, SUPERSEDED = "manifest.damaged.json", "manifest.superseded.json"
+STEP = re.compile(r"step_[0-9]{1,15}")
 
 
 class File(BaseModel):
@@ -28,6 +33,14 @@ class CheckpointManifest(BaseModel):
     experiment: dict[str, Any]
     files: dict[str, File]
     checksum: str = ""  # of all the rest, so that a damaged manifest is no manifest
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, File]) -> dict[str, File]:
+        """No file of a checkpoint lies elsewhere than in its folder."""
+        for name in files:
+            plain_name(name)
+        return files
 
     def sealed(self) -> CheckpointManifest:
         return self.model_copy(update={"checksum": self._sum()})
@@ -56,13 +69,31 @@ class CheckpointManifest(BaseModel):
 
 def read_manifest(path: Path) -> CheckpointManifest:
     """The manifest of a checkpoint. ValueError if there is none or it cannot be read."""
+    if why := _set_aside(path):
+        raise ValueError(f"{path} is not a complete checkpoint: it {why}")
     try:
-        manifest = CheckpointManifest.model_validate_json((path / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
+        manifest = CheckpointManifest.model_validate_json(read_regular(path / MANIFEST))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a complete checkpoint: it has no {MANIFEST}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path} is not a complete checkpoint: its {MANIFEST} is none ({place} {first['msg']})"
+        ) from None
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a complete checkpoint: {error}") from None
     if not manifest.intact:
-        raise ValueError(f"{path} is not a complete checkpoint: its manifest is damaged")
+        raise ValueError(f"{path} is not a complete checkpoint: its {MANIFEST} is damaged")
     return manifest
+
+
+def _set_aside(path: Path) -> str:
+    if (path / MANIFEST).exists():
+        return ""
+    if (path / SUPERSEDED).exists():
+        return "was set aside when the run went back to an earlier step (--resume must --step)"
+    return "was found damaged and set aside" if (path / DAMAGED).exists() else ""
 
 
 def step_of(path: Path) -> int:
@@ -70,17 +101,45 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The folders named for a step, by step, whatever is in them."""
+    named = [path for path in folder.glob("step_*") if path.is_dir() and STEP.fullmatch(path.name)]
+    return sorted(named, key=step_of)
+
+
+def why_incomplete(path: Path) -> str:
+    """What keeps a folder from being a checkpoint, after the words "it" or its path; empty for one that is complete.
+
+    Complete: there is a manifest, and every file at its full size. That the bytes are those that were saved is a longer
+    look (engine/checkpoint.py).
+    """
+    if not (path / MANIFEST).exists():
+        return _set_aside(path) or f"is incomplete: it has no {MANIFEST}"
+    try:
+        manifest = read_manifest(path)
+    except ValueError as error:
+        return f"is damaged: {str(error).removeprefix(f'{path} is not a complete checkpoint: ')}"
+    if manifest.step != step_of(path):
+        return f"is damaged: its manifest is of step {manifest.step}"
+    for name, file in manifest.files.items():
+        if not (path / name).exists():
+            return f"is damaged: {name} is missing"
+        if not (path / name).is_file():
+            return f"is damaged: {name} is not a file"
+        if (size := (path / name).stat().st_size) != file.bytes:
+            return f"is damaged: {name} has {size} bytes, not {file.bytes}"
+    return ""
+
+
 def complete(folder: Path) -> list[Path]:
     """Checkpoints whose manifest and files are there at their full size, oldest first."""
-    found = []
-    for path in sorted(folder.glob("step_*")):
-        try:
-            files = read_manifest(path).files
-        except ValueError:
-            continue
-        if all((path / name).is_file() and (path / name).stat().st_size == file.bytes for name, file in files.items()):
-            found.append(path)
-    return found
+    return [path for path in numbered(folder) if not why_incomplete(path)]
+
+
+def incomplete_after(folder: Path, path: Path | None) -> list[tuple[Path, str]]:
+    """Folders of later steps than that of `path` (None: all) that are no checkpoints, and why: what the newest was taken for."""
+    later = [other for other in numbered(folder) if path is None or step_of(other) > step_of(path)]
+    return [(other, why) for other in later if (why := why_incomplete(other))]
 
 
 def find(folder: Path, step: int | None) -> Path:
@@ -90,17 +149,30 @@ def find(folder: Path, step: int | None) -> Path:
     if not wanted:
         names = ", ".join(str(step_of(path)) for path in found) or "none"
         asked = "" if step is None else f" of step {step}"
-        raise ValueError(f"{folder} has no complete checkpoint{asked}; steps there: {names}")
+        others = [path for path in numbered(folder) if step is None or step_of(path) == step]
+        why = "".join(f"; {path.name} {why_incomplete(path)}" for path in others[-1:])
+        raise ValueError(f"{folder} has no complete checkpoint{asked}; steps there: {names}{why}")
     return wanted[-1]
 
 
 def find_reference(text: str) -> Path:
     """The checkpoint that `RUN@STEP`, or `RUN` for its newest, means. ValueError if there is none."""
-    run, step = parse_reference(text)
+    run, step = parse_address(text)
     return find(RunFolder(run).checkpoints, step)
 
 
 def parse_reference(text: str) -> tuple[Path, int | None]:
     """`RUN@STEP` → (run folder, step); without @STEP the step is None."""
     folder, at, step = text.rpartition("@")
-    return (Path(folder), int(step)) if at and step.isdecimal() else (Path(text), None)
+    return (Path(folder), int(step)) if at and step.isdecimal() and len(step) < 16 else (Path(text), None)
+
+
+def parse_address(text: str) -> tuple[Path, int | None]:
+    """As `parse_reference`, of what somebody has typed. ValueError if what follows the @ is neither a step nor part of a name."""
+    folder, step = parse_reference(text)
+    if step is None and "@" in text and not folder.exists():
+        after = text.rpartition("@")[2]
+        raise ValueError(
+            f"{text}: expected a number after @ (found {after[:40]!r}), or a run folder of that whole name"
+        )
+    return folder, step

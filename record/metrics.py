@@ -26,15 +26,27 @@ gradient norm stands out has `spike/loss` or `spike/grad_norm`, in robust deviat
 
 A non-finite value is written as null and named in the row's `nonfinite` list. A row with `event: "resume"` and
 step s makes the earlier rows after s void; a later row of the same step adds to and overrides the earlier one.
+
+So every measurement (a name with a slash) is a number or null, but for the list `nonfinite/windows`; a line that says
+otherwise is damaged, and no row. Every step from 1 on has a row: one that is missing was lost.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from record.files import parse_json, read_regular
+from record.run import LARGEST
+
+WORST = 5  # so many damaged lines and missing pieces of one file are named, the others counted
+HIGHEST = sys.float_info.max
 
 
 class MetricsLog:
@@ -69,34 +81,46 @@ def encode_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **dict.fromkeys(bad), "nonfinite": bad} if bad else row
 
 
+@dataclass(frozen=True)
+class Log:
+    """`rows` in force, by step; `problems`: lines that are no rows; `superseded`: steps whose rows a resume made void;
+    `torn`: the last line has no end, because a writer is at work or was cut off."""
+
+    rows: list[dict[str, Any]]
+    problems: list[str]
+    superseded: int
+    torn: bool
+
+
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows in force, by step, and what was wrong with the file.
+    """The rows in force, by step, and what was wrong with the file: lines that are no rows, steps that have none.
 
     Returns (rows sorted by step, problems). A torn last line is no problem: a writer may be at work.
     """
-    rows, problems, _ = read_log(path)
-    return rows, problems
+    log = read_log(path)
+    return log.rows, log.problems + lost_steps(path, log)
 
 
-def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
-    """As `read_metrics`, and of how many steps the rows were superseded when the run resumed before them."""
+def read_log(path: Path, last: int = LARGEST) -> Log:
+    """A log of a run whose last step is `last`: a row of a later one is damaged. ValueError if it is no regular file."""
     rows: dict[int, dict[str, Any]] = {}
-    problems: list[str] = []
+    damaged: list[str] = []
     superseded = 0
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    try:
+        text = read_regular(path).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        text = ""
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-            step = row["step"]
-            if not isinstance(step, int) or not all(isinstance(key, str) for key in row.get("nonfinite", [])):
-                raise TypeError("step is not an integer, or nonfinite no list of names")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            row = _row(line, last)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             if number < len(lines):
-                problems.append(f"{path}:{number}: not a row ({error})")
+                damaged.append(f"{path}:{number}: not a row ({error})")
             continue
+        step = row["step"]
         if row.get("event") == "resume":
             void = [s for s in rows if s > step]
             superseded += len(void)
@@ -108,4 +132,46 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
             known.update(row)
             if bad:
                 known["nonfinite"] = sorted(bad)
-    return [rows[step] for step in sorted(rows)], problems, superseded
+    if len(damaged) > WORST:
+        damaged[WORST:] = [f"{path}: {len(damaged) - WORST} more lines are no rows"]
+    return Log([rows[step] for step in sorted(rows)], damaged, superseded, torn=bool(lines[-1]))
+
+
+def _row(line: str, last: int) -> dict[str, Any]:
+    """A line of a log, checked. ValueError, LookupError, TypeError or RecursionError for one that is no row."""
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise TypeError("no JSON object")
+    step = row["step"]
+    if type(step) is not int or not 0 <= step <= last:  # a bool is an int to isinstance, and would be step 1
+        raise TypeError(f"step is {step!r:.40}" + (f", not from 0 to {last}" if last < LARGEST else ""))
+    if type(row.get("tokens", 0)) is not int or not isinstance(row.get("event", ""), str):
+        raise TypeError("tokens is not an integer, or event no text")
+    bad = row.get("nonfinite", [])
+    if not isinstance(bad, list) or not all(isinstance(name, str) for name in bad):
+        raise TypeError("nonfinite is no list of names")
+    for name, value in row.items():
+        if value.__class__ is float and -HIGHEST <= value <= HIGHEST:  # nearly all of them
+            continue
+        if "/" not in name or value is None or name == "nonfinite/windows":
+            continue
+        if type(value) not in (int, float) or not -HIGHEST <= value <= HIGHEST:
+            raise TypeError(f"{name[:80]} is {value!r:.40}, not a number or null")
+        row[name] = float(value) if abs(value) > LARGEST else value
+    return row
+
+
+def lost_steps(path: Path, log: Log, upto: int | None = None) -> list[str]:
+    """One sentence on the steps from 1 to `upto` (None: the last row) that have no row in metrics.jsonl; none if all have."""
+    steps = [0, *(row["step"] for row in log.rows if row["step"] and (upto is None or row["step"] <= upto))]
+    steps += [] if upto is None else [upto + 1]
+    gaps = [(a + 1, b - 1) for a, b in itertools.pairwise(steps) if b - a > 1]
+    if not gaps:
+        return []
+    named = ", ".join(f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in gaps[:WORST])
+    more = f" and {len(gaps) - WORST} more places" if len(gaps) > WORST else ""
+    return [f"{path}: {_count(sum(b - a + 1 for a, b in gaps))} no row: {named}{more}"]
+
+
+def _count(steps: int) -> str:
+    return "1 step has" if steps == 1 else f"{steps:,} steps have"

@@ -16,17 +16,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from record.files import read_dict, write_json
+from record.files import parse_json, read_dict, read_object, read_regular, write_json
 
 State = Literal["running", "done", "preempted", "failed", "diverged"]
+STATES = get_args(State)
+LARGEST = 2**53  # no step is larger: the integers that every reader of JSON holds exactly
+UNKNOWN = "unknown"  # what a status reads as whose state is none of them
 
 # Exit codes of train.py. A launcher's own exit code says nothing: read status.json.
 EXIT_CODES = {"done": 0, "failed": 1, "bad input": 2, "diverged": 3, "preempted": 75}
+
+# What may be in a folder before its run has described itself: of a start that was refused or killed, and of slurm/.
+BEFORE_START = {
+    ".lock", ".writer.json", "checkpoints", "logs", "metrics.jsonl", "probes.jsonl", "refused.json", "status.json", "stop",
+    "wandb",
+}  # fmt: skip
+LEFTOVERS = re.compile(r"\.nfs.*|\..*\.\d+\.tmp")  # of a network file system, and of a killed write_json
 
 
 class RunFolder:
@@ -50,24 +61,36 @@ class RunFolder:
     ) -> None:
         """Write the run's description; called at every start, by rank 0."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.experiment, experiment)  # first: by it the folder is known as a run's (check_place)
         write_json(self.config, config)
         write_json(self.given, given)
         write_json(self.plan, plan)
-        write_json(self.experiment, experiment)
+
+    def check_place(self) -> None:
+        """ValueError where no run can be recorded here: the path is a file, or a folder in which something else lies."""
+        place = next((path for path in (self.path, *self.path.parents) if path.exists() or path.is_symlink()), None)
+        if place is not None and not place.is_dir():
+            raise ValueError(f"--run-dir {self.path}: {place} is no folder; a run needs one, new or empty")
+        if place != self.path or self.experiment.exists():
+            return
+        names = sorted(path.name for path in self.path.iterdir())
+        logs = [path.name for path in (self.metrics, self.probes) if path.exists() and path.stat().st_size]
+        foreign = [name for name in names if name not in BEFORE_START and not LEFTOVERS.fullmatch(name)] + logs
+        if foreign:
+            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            raise ValueError(
+                f"--run-dir {self.path} holds no run (there is no {self.experiment.name} in it), but {shown}; "
+                "give a new or empty folder"
+            )
 
     def read_experiment(self) -> dict[str, Any] | None:
         """The experiment this folder holds; None for a folder without one. ValueError if it is unreadable."""
-        if not self.experiment.exists():
-            return None
         try:
-            value = json.loads(self.experiment.read_text(encoding="utf-8"))
-            if not isinstance(value, dict):
-                raise ValueError(f"it holds a {type(value).__name__}")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.experiment} cannot be read ({error}); restore it or use another --run-dir"
-            ) from None
-        return value
+            return read_object(self.experiment)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{error}; restore it or use another --run-dir") from None
 
     def data_path(self) -> str | None:
         """Where the data of this run lay at its latest start; None where that cannot be read."""
@@ -100,12 +123,17 @@ class RunFolder:
 
     def read_starts(self) -> list[dict[str, Any]]:
         """The rows of starts.jsonl that can be read, oldest first."""
+        try:
+            lines = read_regular(self.starts).decode("utf-8", errors="replace").split("\n")
+        except (OSError, ValueError):
+            return []
         rows = []
-        for line in self.starts.read_text(encoding="utf-8").splitlines() if self.starts.is_file() else []:
+        for line in lines:
             try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
+                row = parse_json(line)
+            except (ValueError, RecursionError):
                 continue
+            rows += [row] if isinstance(row, dict) else []
         return rows
 
     def last_start(self) -> dict[str, Any] | None:
@@ -133,8 +161,23 @@ class RunFolder:
         )
 
     def read_status(self) -> dict[str, Any] | None:
-        """The latest status, or None where the run never started."""
+        """The latest status, or None where the run never started. ValueError for a file that is no status.
+
+        A state that is none of ours (a damaged letter is enough) reads as `unknown`, with what stands there as the reason:
+        whether such a run has ended cannot be told.
+        """
         try:
-            return dict(json.loads(self.status.read_text(encoding="utf-8")))
+            status = read_object(self.status)
         except FileNotFoundError:
             return None
+        step, steps = (status.get(name) for name in ("step", "steps"))
+        if type(step) is not int or type(steps) is not int or not 0 <= step <= steps <= LARGEST:
+            raise ValueError(f"{self.status} is no status: step {step!r:.40} of {steps!r:.40}")
+        for name in ("state", "reason", "order_digest", "updated"):
+            status.setdefault(name, "")
+            if not isinstance(status[name], str):
+                raise ValueError(f"{self.status} is no status: {name} is {status[name]!r:.40}")
+        if status["state"] not in STATES:
+            status["reason"] = f"{self.status.name} says {status['state']!r:.40}, which is none of {', '.join(STATES)}"
+            status["state"] = UNKNOWN
+        return status

@@ -16,8 +16,9 @@ from configs.sweep import Cell
 from record.checkpoints import find
 from record.files import read_dict, write_json
 from record.lock import BEAT_S, NOTE
-from record.metrics import read_metrics
+from record.metrics import read_log
 from record.run import RunFolder
+from record.shortfall import shortfalls
 
 ALIVE_S = 12 * BEAT_S  # a writer whose last heartbeat is older has died
 FINISHED = ("done", "diverged")
@@ -26,7 +27,8 @@ REFUSAL = "refused.json"  # in a run folder: why its latest attempt did not star
 
 @dataclass(frozen=True)
 class Standing:
-    """What became of a cell. `state`: done running preempted pending failed diverged blocked missing."""
+    """What became of a cell. `state`: done running preempted pending failed diverged blocked missing, or unknown where the
+    status is damaged."""
 
     state: str
     step: int = 0
@@ -54,7 +56,8 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
         if parent is not None and parent.state in (*FINISHED, "failed", "blocked") and (why := blocked(cell)):
             return Standing("blocked", 0, steps, why)
         return Standing("missing", 0, steps)
-    rows, _ = read_metrics(folder.metrics)
+    log = read_log(folder.metrics, steps)
+    rows, lacking = log.rows, shortfalls(folder, status, log, cell.config.log.probe_every)
     step = max([status["step"], *(row["step"] for row in rows)])
     recent = [row for row in rows if "train/loss" in row][-20:]
     rates = [row["perf/tokens_per_s"] for row in recent if row.get("perf/tokens_per_s")]
@@ -71,7 +74,7 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
         state,
         step,
         steps,
-        why,
+        "; ".join([*filter(None, [why]), *lacking]),
         rate if state == "running" else None,
         (steps - step) * cell.config.batch.tokens_per_step / rate if rate and state == "running" else None,
         statistics.fmean(losses) if losses else None,
@@ -85,7 +88,13 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
     for cell in cells:
         try:
             found[cell.folder] = standing(cell, queued or {}, found)
-        except (ValueError, KeyError, TypeError) as error:  # one damaged folder must not hide the others
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            ArithmeticError,
+            OSError,
+        ) as error:  # one damaged folder must not hide the others
             found[cell.folder] = Standing(
                 "failed", 0, cell.config.schedule.steps, f"its folder cannot be read: {error!r}"
             )

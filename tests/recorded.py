@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.runs import Run, load_run
+from analysis.read import load_run
+from analysis.runs import Run
 from configs.load import merge
 from record.metrics import MetricsLog
 from record.run import RunFolder

@@ -12,7 +12,8 @@ import pytest
 from analysis import advise, bias_variance, effective_lr, generalisation, laws, loss_curves, precision, sweep, theory
 from analysis.command import Options, write
 from analysis.published import COSINE, published_lines
-from analysis.runs import find_runs, load_run
+from analysis.read import load_run
+from analysis.runs import find_runs
 from tests.recorded import base_curve, load, write_run
 
 PLAIN = Options()

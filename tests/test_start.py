@@ -12,7 +12,8 @@ import pytest
 
 from analysis import gate
 from analysis.command import Options
-from analysis.runs import find_runs, load_run
+from analysis.read import load_run
+from analysis.runs import find_runs
 from configs.identity import experiment, run_id
 from configs.plan import DataSummary, make_plan
 from configs.schema import RunConfig

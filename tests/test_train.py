@@ -244,7 +244,8 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
         (["--set", "schedule.steps=1000000"], tmp_path / "new", "at most"),
         (["--set", "model.vocab_size=500"], tmp_path / "new", "set model.vocab_size to at least 512"),
         (["--set", f"data.path={tmp_path / 'absent'}"], tmp_path / "new", "prepare it with: python -m data.prepare"),
-        ([], tmp_path / "config.json", "File exists"),
+        ([], tmp_path / "config.json", "config.json is no folder; a run needs one"),
+        ([], tmp_path, "holds no run (there is no experiment.json in it), but config.json"),
         (["--set", "precision=tf32"], tmp_path / "new", "tf32 needs a CUDA device"),
     ]
     processes = [start(config_file(), run_dir, *options) for options, run_dir, _ in cases]
@@ -252,6 +253,7 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
         output = finish(process, 2)
         assert message in output
         assert "Traceback" not in output
+        assert output.count("\n") < 6, "the plan came first"
     assert not (tmp_path / "new").exists()
     assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
 

@@ -1,0 +1,103 @@
+"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or a ValueError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from analysis.runs import (
+    FOLLOWS,
+    LAMBDA,
+    PRECISION,
+    RATE,
+    SEEDS,
+    STARTS,
+    Run,
+    field_name,
+    flatten,
+    importance,
+    shown,
+    table_of,
+)
+from record.checkpoints import parse_reference
+from record.files import read_object
+from record.metrics import read_log
+from record.run import LARGEST, UNKNOWN, RunFolder
+from record.shortfall import shortfalls
+
+# Fields that the analyses compute with: the least value, and whether a run must have it.
+NUMBERS = {LAMBDA: (0.0, True), RATE: (0.0, True), "numerics.divergence_margin": (0.0, False)}
+COUNTS = {"schedule.steps": True, "batch.tokens_per_step": True, "model.n_embd": False}
+TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "schedule.match.reference")
+
+
+def load_run(path: Path) -> Run:
+    """Read a run folder; works on unfinished runs. ValueError, naming the folder, if what is in it cannot be a run."""
+    folder = RunFolder(path)
+    try:
+        config = flatten(read_object(folder.config))
+        experiment = flatten(folder.read_experiment() or {})
+        fields = config | {key: experiment[key] for key in ("data.digest",) if key in experiment}
+        check_fields(fields)
+        status = folder.read_status() or {}  # before the rows: a live run writes them first
+        log = read_log(folder.metrics, fields["schedule.steps"])
+        plan = folder.read_plan()
+        problems = log.problems + (shortfalls(folder, status, log, fields.get("log.probe_every")) if status else [])
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable run folder: {error}") from None
+    if status.get("state") == UNKNOWN:
+        problems.append(
+            f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
+        )
+    varied = set(experiment) - {"branch.digest", "schedule.match.digest"}  # of one run each: told by what that run was
+    for name, given, digest in (
+        (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
+        (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),
+    ):
+        if given:
+            fields[name] = _told(path, str(given), fields, varied) or digest or given
+            varied.add(name)
+    return Run(path, fields, varied, status, plan, table_of(log.rows), problems, log.superseded)
+
+
+def check_fields(fields: dict[str, Any]) -> None:
+    """ValueError for a field of config.json that no run of ours can have had, and that an analysis would stumble over.
+
+    Not the whole schema: runs of earlier versions are read too.
+    """
+    for name, value in fields.items():
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ValueError(f"config.json: {name[:80]} is a number without sense")
+        if name.startswith(SEEDS) and type(value) is not int:
+            raise ValueError(f"config.json: {name[:80]} is {value!r:.40}, not an integer")
+    for name, (least, needed) in NUMBERS.items():
+        value = fields.get(name)
+        if value is None and not needed:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
+            raise ValueError(f"config.json: {name} is {value!r:.40}, not a number from {least:g} up")
+    for name, needed in COUNTS.items():
+        if (needed or name in fields) and (type(fields.get(name)) is not int or fields[name] < 1):
+            raise ValueError(f"config.json: {name} is {fields.get(name)!r:.40}, not a count")
+    for name in TEXTS:
+        if not isinstance(text := fields.get(name) or "", str) or "\0" in text:
+            raise ValueError(f"config.json: {name} is {text!r:.40}, not a text")
+    origin = fields.get("branch.origin")
+    if origin and parse_reference(origin)[1] is None:
+        raise ValueError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
+
+
+def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
+    """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
+    place, step = parse_reference(reference)
+    try:
+        folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
+        if folder is None:
+            return ""
+        theirs = flatten(read_object(folder.config))
+        names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=importance)
+    except (OSError, ValueError, RecursionError):
+        return ""
+    kept = [n for n in names if not n.startswith((SEEDS, "data.digest", "branch.", "schedule.match."))]
+    parts = [f"{field_name(n)} {shown(theirs.get(n))}" for n in kept if theirs.get(n) != fields.get(n)]
+    return " ".join([*parts, *([f"step {step}"] if step is not None else [])]) or "the same"
