@@ -38,10 +38,10 @@ def hold(
     try:
         lock = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
-        raise ValueError(f"{_name(note)} is {act} {folder}; {instead}") from None
+        raise ValueError(f"{holder(folder)} is {act} {folder}; {instead}") from None
     with lock:
         if _lives_elsewhere(note):
-            raise ValueError(f"{_name(note)} is {act} {folder}; {instead}")
+            raise ValueError(f"{holder(folder)} is {act} {folder}; {instead}")
         row: dict[str, object] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -63,7 +63,7 @@ def _beat(note: Path, row: dict[str, object], ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
             if (found := read_dict(note)) and found != row:  # we were suspended for long, and another host took over
-                logger.error("%s has taken over %s: this process ends", _name(note), note.parent)
+                logger.error("%s has taken over %s: this process ends", holder(note.parent), note.parent)
                 os._exit(1)
             os.utime(note)
         except OSError as error:
@@ -75,7 +75,7 @@ def _lives_elsewhere(note: Path) -> bool:
     if not note.exists() or read_dict(note).get("host") == socket.gethostname():
         return False  # this host's kernel lock has already decided
     logger.info(
-        "%s names a writer on another host (%s): watching for %g s whether it lives", note, _name(note), WATCH_S
+        "%s names a writer on another host (%s): watching for %g s whether it lives", note, holder(note.parent), WATCH_S
     )
     first, deadline = note.stat().st_mtime_ns, time.monotonic() + WATCH_S
     while time.monotonic() < deadline:
@@ -89,8 +89,9 @@ def _lives_elsewhere(note: Path) -> bool:
     return False
 
 
-def _name(note: Path) -> str:
-    row = read_dict(note)
+def holder(folder: Path) -> str:
+    """Who writes a folder, in words."""
+    row = read_dict(folder / NOTE)
     job = f", SLURM job {row['job']}" if row.get("job") else ""
     return (
         f"process {row['pid']} on {row['host']} (since {row.get('since')}{job})" if "pid" in row else "another process"

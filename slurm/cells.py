@@ -8,21 +8,21 @@ import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from configs.sweep import Cell
 from record.checkpoints import find
 from record.files import read_dict, write_json
-from record.lock import BEAT_S, NOTE
+from record.lock import BEAT_S, NOTE, holder
 from record.metrics import read_log
 from record.run import RunFolder
 from record.shortfall import shortfalls
+from slurm.refusals import note_refusal, refusal, why_it_ended
 
 ALIVE_S = 12 * BEAT_S  # a writer whose last heartbeat is older has died
 FINISHED = ("done", "diverged")
-REFUSAL = "refused.json"  # in a run folder: why its latest attempt did not start
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,12 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
     status = folder.read_status() if cell.id else None
     job, job_state = queued.get(str(cell.folder.resolve()), ("", ""))
     waiting = job_state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-    refusal = _refusal(folder.path, status)
-    if refusal and not job_state:
-        return Standing("failed", status["step"] if status else 0, steps, refusal)
+    held = is_alive(folder)
+    refused = refusal(folder.path, status)
+    if refused and not job_state and not held:
+        return Standing("failed", status["step"] if status else 0, steps, refused)
+    if status is None and held:
+        return Standing("running", 0, steps, f"started by {holder(folder.path)}")
     if status is None:
         if waiting or job_state:
             return Standing("pending" if waiting else "running", 0, steps, f"job {job} {job_state.lower()}")
@@ -64,7 +67,9 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
     losses = [row["train/loss"] for row in recent if row["train/loss"] is not None]
     validations = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     state, why, rate = status["state"], status["reason"], statistics.median(rates) if rates else None
-    if state == "running" and not is_alive(folder):
+    if state in ("failed", "preempted") and held:
+        state, why = "running", f"started again by {holder(folder.path)}"
+    elif state == "running" and not held:
         state, why = "failed", "its process is gone: killed, or its node lost"
         if job_state:
             state, why = ("pending", f"job {job} requeued") if waiting else ("running", f"job {job} starts again")
@@ -112,24 +117,19 @@ def is_alive(folder: RunFolder) -> bool:
         return False
 
 
-def note_refusal(folder: Path, started: float, log: Path) -> str:
-    """Where an attempt that began at `started` left no status, it was refused: keep why, from the end of its log.
+def aftermath(folder: Path, started: float, logs: list[Path], cluster_log: Path | None, ended: str) -> tuple[str, str]:
+    """How an attempt that began at `started` came out: "started", "held" (and by whom) or "refused" (and why, which is noted).
 
-    Returns why; empty where the run did start.
+    An attempt that has left no status did not start. Where somebody else writes the folder this is no failure.
     """
     status = RunFolder(folder).read_status()
     if status is not None and datetime.fromisoformat(status["updated"]).timestamp() >= int(started):
-        return ""
-    lines = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
-    why = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "it left no log")
-    write_json(folder / REFUSAL, {"why": why, "updated": datetime.now(UTC).isoformat(timespec="seconds")})
-    return why
-
-
-def _refusal(folder: Path, status: dict[str, Any] | None) -> str:
-    """Why the latest attempt was refused; empty if it was not."""
-    known = read_dict(folder / REFUSAL)
-    return "" if status is not None and status["updated"] > known.get("updated", "") else str(known.get("why", ""))
+        return "started", ""
+    if is_alive(RunFolder(folder)):
+        return "held", f"held by {holder(folder)}"
+    why = why_it_ended(logs, cluster_log, ended)
+    note_refusal(folder, why)
+    return "refused", why
 
 
 def blocked(cell: Cell) -> str:

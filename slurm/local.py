@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
 from configs.sweep import Cell
-from record.run import EXIT_CODES
-from slurm.cells import FINISHED, blocked, config_path, note_refusal, standings
+from record.lock import holder
+from record.run import EXIT_CODES, RunFolder
+from slurm.cells import FINISHED, aftermath, blocked, config_path, is_alive, standings
+from slurm.refusals import headline, how_it_ended
 from slurm.status import render_counts
+from slurm.trainings import Training, trainings_here, writer_here
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_S = 5.0  # between looks at every run's log, which takes time that the runs could use
@@ -25,39 +27,63 @@ LOOK_S = 5.0  # between looks at every run's log, which takes time that the runs
 
 @dataclass
 class Job:
+    """A cell in training: by our `process`, or by `others`, processes of this machine that we found at it.
+
+    `slot` is its place among those that run at once. It is None, and the job is only waited for, where the cell is a SLURM
+    job's, or another machine's, of which we know no process.
+    """
+
     cell: Cell
-    slot: int
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    slot: int | None
     started: float
+    process: subprocess.Popen[bytes] | None = None
+    others: list[Training] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        if self.process is not None:
+            return self.process.poll() is None
+        return any(training.lives for training in self.others) if self.others else is_alive(RunFolder(self.cell.folder))
+
+    @property
+    def log(self) -> Path:
+        return self.cell.folder / "logs" / "local.log"
+
+    def ask_to_stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+        for training in self.others if self.slot is not None else []:
+            if training.lives:
+                os.kill(training.pid, signal.SIGTERM)
 
 
 def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
     """Run `cells`, at most `jobs` at once, a cell once what it starts from is there. Returns the exit code.
 
-    A signal to stop is handed to the runs, which save; 75 then, 1 if a run failed, else 0.
+    Cells that somebody trains already are not started: those of this machine, left by a runner that was killed, take one of
+    the `jobs` places until they end. A signal to stop is handed to the runs, which save; 75 then, 1 if a run failed, else 0.
     """
     waiting, running, stopped, looked = list(cells), list[Job](), list[int](), 0.0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda found, _: stopped.append(found))
+    _listen(stopped)
+    _say(_shares(cells, jobs))
+    running += _adopted(waiting, running, jobs)
     steps = sum(cell.config.schedule.steps for cell in cells)
     with tqdm(total=steps, unit=" steps", desc=root.name, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
-        while running or (waiting and not stopped):
-            for job in [job for job in running if job.process.poll() is not None]:
-                job.log.close()
-                note_refusal(job.cell.folder, job.started, Path(job.log.name))
+        while any(job.slot is not None for job in running) or ((running or waiting) and not stopped):
+            for job in [job for job in running if not job.runs]:
                 running.remove(job)
-                known = standings([job.cell])[job.cell.folder]
-                tqdm.write(
-                    f"{job.cell.folder}: {known.state} at step {known.step}{': ' + known.why if known.why else ''}"
-                )
+                if _is_over(job, bool(stopped)):
+                    continue
+                waiting.insert(0, job.cell)  # somebody else was faster: found at it below
             if stopped:
                 for job in running:
-                    job.process.send_signal(signal.SIGTERM)
-            free = set(range(jobs)) - {job.slot for job in running}
-            for cell in [cell for cell in waiting if not blocked(cell)][: 0 if stopped else len(free)]:
-                waiting.remove(cell)
-                running.append(_start(root, cell, free.pop(), jobs))
+                    job.ask_to_stop()
+            elif any(not blocked(cell) for cell in waiting) and (free := _free(running, jobs)):
+                running += _adopted(waiting, running, jobs)
+                free = _free(running, jobs)
+                for cell in [cell for cell in waiting if not blocked(cell)][: len(free)]:
+                    waiting.remove(cell)
+                    running.append(_start(root, cell, free.pop(0), jobs))
             if not running and waiting and all(blocked(cell) for cell in waiting):
                 break
             if time.monotonic() > looked + LOOK_S:
@@ -66,29 +92,119 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
                 bar.update(sum(known.step for known in found.values()) - bar.n)
             time.sleep(0.5)
     found = standings(cells)
-    print(render_counts(found))
+    _say(render_counts(found))
     for cell in waiting if not stopped else []:
-        print(f"{cell.folder}: blocked: {blocked(cell)}")
+        _say(f"{cell.folder}: blocked: {blocked(cell)}")
     if stopped:
         return EXIT_CODES["preempted"]
     return 0 if all(found[cell.folder].state in FINISHED for cell in cells) else 1
 
 
+def _listen(stopped: list[int]) -> None:
+    """Note every request to stop; a terminal that closes is one, unless nohup has it ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda found, _: stopped.append(found))
+
+
+def _say(text: str) -> None:
+    """Print over the bar; a terminal that was closed hears nothing, and the runs go on."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left in the old one would fail again at the end)
+
+
+def _free(running: list[Job], jobs: int) -> list[int]:
+    """The places that nobody has. Where more train than `jobs` allows, some have places beyond."""
+    taken = {job.slot for job in running if job.slot is not None}
+    return sorted(set(range(jobs)) - taken)[: max(0, jobs - len(taken))]
+
+
+def _adopted(waiting: list[Cell], running: list[Job], jobs: int) -> list[Job]:
+    """Take from `waiting` the cells that somebody trains already, and say so of each."""
+    here, adopted = trainings_here(), list[Job]()
+    for cell in list(waiting):
+        others = here.get(cell.folder.resolve(), [])
+        held = is_alive(RunFolder(cell.folder))
+        if not others and held and (writer := writer_here(cell.folder)):
+            others = [writer]
+        if not others and not held:
+            continue
+        waiting.remove(cell)
+        began = min((training.began_at for training in others), default=time.time())
+        job = Job(cell, None, began, others=others)
+        numbers = ", ".join(str(training.pid) for training in others)
+        if others and {training.job for training in others} <= {"", os.environ.get("SLURM_JOB_ID", "")}:
+            job.slot = _place(others, running + adopted, jobs)
+            _say(f"{cell.folder}: in training already, by process {numbers}; it takes a place of the {jobs}")
+        else:
+            who = holder(cell.folder) if held else f"process {numbers}, a SLURM job's"
+            _say(f"{cell.folder}: held by {who}; not run here, waited for")
+        adopted.append(job)
+    return adopted
+
+
+def _place(others: list[Training], running: list[Job], jobs: int) -> int:
+    """The place whose device they have, where there are devices and it is free; else the first free one, or one beyond."""
+    taken, devices = {job.slot for job in running}, _devices() if jobs > 1 else []
+    theirs = [place for place in range(jobs) if devices and devices[place % len(devices)] == others[0].devices]
+    free: list[int] = [place for place in [*theirs, *range(jobs + len(running) + 1)] if place not in taken]
+    return free[0]
+
+
+def _is_over(job: Job, stopped: bool) -> bool:
+    """Say what became of a job that has ended; False where it never began, because somebody else trains its cell."""
+    ended = how_it_ended(job.process.returncode) if job.process is not None else ""
+    stopped_early = stopped and job.process is not None and job.process.returncode < 0  # before it could leave a status
+    if job.slot is not None and not stopped_early:
+        word, _ = aftermath(job.cell.folder, job.started, [job.log], None, ended)
+        if word == "held":
+            return False
+    known = standings([job.cell])[job.cell.folder]
+    _say(f"{job.cell.folder}: {known.state} at step {known.step}{': ' + known.why if known.why else ''}")
+    return True
+
+
+def _shares(cells: list[Cell], jobs: int) -> str:
+    """How many threads the runs get, and whether these are more than there are cores."""
+    cores = len(os.sched_getaffinity(0))
+    given = sorted({int(text) for cell in cells if (text := threads_of(cell, jobs)).isdecimal()})
+    line = f"{jobs} run(s) at once on {cores} core(s), threads of a run: {', '.join(map(str, given)) or 'none'}"
+    if given and given[-1] * jobs > cores:
+        line += "; more threads than cores slow each other (parallel.threads_per_rank of the configuration is kept)"
+    return line
+
+
+def threads_of(cell: Cell, jobs: int) -> str:
+    """A run's OMP_NUM_THREADS: what its configuration gives, else its share of the cores, or less where the shell's is less."""
+    if cell.config.parallel.threads_per_rank is not None:
+        return str(cell.config.parallel.threads_per_rank)
+    share, text = max(1, len(os.sched_getaffinity(0)) // jobs), os.environ.get("OMP_NUM_THREADS", "").strip()
+    outermost = text.partition(",")[0].strip()
+    if text and not outermost.isdecimal():
+        return text  # which the run will refuse, and say why
+    return str(min(share, int(outermost)) if text else share)
+
+
 def _start(root: Path, cell: Cell, slot: int, jobs: int) -> Job:
     """Its share of cores, and of GPUs where there are any; output in the run folder's logs/."""
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    env = {**os.environ, "OMP_NUM_THREADS": threads_of(cell, jobs)}
     if (devices := _devices()) and jobs > 1:
         env["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    logs = cell.folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    log = open(logs / "local.log", "ab")  # noqa: SIM115 (closed when the run has ended)
+    job = Job(cell, slot, time.time())
+    job.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", "--config", str(config_path(root, cell).resolve())]
-    command += ["--run-dir", str(cell.folder.resolve()), "--set", f"parallel.threads_per_rank={threads}"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    return Job(cell, slot, process, log, time.time())
+    command += ["--run-dir", str(cell.folder.resolve())]
+    with open(job.log, "ab") as log:
+        log.write(headline(f"started by process {os.getpid()}").encode())
+        log.flush()
+        # A session of its own: Ctrl-C and a closed terminal reach this runner, which tells the runs.
+        job.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return job
 
 
 def _devices() -> list[str]:

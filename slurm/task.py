@@ -4,7 +4,7 @@
     container SUBMISSION          the words before the training command, NUL-terminated
     port                          a free port for the rendezvous, on this host
     rank SUBMISSION               become one rank of train.py, its output in the run folder's logs/
-    outcome SUBMISSION STARTED    exit code of the job, 75 to requeue it; STARTED in seconds since the epoch
+    outcome SUBMISSION STARTED CODE    exit code of the job, 75 to requeue it; STARTED in seconds since the epoch, CODE srun's
 
 The submission is the file slurm/submit.py wrote; SLURM_ARRAY_TASK_ID says which of its cells this is.
 """
@@ -17,13 +17,14 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from record.environment import slurm_job
 from record.run import EXIT_CODES, RunFolder
-from slurm.cells import FINISHED, note_refusal, unready
+from slurm.cells import FINISHED, aftermath, unready
+from slurm.refusals import headline, how_it_ended
 
 NOTHING_TO_DO = 3
 FIRST_PORT, PORTS = 10_000, 20_000  # below the range from which the kernel gives out ports by itself
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     cell = submission["cells"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
     match act:
         case "ready":
+            print(headline(attempt()), end="")
             code, line = readiness(cell)
         case "container":
             sys.stdout.write("".join(word + "\0" for word in submission["site"]["container"]))
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         case "rank":
             become_rank(cell, os.environ)
         case "outcome":
-            code, line = outcome(RunFolder(cell["folder"]), float(rest[1]))
+            log = Path(rest[0]).parent.parent / "slurm" / f"{slurm_job()}.log"
+            code, line = outcome(RunFolder(cell["folder"]), float(rest[1]), log, how_it_ended(int(rest[2])))
         case _:
             raise SystemExit(f"unknown act {act!r}")
     print(f"{cell['folder']}: {line}")
@@ -66,13 +69,15 @@ def become_rank(cell: dict[str, Any], env: Any) -> NoReturn:
     logs = Path(cell["folder"]) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = os.open(logs / f"rank_{int(env['SLURM_PROCID']):04d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    restarts = env.get("SLURM_RESTART_COUNT", "0")
-    os.write(log, f"--- {now} job {slurm_job()}, restart {restarts}, host {socket.gethostname()}\n".encode())
+    os.write(log, headline(attempt()).encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
     command = [sys.executable, "train.py", "--config", cell["config"], "--run-dir", cell["folder"]]
     os.execve(sys.executable, command, {**env, **rank_variables(env), "PYTHONUNBUFFERED": "1"})
+
+
+def attempt() -> str:
+    return f"job {slurm_job()}, restart {os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def rank_variables(env: Any) -> dict[str, str]:
@@ -109,9 +114,15 @@ def free_port(job: str) -> int:
     raise ValueError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS} on {socket.gethostname()}")
 
 
-def outcome(folder: RunFolder, started: float) -> tuple[int, str]:
-    """The job's exit code and why: 0 the run has ended or was asked to stop, 75 requeue it, 1 it failed."""
-    if why := note_refusal(folder.path, started, folder.path / "logs" / "rank_0000.log"):
+def outcome(folder: RunFolder, started: float, log: Path | None = None, ended: str = "") -> tuple[int, str]:
+    """The job's exit code and why: 0 the run has ended, was asked to stop or is somebody else's, 75 requeue it, 1 it failed.
+
+    `log` is the job's own, where SLURM says what it has to say.
+    """
+    word, why = aftermath(folder.path, started, sorted((folder.path / "logs").glob("rank_*.log")), log, ended)
+    if word == "held":
+        return 0, f"not run here: {why}"
+    if word == "refused":
         return 1, f"failed: the run did not start; {why}"
     status = folder.read_status() or {}
     state, reason, step = status["state"], status["reason"], status["step"]

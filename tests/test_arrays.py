@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +14,9 @@ import pytest
 
 from configs.schema import RunConfig
 from slurm import submit as submit_command
-from slurm.cells import read_submissions
+from slurm.cells import read_submissions, standings
 from tests.cluster import Cluster, cluster
-from tests.processes import ROOT, losses, wait
+from tests.processes import ROOT, losses, processes_with, wait
 from tests.room import MIDDLE, SHORT, Room, on_slurm, starts
 
 pytestmark = on_slurm
@@ -107,3 +109,23 @@ def test_a_refused_submission_leaves_nothing(
     assert submit_command.main([str(room.sweep), "--runs", str(room.runs), "--site", str(room.site)]) == 2
     assert "invalid partition" in capsys.readouterr().err
     assert not room.runs.exists()
+
+
+def test_why_a_start_failed(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Breaks if a start that SLURM itself could not make gives no reason, or one that train.py was killed in another than
+    that it was killed."""
+    room = Room(tmp_path, tiny_config(SHORT))
+    room.set_site(container=["no-such-program"])
+    room.wait(slurm, room.submit())
+    (known,) = standings(room.cells()).values()
+    assert known.state == "failed"
+    assert "no-such-program: No such file or directory" in known.why
+    room.set_site()
+    jobs = room.submit()
+    wait(lambda: any("train.py" in words for words in processes_with(str(room.path)).values()), timeout_s=60)
+    (victim,) = (pid for pid, words in processes_with(str(room.path)).items() if "train.py" in words)
+    os.kill(victim, signal.SIGKILL)
+    room.wait(slurm, jobs)
+    (known,) = standings(room.cells()).values()
+    assert known.state == "failed"
+    assert "it ended by SIGKILL" in known.why

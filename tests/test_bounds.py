@@ -131,7 +131,9 @@ def test_a_bomb_of_parquet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no text packs so well" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl.gz", gzip.compress(b"x" * 9999, mtime=0)[:20]), ("a.jsonl.zst", b"no")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl.gz", gzip.compress(b"x" * 9999, mtime=0)[:20]), ("a.jsonl.zst", b"no")]
+)
 def test_damaged_packing(tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a file cut short is taken for a full disk, or its end is lost without a word."""
     (tmp_path / name).write_bytes(content)

@@ -306,7 +306,7 @@ def test_outcomes(tmp_path: Path) -> None:
     """Breaks if a job is requeued that was cancelled, stopped by its user or is getting nowhere, or is not when it should be."""
     folder = RunFolder(tmp_path)
     now = time.time() - 1
-    assert task.outcome(folder, now) == (1, "failed: the run did not start; it left no log")
+    assert task.outcome(folder, now) == (1, "failed: the run did not start; it ended without a word")
     folder.record_start({"step": 5, "time": datetime.now(UTC).isoformat()})
     cases = {
         ("preempted", 9, "SIGUSR1"): 75,
