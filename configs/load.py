@@ -21,7 +21,11 @@ BYTES = 2 << 20  # of a file: a recorded configuration with 20,000 points has 1 
 DEPTH = 20  # of nesting; a sweep's stages reach 7
 NUMBER = 1 << 63  # seeds end there, and every other count long before
 PROBLEMS = 8  # in one message
+SWEEP_KEYS = {"set", "axes", "cells", "stages", "limit"}  # of a sweep (configs/sweep.py), and not of a run
 KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+
+
+RUN_KEYS = set(RunConfig.model_fields) - {"name"}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, dict[str, Any]]:
@@ -33,6 +37,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
     path = Path(path)
     given = read_json(path)
     given.pop("$schema", None)  # for editors
+    if SWEEP_KEYS & set(given) and not RUN_KEYS & set(given):
+        raise ValueError(
+            f"{cut(str(path))} is a sweep of several runs, not the configuration of one; `python -m slurm.submit {path}` "
+            f"runs it (--local without a cluster), `python -m slurm.status {path}` shows how it is doing"
+        )
     base_name = given.pop("base", None)
     if base_name is not None:
         if not isinstance(base_name, str) or not base_name:

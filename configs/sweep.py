@@ -25,6 +25,8 @@ from pydantic import model_validator
 from configs.echo import cut, shown
 from configs.identity import experiment, run_id
 from configs.load import (
+    RUN_KEYS,
+    SWEEP_KEYS,
     load_config,
     merge,
     nest,
@@ -103,6 +105,11 @@ def load_sweep(path: str | Path) -> Sweep:
     """ValueError that names the file and every problem."""
     given = read_json(Path(path))
     given.pop("$schema", None)
+    if RUN_KEYS & set(given) and not SWEEP_KEYS & set(given):
+        raise ValueError(
+            f"{cut(str(path))} is the configuration of one run, not a sweep; `python train.py --config {path}` trains it, and "
+            "status.json in its run folder says how it is doing"
+        )
     return validate_as(Sweep, given, str(path))
 
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+import train
+from configs.load import SWEEP_KEYS
 from configs.plan import read_summary
 from configs.schedule import decay_sum
 from configs.schema import RunConfig
-from configs.sweep import Cell, all_cells, expand
+from configs.sweep import Cell, Sweep, all_cells, expand
 from record.run import RunFolder
 from slurm import status as status_command
 from slurm import submit as submit_command
@@ -248,6 +250,26 @@ def test_arrays_of_a_limited_size(sweep_file: SweepFile, tmp_path: Path) -> None
     sent.clear()
     chain(stages | {"main": []}, None, 1, {}, send)
     assert [(array.name, array.after) for array in sent] == [("tiny", [])]
+
+
+def test_one_kind_of_file_for_another(
+    sweep_file: SweepFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a run's file where a sweep is meant, or a sweep's where a run is, gets a list of unknown keys, and not what it
+    is and which command takes it."""
+    assert set(Sweep.model_fields) - {"name", "base"} == SWEEP_KEYS
+    path = sweep_file(axes={"optim.weight_decay": [0.0]})
+    assert train.main(["--config", str(path), "--dry-run"]) == 2
+    assert f"is a sweep of several runs, not the configuration of one; `python -m slurm.submit {path}`" in (
+        capsys.readouterr().err
+    )
+    for command in (status_command.main, submit_command.main):
+        assert command([str(tmp_path / "base.json")]) == 2
+        words = capsys.readouterr().err
+        assert (
+            f"is the configuration of one run, not a sweep; `python train.py --config {tmp_path / 'base.json'}`"
+            in words
+        )
 
 
 def test_no_cluster(
