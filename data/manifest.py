@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from configs.plan import DataSummary, ends_known
 from data.shards import Shard
+from record.files import plain_name, read_regular
 
 FILE = "manifest.json"
 FORMAT = 2  # 1: source and options were part of the digest
@@ -25,6 +26,13 @@ class Split(BaseModel):
     docs_file: str
     docs_sha256: str
     sha256: str = ""  # of all tokens as one stream, however it is cut into shards; format 1 has none
+
+    @model_validator(mode="after")
+    def _stay_inside(self) -> Split:
+        """No file of prepared data lies elsewhere than in its folder."""
+        for name in (self.docs_file, *(shard.file for shard in self.shards)):
+            plain_name(name)
+        return self
 
 
 class Manifest(BaseModel):
@@ -85,7 +93,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of prepared data; None where there is none. ValueError for one that is damaged or foreign."""
     path = Path(folder) / FILE
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

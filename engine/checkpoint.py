@@ -33,7 +33,20 @@ from configs.retention import is_kept
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
-from record.checkpoints import MANIFEST, CheckpointManifest, File, complete, read_manifest, step_of
+from record.checkpoints import (
+    DAMAGED,
+    MANIFEST,
+    SUPERSEDED,
+    CheckpointManifest,
+    File,
+    complete,
+    find,
+    incomplete_after,
+    numbered,
+    read_manifest,
+    step_of,
+    why_incomplete,
+)
 from record.files import sync_folder, write_text
 from record.run import RunFolder
 
@@ -108,31 +121,69 @@ def verify(path: Path) -> None:
     _check_files(path, read_manifest(path).files)
 
 
-def read(path: Path, kind: str) -> dict[str, Tensor]:
-    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. ValueError if absent or damaged."""
-    kinds = [file.stem for file in sorted(path.glob("*.safetensors")) if file.stem.startswith(("weights", "ema_"))]
+def find_sound(folder: Path, step: int | None) -> tuple[Path, list[tuple[Path, str]]]:
+    """The checkpoint of `step`, or the newest sound one with those newer that were left out, and why; verified, in one process.
+
+    What is left out is logged too: an older checkpoint is never used without a word. ValueError if there is none.
+    """
+    if step is not None:
+        path = find(folder, step)
+        verify(path)
+        return path, []
+    left_out: list[tuple[Path, str]] = []
+    for path in reversed(numbered(folder)):
+        if why := why_incomplete(path) or _why_damaged(path):
+            left_out.append((path, why))
+            continue
+        for other, why in left_out:
+            logger.warning("%s %s: it is left out, and %s is used", other, why, path.name)
+        return path, left_out
+    known = "; ".join(f"{path.name} {why}" for path, why in left_out[:3]) or "there is none at all"
+    raise ValueError(f"{folder} has no sound checkpoint: {known}")
+
+
+def _why_damaged(path: Path) -> str:
+    try:
+        verify(path)
+    except (ValueError, OSError) as error:
+        return str(error).removeprefix(f"checkpoint {path} ")
+    return ""
+
+
+def read(path: Path, kind: str, verified: bool = False) -> dict[str, Tensor]:
+    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. ValueError if absent or damaged.
+
+    `verified`: the files have just been compared with their hashes, which takes time.
+    """
+    kinds = [name.removesuffix(".safetensors") for name in read_manifest(path).files]
+    kinds = [name for name in kinds if name.startswith(("weights", "ema_"))]
     if kind not in kinds:
         raise ValueError(f"{path} has no {kind}; there are {', '.join(kinds)}")
-    verify(path)
+    if not verified:
+        verify(path)
     return {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
 
 
 def newest(folder: Path) -> Path | None:
     """The newest complete and sound checkpoint under `folder`, the same for all ranks; None if there is none. Collective.
 
-    A damaged one loses its manifest (to manifest.damaged.json), so that its step can be saved again; that is logged.
+    A damaged one loses its manifest (to manifest.damaged.json), so that its step can be saved again; that is logged, and so
+    is every folder of a later step that is no checkpoint.
     """
     while True:
-        path = on_first_rank(lambda: max(complete(folder), default=None))
+        path = on_first_rank(lambda: max(complete(folder), key=step_of, default=None))
         if path is None:
-            return None
+            break
         try:
             check(path)
         except ValueError as error:
             logger.warning("%s; it is set aside for the one before it", error)
-            on_first_rank(lambda found=path: os.replace(found / MANIFEST, found / "manifest.damaged.json"))
+            on_first_rank(lambda found=path: os.replace(found / MANIFEST, found / DAMAGED))
             continue
-        return path
+        break
+    for other, why in on_first_rank(lambda: incomplete_after(folder, path)):
+        logger.warning("%s %s: %s", other, why, f"{path.name} is used" if path else "no checkpoint is used")
+    return path
 
 
 def set_aside_after(folder: Path, step: int) -> None:
@@ -140,7 +191,7 @@ def set_aside_after(folder: Path, step: int) -> None:
     for path in complete(folder):
         if step_of(path) > step:
             logger.warning("%s lies after step %d and is set aside", path, step)
-            os.replace(path / MANIFEST, path / "manifest.superseded.json")
+            os.replace(path / MANIFEST, path / SUPERSEDED)
 
 
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
@@ -149,10 +200,18 @@ def delete_old(folder: Path, config: CheckpointConfig) -> None:
         if is_kept(config, step_of(path)):
             continue
         try:
-            (path / MANIFEST).unlink()
-            shutil.rmtree(path)
+            _remove(path)
         except OSError as error:
             logger.warning("%s could not be deleted: %s", path, error)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, its manifest first; of a link into another folder, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def delete_unfinished(folder: Path) -> None:
@@ -164,9 +223,8 @@ def delete_unfinished(folder: Path) -> None:
 def _make_room(final: Path, work: Path) -> None:
     """Remove an unfinished save of the same step, and a checkpoint that is damaged or set aside, its manifest first."""
     if final.exists():
-        logger.warning("%s is damaged or set aside, and is written again", final)
-        (final / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(final)
+        logger.warning("%s %s, and is written again", final, why_incomplete(final) or "lies in the way")
+        _remove(final)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
 
@@ -200,6 +258,11 @@ def _check_files(path: Path, files: dict[str, File]) -> None:
     for name, file in files.items():
         if _describe(path / name) != file:
             raise ValueError(f"checkpoint {path} is damaged: {name} differs from its manifest")
+        try:
+            with safe_open(path / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:  # its hash fits, so it was never one
+            raise ValueError(f"checkpoint {path} is damaged: {name} is no safetensors file ({error})") from None
 
 
 def _describe(path: Path) -> File:
@@ -217,21 +280,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run folder")
     args = parser.parse_args(argv)
     folder, damaged = RunFolder(args.run).checkpoints, 0
-    paths = sorted(folder.glob("step_*"))
+    paths = numbered(folder)
     if not paths:
         print(f"error: {folder} has no checkpoint", file=sys.stderr)
         return 2
-    found = complete(folder)
     for path in paths:
-        state = "complete" if path in found else "incomplete"
-        if args.act == "verify" and path in found:
-            try:
-                verify(path)
-                state = "verified"
-            except (ValueError, OSError) as error:
-                state = str(error)
-        damaged += state not in ("complete", "verified")
-        size = sum(file.stat().st_size for file in path.iterdir())
+        why = why_incomplete(path) or (_why_damaged(path) if args.act == "verify" else "")
+        state = why or ("verified" if args.act == "verify" else "complete")
+        damaged += bool(why)
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         print(f"{path.name}  {size / (1 << 20):10.1f} MiB  {state}")
     return 1 if damaged else 0
 

@@ -4,13 +4,15 @@
     python -m engine.evaluate RUN --average 800,1000,1200
     python -m engine.evaluate RUN --data DIR      where the run's data lies now
 
-One process and one device; the fixed validation windows and the precision of the run. Prints one JSON object.
+One process and one device; the fixed validation windows and the precision of the run. Prints one JSON object. Without @STEP
+the newest sound checkpoint is evaluated; newer ones that are damaged or set aside are named, and listed under `left_out`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -24,15 +26,18 @@ from data.manifest import read_manifest
 from engine import checkpoint
 from engine.network import build_model
 from engine.precision import set_matmul_precision
-from record.checkpoints import find, parse_reference, step_of
+from record.checkpoints import find, parse_address, step_of
 from record.run import RunFolder
 
 
-def average(paths: list[Path], kind: str = "weights") -> dict[str, torch.Tensor]:
-    """The mean of one kind over checkpoints, summed in float64, float32. ValueError if one is damaged or lacks it."""
+def average(paths: list[Path], kind: str = "weights", verified: bool = False) -> dict[str, torch.Tensor]:
+    """The mean of one kind over checkpoints, summed in float64, float32. ValueError if one is damaged or lacks it.
+
+    `verified`: as of engine.checkpoint.read.
+    """
     total: dict[str, torch.Tensor] = {}
     for path in paths:
-        for name, tensor in checkpoint.read(path, kind).items():
+        for name, tensor in checkpoint.read(path, kind, verified).items():
             total[name] = total.get(name, 0) + tensor.double()
     return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
 
@@ -58,7 +63,10 @@ def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device:
     assert manifest is not None, "with_data has read it"
     set_matmul_precision(config.precision, device)
     model = build_model(config, manifest.eot, device).eval()
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights are not those of the run's model: {error}") from None
     model.to(device, getattr(torch, TABLE[config.precision].weights))
     total, count = 0.0, 0
     for tokens, rows in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
@@ -75,26 +83,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        run, step = parse_reference(args.run)
+        run, step = parse_address(args.run)
         if args.average and (step is not None or not args.average.replace(",", "").isdecimal()):
             raise ValueError(f"--average {args.average}: expected steps with commas between, and a run without @STEP")
         texts = args.average.split(",") if args.average else []
         if not all(texts) or len(set(map(int, texts))) < len(texts):
             raise ValueError(f"--average {args.average}: expected different steps, one comma between two")
-        steps = [int(text) for text in texts] or [step]
-        paths = [find(RunFolder(run).checkpoints, wanted) for wanted in steps]
+        folder, left_out = RunFolder(run).checkpoints, []
+        paths = [find(folder, int(text)) for text in texts]
+        if not paths:
+            path, left_out = checkpoint.find_sound(folder, step)
+            paths = [path]
         config = with_data(RunFolder(run), args.data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loss = validation_loss(config, average(paths, args.weights), device)
+        loss = validation_loss(config, average(paths, args.weights, verified=not texts), device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        json.dumps(
-            {"run": str(run), "steps": [step_of(path) for path in paths], "weights": args.weights, "val/loss": loss}
-        )
-    )
+    found = {"run": str(run), "steps": [step_of(path) for path in paths], "weights": args.weights, "val/loss": loss}
+    print(json.dumps(found | {"left_out": [{"checkpoint": str(path), "why": why} for path, why in left_out]}))
     return 0
 
 

@@ -1,13 +1,14 @@
 """Weights out of a run: `python -m engine.export RUN[@STEP] --to safetensors --out DIR`.
 
 Writes `model.safetensors`, float32 by parameter name with tied weights once, whatever the precision, ZeRO stage or
-number of ranks of the run, and `config.json`, the model section of its configuration.
+number of ranks of the run, and `config.json`, the model section of its configuration. Without @STEP it takes the newest sound
+checkpoint, and names newer ones that are damaged or set aside.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -15,28 +16,31 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from engine import checkpoint
-from record.checkpoints import find, parse_reference
-from record.files import write_json
+from record.checkpoints import parse_address
+from record.files import read_object, write_json
 from record.run import RunFolder
 
 
 def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Path:
-    """Export the checkpoint of `step` (None: the newest complete one) into the new folder `out`; returns the checkpoint.
+    """Export the checkpoint of `step` (None: the newest sound one) into the new folder `out`; returns the checkpoint.
 
     `kind` is `weights` or an average, `ema_0.99`. Raises ValueError if there is no such checkpoint or average, it is
     damaged, or `out` exists; nothing is left behind then.
     """
-    path = find(RunFolder(run).checkpoints, step)
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
-    weights = checkpoint.read(path, kind)
-    model = json.loads(RunFolder(run).config.read_text(encoding="utf-8"))["model"]
+    path, _ = checkpoint.find_sound(RunFolder(run).checkpoints, step)
+    weights = checkpoint.read(path, kind, verified=True)
+    model = read_object(RunFolder(run).config).get("model")
+    if not isinstance(model, dict):
+        raise ValueError(f"{RunFolder(run).config} has no section model")
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
-        save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
         write_json(work / "config.json", model)
+        save_file(weights, work / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(work / "config.json", work / "model.safetensors")  # as the umask says; safetensors leaves 0600
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -50,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        run, step = parse_reference(args.run)
+        run, step = parse_address(args.run)
         path = export(run, step, args.out, args.weights)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,6 +30,7 @@ from engine.probes import Probe
 from engine.trainer import StepResult, Trainer
 from record.checkpoints import complete, find, find_reference, read_manifest
 from record.environment import environment
+from record.metrics import lost_steps, read_log
 from record.norms import TENSOR
 from record.recorder import Recorder
 from record.run import RunFolder, State
@@ -95,6 +96,8 @@ class Session:
         if path is None and resume == "must":
             raise ValueError(f"--resume must: no complete checkpoint in {folder}")
         self.load(path)
+        for lost in on_first_rank(lambda: lost_steps(self.folder.metrics, read_log(self.folder.metrics), self.step)):
+            logger.warning("%s; they were lost before this start, and stay so", lost)
         if step is not None:
             on_first_rank(lambda: checkpoint.set_aside_after(folder, step))
         if path is not None or on_first_rank(lambda: self.folder.metrics.stat().st_size > 0):

@@ -119,8 +119,6 @@ def why_incomplete(path: Path) -> str:
         manifest = read_manifest(path)
     except ValueError as error:
         return f"is damaged: {str(error).removeprefix(f'{path} is not a complete checkpoint: ')}"
-    if manifest.step != step_of(path):
-        return f"is damaged: its manifest is of step {manifest.step}"
     for name, file in manifest.files.items():
         if not (path / name).exists():
             return f"is damaged: {name} is missing"

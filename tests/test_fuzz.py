@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,4 +126,25 @@ def test_any_bytes_as_manifest(tmp_path: Path, data: bytes) -> None:
     """Breaks if a manifest that is none passes, or is a traceback."""
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../train_00000.bin", "..", "", "a/b", "a\\b"])
+@pytest.mark.parametrize("place", ["shard", "documents"])
+def test_a_manifest_that_names_files_elsewhere(tmp_path: Path, name: str, place: str) -> None:
+    """Breaks if prepared data of others can make training read a file outside its folder."""
+    shard = {"file": name if place == "shard" else "train_00000.bin", "tokens": 1, "sha256": ""}
+    split = {"tokens": 1, "documents": 1, "shards": [shard], "docs_sha256": ""}
+    split["docs_file"] = name if place == "documents" else "train_docs.bin"
+    given = {"source": {}, "options": {}, "tokenizer": {}, "vocab_size": 1, "eot": None, "dtype": "uint16"}
+    (tmp_path / "manifest.json").write_text(json.dumps(given | {"train": split, "val": split}))
+    with pytest.raises(ValueError, match="not the plain name of a file"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_a_manifest_that_is_no_file(tmp_path: Path) -> None:
+    """Breaks if a named pipe for a manifest is waited for."""
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match="is a named pipe, not a file"):
         read_manifest(tmp_path)

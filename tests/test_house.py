@@ -14,7 +14,7 @@ ROOMS = ("configs", "record", "data", "model", "optim", "engine", "slurm", "anal
 MAY_IMPORT = {
     "configs": set(),
     "record": set(),
-    "data": {"configs"},
+    "data": {"configs", "record"},
     "model": {"configs"},
     "optim": {"configs"},
     "engine": {"configs", "record", "data", "model", "optim"},

@@ -61,6 +61,8 @@ def test_checkpoints_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: p
     assert "step_00000003" in output
     assert losses(tmp_path / "run") == before
     assert "step_00000012 lies after step 3 and is set aside" in output
+    assert "step_00000012 was set aside when the run went back to an earlier step" in output
+    assert "damaged" not in output
     assert "steps there: 3, 8, 12" in finish(start(config, tmp_path / "run", "--resume", "must", "--step", "5"), 2)
     assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
     weights = folder / "step_00000008" / "weights.safetensors"

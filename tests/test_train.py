@@ -208,13 +208,19 @@ def test_checkpoint_of_another_experiment(straight: Path, config_file: ConfigFil
 
 
 def test_damaged_checkpoint_is_written_again(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a damaged newest checkpoint is resumed from, or stays damaged once its step is reached again."""
+    """Breaks if a damaged newest checkpoint is resumed from, passed over without a word, or stays damaged once its step is
+    reached again; or if rows that the log has lost are not told."""
     config = config_file({"checkpoint": {"every": 4}})
     finish(start(config, tmp_path / "run"))
     weights = tmp_path / "run" / "checkpoints" / "step_00000006" / "weights.safetensors"
     sound = weights.read_bytes()
     weights.write_bytes(sound[:100])
-    assert "step_00000004" in finish(start(config, tmp_path / "run"))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text("".join(row for row in log.read_text().splitlines(keepends=True) if '"step": 2,' not in row))
+    output = finish(start(config, tmp_path / "run"))
+    assert "step_00000006 is damaged: weights.safetensors has 100 bytes" in output
+    assert "step_00000004 is used" in output
+    assert "metrics.jsonl: 1 step has no row: 2; they were lost before this start" in output
     assert weights.read_bytes() == sound
 
 
