@@ -32,6 +32,7 @@ from analysis.compare import (
 from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, line, seed_lines, styles
 from analysis.published import published_lines
 from analysis.runs import LAMBDA, Group, Run, baseline_of, by_seed, group_runs
+from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, mean_and_band, smooth
 
 
@@ -50,7 +51,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         panels.append(Panel(options.xlabel, f"{name} loss (nats per token)", lines, limits=after_the_start(lines)))
     caption = "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds."
     losses = Figure("loss", caption, panels)
-    figures, rows, findings = [losses], [], []
+    figures, rows, findings = [losses], [], disagreements(groups)  # first: they say how to read the others
     compared = [(group, baseline_of(group, groups)) for group in groups]
     if any(group is not base for group, base in compared):
         figures.append(_differences(compared, looks, options))

@@ -81,12 +81,18 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
         runs=runs,
         tables={"Runs and how they differ": differences(runs)},
         results=results,
+        findings=findings_of(results),
         notes=notes,
         switches={key: sorted(values, key=_place) for key, values in keys.items() if len(values) > 1},
         figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),
         plotlyjs=Markup(get_plotlyjs()),
         rows_of=lambda table: table.astype(object).where(table.notna(), "").to_numpy().tolist(),
     )
+
+
+def findings_of(results: list[Result]) -> list[str]:
+    """All findings, each once: two analyses may say the same of a group's seeds."""
+    return list(dict.fromkeys(finding for result in results for finding in result.findings))
 
 
 def _place(value: str) -> tuple[int, float, str]:
@@ -126,9 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     draft = page.with_suffix(".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, page)
-    for result in results:
-        for finding in result.findings:
-            print(f"- {finding}")
+    for finding in findings_of(results):
+        print(f"- {finding}")
     print(page)
     return 0
 

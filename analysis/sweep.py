@@ -17,6 +17,7 @@ from analysis.command import Options, Result, main_of
 from analysis.compare import TRAIN, VALIDATION, divergence, ended, twins, unlike_kernels
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
 from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
+from analysis.seeds import disagreements
 from analysis.statistics import final, interval, optimum, seed_count
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
@@ -30,7 +31,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
     name = "validation" if evaluated else "training"
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
-    findings, lines, fits = [], [], []
+    findings, lines, fits = disagreements(trunks), [], []
     families = _families(trunks)
     decays = sorted({group.decay for group in trunks})
     positive = [decay for decay in decays if decay > 0]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import generalisation, loss_curves
+from analysis import generalisation, loss_curves, sweep
 from analysis.command import Options
 from analysis.compare import divergence, paired_final
 from analysis.read import load_run
@@ -209,3 +209,36 @@ def test_runs_are_not_mixed_in_silence(tmp_path: Path) -> None:
     assert notes == ["λ = 0.1: its 3 runs differ in more than seeds: precision"]
     with pytest.raises(ValueError, match=r"no run has the field 'optim\.decay'"):
         group_runs(runs, ["optim.decay"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((3.1587, 3.4867, 3.3313), True),  # a start that collapses, as badly as the seed will have it
+        ((3.0963, 3.3262, 3.2221), True),
+        ((3.1587, 3.3313), True),
+        ((3.0521, 3.0712, 3.0616), False),  # the same setting with a sound start
+        ((3.0458, 3.0685, 3.0641), False),
+        ((3.1587,), False),
+    ],
+)
+def test_seeds_that_disagree_about_the_run(losses: tuple[float, ...], said: bool, tmp_path: Path) -> None:
+    """Breaks if seeds that a broken start has driven apart are read as λ's effect without a word, or sound ones are warned of."""
+    paths = []
+    for seed, loss in enumerate(losses):
+        columns = {"optim/grad_norm": lambda s, k=seed: 1.0 + 12 * (s == 24 + k)}
+        curve = lambda s, k=loss: k + 3 * np.exp(-s / 60)  # noqa: E731
+        paths.append(write_run(tmp_path / f"a{seed}", curve, seed=seed, noise=0.001, columns=columns))
+        paths.append(
+            write_run(tmp_path / f"b{seed}", lambda s: 3 + 3 * np.exp(-s / 60), decay=0.1, seed=seed, noise=0.001)
+        )
+    for analysis in (loss_curves, sweep):
+        findings = analysis.analyse(load(*paths), PLAIN).findings
+        (text,) = [text for text in findings if text.startswith("Seeds differ")] or [""]
+        assert bool(text) == said
+        if said:
+            assert findings[0] == text, "before any difference"
+            assert f"Seeds differ by {max(losses) - min(losses):.3f} nats at λ = 0 (validation loss at the end" in text
+            assert "look at the start (gradient norms, loss at step 150" in text
+            assert "in updates 126–150 they differ by 0." in text
+            assert "the largest gradient norm up to there is 13.0" in text
