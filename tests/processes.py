@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +85,34 @@ def processes_with(text: str) -> dict[int, str]:
         if text in command:
             found[int(path.parent.name)] = command
     return found
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    """What makes a process the one of a terminal, for Popen, and what closes this terminal as its window is closed."""
+    ours, theirs = pty.openpty()
+    closed = threading.Event()
+
+    def own() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    def read() -> None:  # as a window does; nobody would read a full terminal, and its process would wait
+        while not closed.wait(0.05):
+            with suppress(BlockingIOError):
+                os.read(ours, 1 << 16)
+        os.close(ours)
+
+    def close() -> None:
+        os.close(theirs)
+        closed.set()
+        reader.join()
+
+    os.set_blocking(ours, False)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield {"stdin": theirs, "stdout": theirs, "stderr": theirs, "preexec_fn": own}, close
+    finally:
+        if not closed.is_set():
+            close()

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.launch import cpu_threads
-from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, wait
+from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, terminal, wait
 
 engine = pytest.mark.engine
 
@@ -91,37 +84,6 @@ def test_one_of_two_ranks_is_signalled_during_the_imports(config_file: ConfigFil
     run.communicate(timeout=60)
     assert (status(folder)["state"], status(folder)["reason"]) == ("preempted", "SIGUSR1")
     assert not processes_with(str(folder))
-
-
-@contextmanager
-def terminal() -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
-    """What makes a process the one of a terminal, for Popen, and what closes this terminal as its window is closed."""
-    ours, theirs = pty.openpty()
-    closed = threading.Event()
-
-    def own() -> None:
-        os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    def read() -> None:  # as a window does; nobody would read a full terminal, and its process would wait
-        while not closed.wait(0.05):
-            with suppress(BlockingIOError):
-                os.read(ours, 1 << 16)
-        os.close(ours)
-
-    def close() -> None:
-        os.close(theirs)
-        closed.set()
-        reader.join()
-
-    os.set_blocking(ours, False)
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield {"stdin": theirs, "stdout": theirs, "stderr": theirs, "preexec_fn": own}, close
-    finally:
-        if not closed.is_set():
-            close()
 
 
 @engine

@@ -21,7 +21,7 @@ from record.lock import hold
 from slurm import local
 from slurm.cells import aftermath, standings
 from slurm.refusals import headline, how_it_ended, refusal, why_it_ended
-from tests.processes import ROOT, losses, processes_with, wait
+from tests.processes import ROOT, losses, processes_with, terminal, wait
 
 
 @pytest.fixture
@@ -92,6 +92,22 @@ def test_a_stopped_runner_tells_those_it_found(sweep: Callable[..., tuple[Path, 
     assert second.returncode == 75, words
     assert standings([cell])[cell.folder].state == "preempted"
     assert standings([cell])[cell.folder].step > 0
+
+
+@pytest.mark.engine
+def test_a_runner_whose_terminal_is_closed(sweep: Callable[..., tuple[Path, list[Cell]]]) -> None:
+    """Breaks if the last words of a runner, which nobody hears, end it before its trainings have saved."""
+    path, cells = sweep(2, {"schedule": {"steps": 20_000}, "data": {"epochs": 100}})
+    command = [sys.executable, "-m", "slurm.submit", str(path), "--runs", str(path.parent / "runs"), "--local"]
+    with terminal() as (streams, close):
+        run = subprocess.Popen([*command, "--jobs", "2"], cwd=ROOT, **streams)
+        wait(lambda: all(len(losses(cell.folder)) > 5 for cell in cells), run)
+        close()
+        assert run.wait(60) == 75
+    for known in standings(cells).values():
+        assert known.state == "preempted"
+        assert known.step > 0
+    assert not trainings(path)
 
 
 def test_a_cell_that_another_machine_trains(
