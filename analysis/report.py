@@ -7,11 +7,14 @@ Beside index.html lie the figures as PNG, SVG and CSV, and the tables as CSV.
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import os
+import re
 import sys
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from analysis.command import Analysis, Options, Result, add_runs, late_notes, lo
 from analysis.draw import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
 
+HERE = Path(__file__).parent
 ALL: dict[str, Analysis] = {
     "loss_curves": loss_curves.analyse,
     "sweep": sweep.analyse,
@@ -63,8 +67,9 @@ def differences(runs: list[Run]) -> pd.DataFrame:
 
 
 def render(runs: list[Run], results: list[Result], notes: list[str], title: str) -> str:
-    """The page."""
-    here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
+    """The page. Its scripts and styles are told apart from any that a run's name might bring by their hashes."""
+    here = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(default=True))
+    plotlyjs, js, css = (_lines(text) for text in (get_plotlyjs(), *map(_beside, ("report.js", "report.css"))))
     figures: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for figure in result.figures:
@@ -85,9 +90,39 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
         notes=notes,
         switches={key: sorted(values, key=_place) for key, values in keys.items() if len(values) > 1},
         figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),
-        plotlyjs=Markup(get_plotlyjs()),
+        plotlyjs=Markup(plotlyjs),
+        js=Markup(js),
+        css=Markup(css),
+        policy=policy([plotlyjs, js], [css, ""]),  # plotly makes an empty style element, and fills it by rules
+        # It also brings its maps' styles, which the policy would refuse, unless an element of this id is there already.
+        unwanted=re.findall(r'if\(!document\.getElementById\("([0-9a-f]{64})"\)\)', plotlyjs),
         rows_of=lambda table: table.astype(object).where(table.notna(), "").to_numpy().tolist(),
     )
+
+
+def policy(scripts: list[str], styles: list[str]) -> str:
+    """What the page may do: run these scripts, show these style sheets, ask nobody.
+
+    Style attributes stay free, because plotly sets them on what it draws; they can neither run nor fetch anything here.
+    """
+
+    def sources(texts: list[str]) -> str:
+        return " ".join(f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in texts)
+
+    return (
+        f"default-src 'none'; script-src {sources(scripts)}; style-src-elem {sources(styles)}; "
+        "style-src-attr 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _beside(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _lines(text: str) -> str:
+    """With the line ends that a browser hashes."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def findings_of(results: list[Result]) -> list[str]:

@@ -143,6 +143,39 @@ def test_lines_are_switched(page: Path, browser: webdriver.Chrome) -> None:
 
 
 @needs_browser
+def test_only_the_pages_own_scripts_run(page: Path, browser: webdriver.Chrome) -> None:
+    """Breaks if a script that a run's name or a damaged file brought in runs, if a figure cannot be pointed at, zoomed or saved
+    under the policy, or if plotly offers to upload one."""
+    text = page.read_text()
+    policy = text.partition('Content-Security-Policy" content="')[2].partition('"')[0].replace("&#39;", "'")
+    scripts = policy.partition("script-src ")[2].partition(";")[0].split()
+    assert len(scripts) == 2
+    assert all(source.startswith("'sha256-") for source in scripts)
+    browser.get(page.as_uri())
+    for act in (
+        "const s = document.createElement('script'); s.textContent = 'document.hacked = 1'; document.head.append(s);",
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.hacked=1\">');",
+        "document.body.insertAdjacentHTML('beforeend', '<a id=a href=\"javascript:document.hacked=1\">a</a>'); a.click();",
+    ):
+        browser.execute_script(act)
+    assert browser.execute_script("return document.hacked") is None
+    assert browser.get_log("browser"), "what was refused is said"
+    browser.get(page.as_uri())
+    for plot in browser.find_elements(By.CSS_SELECTOR, ".plot"):
+        browser.execute_script(
+            "arguments[0].scrollIntoView(); Plotly.Fx.hover(arguments[0], [{curveNumber: 0, pointNumber: 1}])", plot
+        )
+    plot = browser.find_element(By.CSS_SELECTOR, ".plot")
+    browser.execute_script("Plotly.relayout(arguments[0], {'xaxis.range': [0, 100]})", plot)
+    save = "const done = arguments[1]; Plotly.toImage(arguments[0], {format: 'png'}).then(done, done)"
+    assert str(browser.execute_async_script(save, plot)).startswith("data:image/png")
+    titles = {button.get_attribute("data-title") for button in browser.find_elements(By.CSS_SELECTOR, ".modebar-btn")}
+    assert "Reset axes" in titles
+    assert not [title for title in titles if "hare" in str(title) or "loud" in str(title)]
+    assert browser.get_log("browser") == []
+
+
+@needs_browser
 def test_tables_sort(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a click on a column's head does not order its table by number, and back."""
     browser.get(page.as_uri())
