@@ -102,11 +102,12 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
         return []
     groups, more = group_runs(done, options.by)
     notes += more
-    size = {run.plan.get("n_parameters") for run in done}
-    if size != {n_parameters(config.model)}:
-        notes.append(
-            f"these runs have {', '.join(f'{n:,}' for n in size if n)} parameters, the configuration {n_parameters(config.model):,}"
-        )
+    sizes = {
+        n for run in done if isinstance(n := run.plan.get("n_parameters"), int)
+    }  # a plan may be missing, or damaged
+    if sizes != {n_parameters(config.model)}:
+        known = ", ".join(f"{n:,}" for n in sorted(sizes)) or "an unknown number of"
+        notes.append(f"these runs have {known} parameters, the configuration {n_parameters(config.model):,}")
     findings = []
     for group in groups:
         base = baseline_of(group, groups)

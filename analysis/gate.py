@@ -47,7 +47,8 @@ def effective_rank(matrix: NDArray[np.floating]) -> float:
 def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs([run for run in runs if run.origin is None], options.by)
     rows, findings, lines = [], [], []
-    for group, look in zip(groups, styles(groups).values(), strict=True):
+    looks = styles(groups)
+    for group in groups:
         starts = [(run, start) for run in group.runs if (start := _start(run, notes)) is not None]
         if not starts:
             continue
@@ -56,7 +57,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         findings.append(finding)
         for run, _ in starts:
             curve = run.column("optim/grad_norm").loc[:UPDATES]
-            lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}", look, ""))
+            lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}", looks[group.name], ""))
     limit = Line(np.array([1, UPDATES]), np.array([NORM, NORM]), "limit", "#888888", "dot")
     panel = Panel("step (updates)", "gradient norm before clipping", [*lines, limit] if lines else [])
     caption = f"Gradient norms of the first {UPDATES} updates, a line a seed; the limit is {NORM:g}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,11 @@ class Run:
 
     @cached_property
     def probe_log(self) -> Log:
-        return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
+        """A log of no rows where it cannot be read: the run's other measurements count without it."""
+        try:
+            return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
+        except (OSError, ValueError) as error:
+            return Log([], [str(error)], 0, torn=False)
 
     @cached_property
     def probes(self) -> pd.DataFrame:
@@ -122,7 +127,9 @@ def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path
 
 
 def _is_run(path: Path) -> bool:
-    return RunFolder(path).config.is_file()
+    """Whether a folder is, or was, a run's: also without its config.json, which then is what is said of it."""
+    folder = RunFolder(path)
+    return any(os.path.lexists(file) for file in (folder.config, folder.experiment, folder.status))
 
 
 def _of_sweep(sweep_file: str, root: Path, notes: list[str]) -> list[Path]:
