@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import signal
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ TINY: dict[str, Any] = {
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each worker, and all it starts, on a core of its own
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, which every run that a test starts would inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

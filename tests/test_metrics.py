@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,7 @@ def test_wandb_by_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Breaks if wandb's variables are not obeyed, a sweep's cells share no group, or moving a run folder makes a new wandb run."""
     for name, value in {"WANDB_PROJECT": "mine", "WANDB_TAGS": "a,b", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("record.mirror.START_S", 100.0)  # wandb's import and start, on a busy machine
     (tmp_path / "study" / "cells").mkdir(parents=True)
     folder = tmp_path / "study" / "cell"
     folder.mkdir()
@@ -218,7 +220,9 @@ def test_wandb_by_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (mirror._run.project, mirror._run.group, mirror._run.tags) == ("mine", "study", ("a", "b"))
     known = mirror._run.id
     mirror.close()
-    (sent,) = (path.read_bytes() for path in folder.glob("wandb/offline-run-*/run-*.wandb"))
+    sent, deadline = b"", time.monotonic() + 30
+    while b"train/loss" not in sent and time.monotonic() < deadline:  # wandb's own process writes it, a moment later
+        (sent,) = (path.read_bytes() for path in folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert b"train/loss" in sent
     assert b"kind:head" not in sent
     again = WandbMirror("offline", folder.rename(tmp_path / "moved"), "cell", {})
