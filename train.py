@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from configs.cost import parameter_shapes
+from configs.echo import shown
 from configs.identity import differences, render_differences, with_paths
 from configs.load import load_config, read_json, validate
 from configs.plan import Origin, Plan, Reference, make_plan
@@ -123,7 +124,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
     parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    args = parser.parse_args(argv)
+    args, stray = parser.parse_known_args(argv)
+    if stray:
+        parser.error(
+            f"no option takes {shown(stray)}: each override needs a --set of its own (--set optim.lr=0.1 --set seeds.init=1), "
+            "and a name with a * must be quoted, or the shell replaces it by many"
+        )
     if args.step is not None and args.resume != "must":
         parser.error("--step goes with --resume must")
     if args.profile < 0:

@@ -102,9 +102,8 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
         return []
     groups, more = group_runs(done, options.by)
     notes += more
-    sizes = {
-        n for run in done if isinstance(n := run.plan.get("n_parameters"), int)
-    }  # a plan may be missing, or damaged
+    # A plan may be missing, or damaged.
+    sizes = {n for run in done if isinstance(n := run.plan.get("n_parameters"), int)}
     if sizes != {n_parameters(config.model)}:
         known = ", ".join(f"{n:,}" for n in sorted(sizes)) or "an unknown number of"
         notes.append(f"these runs have {known} parameters, the configuration {n_parameters(config.model):,}")

@@ -46,6 +46,11 @@ def ended(group: Group) -> list[Run]:
     return [run for run in group.runs if is_ended(run)]
 
 
+def loss_of(run: Run, evaluated: bool) -> float:
+    """A run's loss at its end: the last validation's, or the final training loss."""
+    return float(run.column(VALIDATION).iloc[-1]) if evaluated else final(run.column(TRAIN))
+
+
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:
     """`column` of each run minus that of its twin in `base`, after step 0, at the steps that both have; one curve a seed."""
     alive = {id(run) for g in (group, base) for run in sound(g)}
@@ -140,7 +145,7 @@ def _taken(run: Run, key: str) -> list[str]:
 
 
 def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
-    """The same at the declared place of mid-run; None where no pair has come so far. Its order is final once it is reached."""
+    """As `paired_final`, at the declared place of mid-run, where the order is final; None where no pair has come so far."""
     known = differences(group, base, column)
     place = max((MIDRUN * int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0.0)
     later = [curve.index[curve.index >= place] for _, curve in known]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.compare import TRAIN, VALIDATION, ended
+from analysis.compare import TRAIN, VALIDATION, ended, loss_of
 from analysis.gate import LAST, UPDATES
 from analysis.runs import Group, Run, by_seed
-from analysis.statistics import final, seed_count
+from analysis.statistics import seed_count
 
 SPREAD = 0.03  # nats: the standard deviation over seeds of the loss at the end, of one group, above which it is said
 
@@ -24,7 +24,7 @@ def disagreements(groups: list[Group]) -> list[str]:
     for group in groups:
         runs = ended(group)
         evaluated = all(len(run.column(VALIDATION).loc[1:]) for run in runs)
-        ends = by_seed([(run, _end(run, evaluated)) for run in runs])
+        ends = by_seed([(run, loss_of(run, evaluated)) for run in runs])
         losses = np.array([loss for loss in ends.values() if np.isfinite(loss)])
         if len(losses) < 2 or (deviation := float(losses.std(ddof=1))) <= SPREAD:
             continue
@@ -34,10 +34,6 @@ def disagreements(groups: list[Group]) -> list[str]:
             f"(gradient norms, loss at step {UPDATES}; analysis.gate) before reading any difference{_start(runs)}."
         )
     return found
-
-
-def _end(run: Run, evaluated: bool) -> float:
-    return float(run.column(VALIDATION).iloc[-1]) if evaluated else final(run.column(TRAIN))
 
 
 def _start(runs: list[Run]) -> str:

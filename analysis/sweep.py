@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, divergence, ended, twins, unlike_kernels
+from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twins, unlike_kernels
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
 from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
 from analysis.seeds import disagreements
@@ -50,10 +50,6 @@ def analyse(runs: list[Run], options: Options) -> Result:
     figures += _heat(trunks, evaluated, name)
     tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
     return Result("sweep", "Sweep", findings, figures, tables, notes)
-
-
-def loss_of(run: Run, evaluated: bool) -> float:
-    return final(run.column(TRAIN)) if not evaluated else float(run.column(VALIDATION).iloc[-1])
 
 
 def _row(group: Group, run: Run) -> dict[str, object]:

@@ -63,11 +63,11 @@ def render_differences(rows: list[tuple[str, Any, Any]]) -> str:
 def with_paths(rows: list[tuple[str, Any, Any]], ours: str | None, theirs: str | None) -> list[tuple[str, Any, Any]]:
     """The rows of `differences`, with the folders of the data for its digests, which are cut to what tells them apart."""
 
-    def shown(digest: Any, path: str | None) -> Any:
+    def placed(digest: Any, path: str | None) -> Any:
         return f"{digest[:12]} in {path or 'a folder that is not known'}" if isinstance(digest, str) else digest
 
     return [
-        (field, shown(mine, ours), shown(other, theirs)) if field.endswith("data.digest") else (field, mine, other)
+        (field, placed(mine, ours), placed(other, theirs)) if field.endswith("data.digest") else (field, mine, other)
         for field, mine, other in rows
     ]
 

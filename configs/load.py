@@ -23,8 +23,6 @@ NUMBER = 1 << 63  # seeds end there, and every other count long before
 PROBLEMS = 8  # in one message
 SWEEP_KEYS = {"set", "axes", "cells", "stages", "limit"}  # of a sweep (configs/sweep.py), and not of a run
 KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-
-
 RUN_KEYS = set(RunConfig.model_fields) - {"name"}
 
 

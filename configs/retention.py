@@ -16,7 +16,8 @@ def is_due(every: int | None, step: int) -> bool:
 
 def is_probed(log: Log, step: int) -> bool:
     """Whether update `step` (from 1) is probed: at log.probe_every, and every tenth of the first hundred."""
-    return is_due(log.probe_every, step) or (log.probe_every is not None and step <= START and step % START_EVERY == 0)
+    in_start = log.probe_every is not None and step <= START and is_due(START_EVERY, step)
+    return in_start or is_due(log.probe_every, step)
 
 
 def is_saved(checkpoint: Checkpoint, step: int, steps: int) -> bool:

@@ -114,6 +114,17 @@ def test_damaged_files_are_refused(tmp_path: Path, text: str, message: str) -> N
     assert message in str(error.value)
 
 
+def test_words_that_no_option_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if several overrides after one --set, or a glob that the shell has replaced, are answered without what would work."""
+    for stray in (["--set", "optim.lr=1", "seeds.init=2"], ["--config", "b.json", "c.json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["--config", "a.json", *stray])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert f'no option takes ["{stray[-1]}"]: each override needs a --set of its own' in error
+        assert "a name with a * must be quoted" in error
+
+
 def test_one_level_of_base(tmp_path: Path) -> None:
     """Breaks if a base is merged wrongly, or a chain of bases is followed."""
     (tmp_path / "a.json").write_text(json.dumps({"base": str(CONFIGS / "quickstart.json"), "optim": {"lr": 0.5}}))
