@@ -7,6 +7,7 @@ step: one formula, one policy, and the gradient norm is always a plain float.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import logging
@@ -251,6 +252,9 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: d
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     if ds_config["zero_optimization"]["stage"] == 3 and (whole := getattr(model, "compiled_modules", ())):
         deepspeed.utils.set_z3_leaf_modules(model, list(whole))  # gathered as one: no hooks inside compiled code
+    # An engine that was left behind imports a module while it is collected, and Python 3.11 breaks where that happens inside
+    # another import (python#106176). So it is collected now, before DeepSpeed looks for optional packages.
+    gc.collect()
     with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
     if dist.get_world_size() == 1 and ds_config["zero_optimization"]["stage"] == 0:
