@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from configs.cost import parameter_shapes
 from configs.echo import shown
+from configs.errors import InputError
 from configs.identity import differences, render_differences, with_paths
 from configs.load import load_config, read_json, validate
 from configs.plan import Origin, Plan, Reference, make_plan
@@ -78,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{config.model_dump_json(indent=2)}\n\n{render_plan(config, plan)}")
             return EXIT_CODES["done"]
         if problem:
-            raise ValueError(f"{problem}; use fp32 or bf16-mixed here")
+            raise InputError(f"{problem}; use fp32 or bf16-mixed here")
         if manifest is None:
-            raise ValueError(missing_data(config, given, args.run_dir))
+            raise InputError(missing_data(config, given, args.run_dir))
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
         if args.data:
             check_moved(folder, manifest, config.data.path)
@@ -89,10 +90,14 @@ def main(argv: list[str] | None = None) -> int:
             return replay_step(config, manifest, plan, folder, args.replay)
         check_folder(folder, plan.experiment or {}, args.resume, config.data.path)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step, args.profile)]
-    except ValueError as error:
+    except InputError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES["bad input"]
+    except OSError as error:  # a full disk, a lost network: nothing that another configuration would mend
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -140,17 +145,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origin | None:
-    """The checkpoint that a branch starts from. ValueError if it is not there.
+    """The checkpoint that a branch starts from. InputError if it is not there.
 
     A branch that has begun knows it from its own folder, so that the trunk may go; a plan can do without it, and says so.
     """
     if config.branch is None:
         return None
     if parse_reference(config.branch.origin)[1] is None:
-        raise ValueError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
+        raise InputError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
     try:
         manifest = read_checkpoint(find_reference(config.branch.origin))
-    except ValueError as error:
+    except InputError as error:
         known = RunFolder(run_dir).read_plan().get("origin") if run_dir is not None else None
         if known and known["reference"] == config.branch.origin:
             return Origin(**known)
@@ -164,7 +169,7 @@ def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origi
 
 
 def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Reference | None:
-    """The norms that schedule.match follows. ValueError if they are not all there.
+    """The norms that schedule.match follows. InputError if they are not all there.
 
     A run that has begun has them in its own folder, so that the reference may go; a plan can do without, and says so.
     """
@@ -180,7 +185,7 @@ def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Refere
         rates = list(lr_of_updates(config))
         reference = read_norms(match.reference, rates, steps, match.norm, tensors)
         own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
-    except ValueError as error:
+    except InputError as error:
         known = RunFolder(run_dir).read_norms() if run_dir is not None else {}
         if known.get("match") == match.model_dump(mode="json"):
             return Reference(known["digest"], known["reference"], known["own"])
@@ -204,9 +209,9 @@ def missing_data(config: RunConfig, given: dict[str, Any], run_dir: Path | None)
 
 
 def check_moved(folder: RunFolder, manifest: Manifest, path: str) -> None:
-    """ValueError unless the folder holds a run on this very data."""
+    """InputError unless the folder holds a run on this very data."""
     if folder.read_experiment() is None:
-        raise ValueError(
+        raise InputError(
             f"--data says where the data of a run lies now, and {folder.path} holds no run: name the run with --run-dir; "
             "a new run names its data with data.path"
         )
@@ -214,17 +219,17 @@ def check_moved(folder: RunFolder, manifest: Manifest, path: str) -> None:
 
 
 def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str, data_path: str) -> None:
-    """ValueError if the folder holds another experiment, no run but something else, or not what --resume requires."""
+    """InputError if the folder holds another experiment, no run but something else, or not what --resume requires."""
     folder.check_place()
     found = folder.read_experiment()
     if found is None and resume == "must":
-        raise ValueError(f"--resume must: {folder.path} holds no run")
+        raise InputError(f"--resume must: {folder.path} holds no run")
     if resume == "never" and (found is not None or folder.checkpoints.exists()):
-        raise ValueError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
+        raise InputError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
     rows = differences(asked, found) if found is not None else []
     rows = with_paths(rows, data_path, folder.data_path())
     if rows:
-        raise ValueError(f"{folder.path} holds another experiment:\n{render_differences(rows)}\nuse another --run-dir")
+        raise InputError(f"{folder.path} holds another experiment:\n{render_differences(rows)}\nuse another --run-dir")
 
 
 def run(
@@ -276,9 +281,9 @@ def run(
             )
             try:
                 state, reason = train(session, stop, tick)
-            except ValueError as error:  # from here on a ValueError is no longer the user's
+            except InputError as error:  # from here on a InputError is no longer the user's
                 raise RuntimeError(f"training failed: {error}") from error
-        except ValueError:  # bad input: the folder's status stays what it was
+        except InputError:  # bad input: the folder's status stays what it was
             raise
         except BaseException as error:
             if first:

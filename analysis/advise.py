@@ -20,6 +20,7 @@ from analysis.compare import TRAIN, paired_final
 from analysis.runs import LAMBDA, Run, baseline_of, group_runs
 from configs.cautions import cautions
 from configs.cost import n_parameters
+from configs.errors import InputError
 from configs.load import load_config
 from configs.plan import make_plan, read_summary
 from configs.schedule import decay_sum, lr_sum
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         config, _ = load_config(args.config, args.set)
         runs, notes = load_runs(args.runs, args.runs_root) if args.runs else ([], [])
         result = analyse(config, runs, options_of(args))
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show(result, notes, args.out)

@@ -23,6 +23,7 @@ from analysis.published import branch_curve, same_experiment
 from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run, group_runs
 from analysis.statistics import Interval, interval, mean_and_band
 from analysis.sweep import place_of
+from configs.errors import InputError
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
 
@@ -30,7 +31,7 @@ PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "b
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks, branches, notes = _families(runs)
     if not branches:
-        raise ValueError(
+        raise InputError(
             "no branch of one of these runs is among them; make some: python train.py --config CONFIG --branch RUN@STEP "
             "--set optim.lr=1e-5 …, or a sweep with a stage, as configs/sweeps/small_tiny_lr.json"
         )
@@ -39,7 +40,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     more += unlike_kernels([*twins(groups), *own])
     table = decompose(groups, branches)
     if table.empty:
-        raise ValueError("no checkpoint with a branch has a validation loss at its step and at its branch's end")
+        raise InputError("no checkpoint with a branch has a validation loss at its step and at its branch's end")
     looks = styles(groups)
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]

@@ -19,6 +19,7 @@ from analysis.figures import Figure
 from analysis.read import load_run
 from analysis.runs import Run, find_runs
 from analysis.statistics import SMOOTHING
+from configs.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     if not 0 <= args.smoothing <= 0.5:
-        raise ValueError(f"--smoothing {args.smoothing:g} is no fraction of a run; try 0.02, at most 0.5")
+        raise InputError(f"--smoothing {args.smoothing:g} is no fraction of a run; try 0.02, at most 0.5")
     by = [name.strip() for name in args.by.split(",")] if args.by else None
     return Options(by, args.x == "tokens", args.smoothing)
 
@@ -89,17 +90,17 @@ def options_of(args: argparse.Namespace) -> Options:
 def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
     """The runs, and notes on what was missing, damaged or void in them. A folder that cannot be read is left out by name.
 
-    ValueError if none can be read.
+    InputError if none can be read.
     """
     paths, notes = find_runs(patterns, root)
     runs, left_out = [], []
     for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2):
         try:
             runs.append(load_run(path))
-        except ValueError as error:
+        except InputError as error:
             left_out.append(str(error))
     if not runs:
-        raise ValueError("; ".join(left_out[:3]) + (f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""))
+        raise InputError("; ".join(left_out[:3]) + (f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""))
     notes += [f"left out: {why}" for why in left_out]
     for run in runs:
         notes += run.problems
@@ -128,7 +129,7 @@ def main_of(name: str, analysis: Analysis, description: str | None, argv: list[s
         options = options_of(args)
         runs, notes = load_runs(args.runs, args.runs_root)
         result = analysis(runs, options)
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show(result, notes + late_notes(runs), args.out)

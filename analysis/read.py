@@ -1,4 +1,4 @@
-"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or a ValueError."""
+"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or a InputError."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from analysis.runs import (
     shown,
     table_of,
 )
+from configs.errors import InputError
 from record.checkpoints import parse_reference
 from record.files import read_object
 from record.metrics import read_log
@@ -32,7 +33,7 @@ TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "schedule.match.referenc
 
 
 def load_run(path: Path) -> Run:
-    """Read a run folder; works on unfinished runs. ValueError, naming the folder, if what is in it cannot be a run."""
+    """Read a run folder; works on unfinished runs. InputError, naming the folder, if what is in it cannot be a run."""
     folder = RunFolder(path)
     try:
         config = flatten(read_object(folder.config))
@@ -44,7 +45,7 @@ def load_run(path: Path) -> Run:
         plan = folder.read_plan()
         problems = log.problems + (shortfalls(folder, status, log, fields.get("log.probe_every")) if status else [])
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable run folder: {error}") from None
+        raise InputError(f"{path} is not a readable run folder: {error}") from None
     if status.get("state") == UNKNOWN:
         problems.append(
             f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
@@ -61,30 +62,30 @@ def load_run(path: Path) -> Run:
 
 
 def check_fields(fields: dict[str, Any]) -> None:
-    """ValueError for a field of config.json that no run of ours can have had, and that an analysis would stumble over.
+    """InputError for a field of config.json that no run of ours can have had, and that an analysis would stumble over.
 
     Not the whole schema: runs of earlier versions are read too.
     """
     for name, value in fields.items():
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
-            raise ValueError(f"config.json: {name[:80]} is a number without sense")
+            raise InputError(f"config.json: {name[:80]} is a number without sense")
         if name.startswith(SEEDS) and type(value) is not int:
-            raise ValueError(f"config.json: {name[:80]} is {value!r:.40}, not an integer")
+            raise InputError(f"config.json: {name[:80]} is {value!r:.40}, not an integer")
     for name, (least, needed) in NUMBERS.items():
         value = fields.get(name)
         if value is None and not needed:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
-            raise ValueError(f"config.json: {name} is {value!r:.40}, not a number from {least:g} up")
+            raise InputError(f"config.json: {name} is {value!r:.40}, not a number from {least:g} up")
     for name, needed in COUNTS.items():
         if (needed or name in fields) and (type(fields.get(name)) is not int or fields[name] < 1):
-            raise ValueError(f"config.json: {name} is {fields.get(name)!r:.40}, not a count")
+            raise InputError(f"config.json: {name} is {fields.get(name)!r:.40}, not a count")
     for name in TEXTS:
         if not isinstance(text := fields.get(name) or "", str) or "\0" in text:
-            raise ValueError(f"config.json: {name} is {text!r:.40}, not a text")
+            raise InputError(f"config.json: {name} is {text!r:.40}, not a text")
     origin = fields.get("branch.origin")
     if origin and parse_reference(origin)[1] is None:
-        raise ValueError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
+        raise InputError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
 
 
 def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:

@@ -27,6 +27,7 @@ from analysis import bias_variance, effective_lr, generalisation, loss_curves, p
 from analysis.command import Analysis, Options, Result, add_runs, late_notes, load_runs, options_of, parser_of, write
 from analysis.draw import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
+from configs.errors import InputError
 
 HERE = Path(__file__).parent
 ALL: dict[str, Analysis] = {
@@ -50,7 +51,7 @@ def results_of(runs: list[Run], options: Options) -> tuple[list[Result], list[st
     for name, analysis in wanted.items():
         try:
             results.append(analysis(runs, options))
-        except ValueError as error:
+        except InputError as error:
             notes.append(f"{name} is left out: {error}")
     return results, notes
 
@@ -157,8 +158,8 @@ def main(argv: list[str] | None = None) -> int:
         runs, notes = load_runs(args.runs, args.runs_root)
         results, more = results_of(runs, options)
         if not results:
-            raise ValueError("no analysis has anything to say of these runs: " + "; ".join(more))
-    except ValueError as error:
+            raise InputError("no analysis has anything to say of these runs: " + "; ".join(more))
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for result in results:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from configs.errors import InputError
 from configs.plan import read_summary
 from configs.sweep import all_cells, expand
 from record.checkpoints import parse_reference
@@ -87,7 +88,7 @@ class Run:
         """A log of no rows where it cannot be read: the run's other measurements count without it."""
         try:
             return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             return Log([], [str(error)], 0, torn=False)
 
     @cached_property
@@ -109,7 +110,7 @@ class Run:
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
     """Run folders that folders, folders of runs, globs and sweep files (their runs lie in `root`) name, each once.
 
-    Returns (folders, notes on what is missing). ValueError for a pattern without a run.
+    Returns (folders, notes on what is missing). InputError for a pattern without a run.
     """
     found: list[Path] = []
     notes: list[str] = []
@@ -121,7 +122,7 @@ def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path
             inner = [found for path in paths for found in ([path] if _is_run(path) else sorted(path.glob("*")))]
             runs = [path for path in inner if _is_run(path)]
         if not runs:
-            raise ValueError(f"{pattern!r} names no run folder (a folder with config.json), nor a folder of them")
+            raise InputError(f"{pattern!r} names no run folder (a folder with config.json), nor a folder of them")
         found += [path for path in runs if path not in found]
     return found, notes
 
@@ -228,7 +229,7 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
     """
     names = by if by is not None else [name for name in differing_fields(runs) if not name.startswith(SEEDS)]
     if unknown := [name for name in names if not any(name in run.fields for run in runs)]:
-        raise ValueError(
+        raise InputError(
             f"no run has the field {unknown[0]!r}; fields that differ: {', '.join(differing_fields(runs))}"
         )
     members: dict[str, list[Run]] = {}

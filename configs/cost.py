@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from configs.echo import cut, shown
+from configs.errors import InputError
 from configs.precision import BYTES, TABLE
 from configs.schema import Model, Optim, RunConfig
 
@@ -61,7 +62,7 @@ def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
             return len(shape) >= 2
         case "matmul":
             return len(shape) >= 2 and name not in ("wte.weight", "wpe.weight")
-    raise ValueError(f"unknown decay mask {mask!r}")
+    raise InputError(f"unknown decay mask {mask!r}")
 
 
 def kind_of(name: str) -> str:
@@ -77,11 +78,11 @@ def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, 
     """Partition of the tensors into optimiser groups: name → (tensors, λ). The same partition for every λ, λ = 0 included.
 
     The first override whose pattern matches takes a tensor; the others go by the mask. Empty mask groups are left out.
-    ValueError for an override or a mask that takes nothing.
+    InputError for an override or a mask that takes nothing.
     """
     patterns = [override.pattern for override in optim.decay_overrides]
     if len(patterns) != len(set(patterns)):
-        raise ValueError(f"optim.decay_overrides names a pattern twice: {shown(patterns)}")
+        raise InputError(f"optim.decay_overrides names a pattern twice: {shown(patterns)}")
     groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
     for name, shape in shapes.items():
         found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
@@ -89,11 +90,11 @@ def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, 
     for pattern in patterns:
         if not groups[pattern]:
             near = ", ".join(list(shapes)[:4])
-            raise ValueError(
+            raise InputError(
                 f"optim.decay_overrides: {cut(pattern)!r} takes none of the model's {len(shapes)} tensors ({near}, …)"
             )
     if not groups["decayed"] and not patterns:
-        raise ValueError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(shapes)} tensors")
+        raise InputError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(shapes)} tensors")
     decay = {"decayed": optim.weight_decay, "undecayed": 0.0}
     decay |= {override.pattern: override.weight_decay for override in optim.decay_overrides}
     return {name: (names, decay[name]) for name, names in groups.items() if names}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from configs.echo import cut, shown
+from configs.errors import InputError
 from configs.problem import describe
 from configs.schema import RunConfig
 
@@ -30,28 +31,28 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
     """Read a configuration, its one level of `"base"`, and `section.key=value` overrides.
 
     Returns the validated configuration, data.path absolute, and the merged mapping as given (before defaults).
-    Raises ValueError that names the file, the key, what was found and what would work.
+    Raises InputError that names the file, the key, what was found and what would work.
     """
     path = Path(path)
     given = read_json(path)
     given.pop("$schema", None)  # for editors
     if SWEEP_KEYS & set(given) and not RUN_KEYS & set(given):
-        raise ValueError(
+        raise InputError(
             f"{cut(str(path))} is a sweep of several runs, not the configuration of one; `python -m slurm.submit {path}` "
             f"runs it (--local without a cluster), `python -m slurm.status {path}` shows how it is doing"
         )
     base_name = given.pop("base", None)
     if base_name is not None:
         if not isinstance(base_name, str) or not base_name:
-            raise ValueError(f"{path}: base = {shown(base_name)}: expected the name of a file, relative to this one")
+            raise InputError(f"{path}: base = {shown(base_name)}: expected the name of a file, relative to this one")
         base_path = path.parent / base_name
         try:
             base = read_json(base_path)
-        except ValueError as error:
-            raise ValueError(f"{path}: its base: {error}") from None
+        except InputError as error:
+            raise InputError(f"{path}: its base: {error}") from None
         base.pop("$schema", None)
         if "base" in base:
-            raise ValueError(f"{path}: its base {base_path} has a base itself; one level is allowed")
+            raise InputError(f"{path}: its base {base_path} has a base itself; one level is allowed")
         given = merge(with_points(base, base_path.parent), given)
     for override in overrides or []:
         given = merge(given, parse_override(override))
@@ -66,7 +67,7 @@ def with_absolute_data(config: RunConfig) -> RunConfig:
 
 
 def validate(given: dict[str, Any], source: str) -> RunConfig:
-    """Check a mapping against the schema of a run; ValueError lists every problem, one per line."""
+    """Check a mapping against the schema of a run; InputError lists every problem, one per line."""
     return validate_as(RunConfig, given, source)
 
 
@@ -78,20 +79,20 @@ def validate_as(schema: type[Schema], given: dict[str, Any], source: str) -> Sch
         found = error.errors(include_url=False)
         more = [f"and {len(found) - PROBLEMS:,} more problems"] if len(found) > PROBLEMS else []
         problems = [describe(problem, schema) for problem in found[:PROBLEMS]]
-        raise ValueError(f"{source}: " + "; ".join(problems + more)) from None
+        raise InputError(f"{source}: " + "; ".join(problems + more)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; duplicate keys and NaN are refused."""
     text = _read_text(path)
     if not text.strip():
-        raise ValueError(f"{cut(str(path))} is empty, expected a JSON object")
+        raise InputError(f"{cut(str(path))} is empty, expected a JSON object")
     try:
         value = _parse(text)
     except ValueError as error:
-        raise ValueError(f"{cut(str(path))} is not a valid configuration: {error}") from None
+        raise InputError(f"{cut(str(path))} is not a valid configuration: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{cut(str(path))} holds {KINDS.get(type(value), 'a number')}, expected a JSON object")
+        raise InputError(f"{cut(str(path))} holds {KINDS.get(type(value), 'a number')}, expected a JSON object")
     return value
 
 
@@ -103,19 +104,19 @@ def _read_text(path: Path) -> str:
             is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             data = file.read(BYTES + 1) if is_file else b""
     except OSError as error:
-        raise ValueError(f"cannot read configuration {cut(str(path))}: {error.strerror}{_near_file(path)}") from None
+        raise InputError(f"cannot read configuration {cut(str(path))}: {error.strerror}{_near_file(path)}") from None
     except ValueError as error:  # a name with a zero byte
-        raise ValueError(f"cannot read configuration {shown(str(path))}: {error}") from None
+        raise InputError(f"cannot read configuration {shown(str(path))}: {error}") from None
     if not is_file:
-        raise ValueError(f"cannot read configuration {cut(str(path))}: it is a device or a pipe, expected a file")
+        raise InputError(f"cannot read configuration {cut(str(path))}: it is a device or a pipe, expected a file")
     if len(data) > BYTES:
-        raise ValueError(
+        raise InputError(
             f"{cut(str(path))} has more than {BYTES >> 20} MiB, the most a configuration may have; is it another file?"
         )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{cut(str(path))} is not UTF-8 text (byte {error.start}); a configuration is a JSON file"
         ) from None
 
@@ -130,10 +131,10 @@ def _near_file(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """JSON as a configuration may hold it; ValueError for more than one value of a key, NaN, huge numbers, deep nesting."""
+    """JSON as a configuration may hold it; InputError for more than one value of a key, NaN, huge numbers, deep nesting."""
     if "\\u0000" in text:
-        raise ValueError("it holds the zero character \\u0000, which no name or path may have")
-    too_deep = ValueError(f"it is nested too deep; at most {DEPTH} levels")
+        raise InputError("it holds the zero character \\u0000, which no name or path may have")
+    too_deep = InputError(f"it is nested too deep; at most {DEPTH} levels")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_bounded_integer
@@ -163,7 +164,7 @@ def with_points(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / schedule["points"]
     value = read_json(path)
     if set(value) != {"points"}:
-        raise ValueError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {shown(sorted(value))}')
+        raise InputError(f'{path}: expected {{"points": [[step, fraction], …]}}, found the keys {shown(sorted(value))}')
     return merge(given, {"schedule": value})
 
 
@@ -171,13 +172,13 @@ def parse_override(text: str) -> dict[str, Any]:
     """`optim.lr=1e-3` → {"optim": {"lr": 0.001}}. The value is JSON; what is not JSON is taken as a string."""
     key, equals, raw = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"--set {shown(text)}: expected section.key=value, for example optim.weight_decay=0.1")
+        raise InputError(f"--set {shown(text)}: expected section.key=value, for example optim.weight_decay=0.1")
     try:
         value = _parse(raw)
     except json.JSONDecodeError:
         value = raw
     except ValueError as error:
-        raise ValueError(f"--set {shown(text)}: {error}") from None
+        raise InputError(f"--set {shown(text)}: {error}") from None
     return nest(key, value)
 
 
@@ -185,7 +186,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     """`optim.lr`, 0.1 → {"optim": {"lr": 0.1}}."""
     *sections, field = key.split(".")
     if len(sections) >= DEPTH:
-        raise ValueError(f"{shown(key)} names a field {len(sections) + 1} levels deep; at most {DEPTH}")
+        raise InputError(f"{shown(key)} names a field {len(sections) + 1} levels deep; at most {DEPTH}")
     nested: dict[str, Any] = {field: value}
     for section in reversed(sections):
         nested = {section: nested}
@@ -205,16 +206,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise ValueError(f"key {cut(key)!r} appears twice in one object")
+            raise InputError(f"key {cut(key)!r} appears twice in one object")
         value[key] = item
     return value
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number a configuration may hold")
+    raise InputError(f"{name} is not a number a configuration may hold")
 
 
 def _bounded_integer(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) > NUMBER:
-        raise ValueError(f"the number {cut(digits, 24)} is beyond ±2^63")
+        raise InputError(f"the number {cut(digits, 24)} is beyond ±2^63")
     return int(digits)

@@ -11,6 +11,7 @@ from typing import Any
 
 from configs import cost, relations
 from configs.cautions import cautions
+from configs.errors import InputError
 from configs.identity import experiment, run_id
 from configs.precision import TABLE
 from configs.retention import most_at_once
@@ -50,7 +51,7 @@ def read_summary(folder: str | Path) -> DataSummary | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
+        raise InputError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
 
 
 def ends_known(manifest_format: int, eot: int | None, tokenizer: dict[str, Any]) -> bool:
@@ -164,13 +165,13 @@ def make_plan(
     origin: Origin | None = None,
     reference: Reference | None = None,
 ) -> Plan:
-    """Derive the plan; ValueError where the batch does not divide, the data does not suffice, or a branch does not fit."""
+    """Derive the plan; InputError where the batch does not divide, the data does not suffice, or a branch does not fit."""
     first_window = relations.first_window(config, data, origin) if origin else 0
     if data is not None:
         _check_data(config, data, first_window)
     micro_batch = _micro_batch(config, ranks)
     if config.log.noise_scale and config.sequences_per_step == micro_batch:
-        raise ValueError(
+        raise InputError(
             f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
             "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
         )
@@ -221,9 +222,9 @@ def make_plan(
 
 
 def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None:
-    """ValueError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero."""
+    """InputError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero."""
     if config.optim.decay_rule == "l2_loss" and TABLE[config.precision].accumulation == "bfloat16":
-        raise ValueError(
+        raise InputError(
             f"optim.decay_rule l2_loss under precision {config.precision}: 2λw would be added to a bfloat16 gradient, and is "
             "rounded away where it is below 1/512 of it; use decay_rule l2_coupled with twice the λ (added in float32, after "
             "clipping), or precision bf16-master, whose gradients are summed in float32"
@@ -232,7 +233,7 @@ def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None
         return
     peak = peak_decay(config, rates)
     if peak * largest >= 1:
-        raise ValueError(
+        raise InputError(
             f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
         )
 
@@ -255,7 +256,7 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
     sequences, length = config.sequences_per_step, config.model.seq_len
     if sequences % ranks:
         below, above = sequences // ranks * ranks * length, (sequences // ranks + 1) * ranks * length
-        raise ValueError(
+        raise InputError(
             f"batch.tokens_per_step {config.batch.tokens_per_step} is {sequences} sequences of {length}, which {ranks} ranks "
             f"cannot share equally; nearest: {below or above} or {above}"
         )
@@ -271,7 +272,7 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
             max((n for n in divisors if n < asked), default=1),
             min((n for n in divisors if n > asked), default=share),
         )
-        raise ValueError(
+        raise InputError(
             f"batch.micro_batch {asked} does not divide the {share} sequences of a rank and step "
             f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"
         )
@@ -279,10 +280,10 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
 
 
 def check_documents(config: RunConfig, documents: int, tokens: int) -> None:
-    """ValueError where data.order documents would shuffle too few: whole documents move, so most neighbours stay."""
+    """InputError where data.order documents would shuffle too few: whole documents move, so most neighbours stay."""
     if config.data.order == "documents" and documents < FEWEST_DOCUMENTS:
         limit = " within data.train_tokens" if config.data.train_tokens else ""
-        raise ValueError(
+        raise InputError(
             f"data.order documents shuffles whole documents, and the training split in {config.data.path} has {documents} of "
             f"{tokens // max(documents, 1):,} tokens on average{limit}: that is hardly a shuffle; use data.order windows "
             f"(the default), or data of {FEWEST_DOCUMENTS} documents or more"
@@ -291,24 +292,24 @@ def check_documents(config: RunConfig, documents: int, tokens: int) -> None:
 
 def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None:
     if not data.ends_known and not config.data.cross_document_attention:
-        raise ValueError(
+        raise InputError(
             f"data.cross_document_attention false needs tokens that say where a document ends, and those in {config.data.path} "
             "do not (no end-of-text token); leave it true, or prepare the text again with data.prepare"
         )
     if not data.ends_known and config.data.order == "documents":
-        raise ValueError(
+        raise InputError(
             f"data.order documents needs the ends of documents, and the tokens in {config.data.path} do not say where they are "
             "(no end-of-text token); use data.order windows (the default), or prepare the text again with data.prepare"
         )
     if data.train_documents is not None:
         check_documents(config, data.train_documents, data.train_tokens)
     if data.vocab_size > config.model.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
             f"set model.vocab_size to at least {data.vocab_size}"
         )
     if (config.data.train_tokens or 0) > data.train_tokens:
-        raise ValueError(
+        raise InputError(
             f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
         )
     windows = train_windows(config, data.train_tokens) * config.data.epochs - first_window
@@ -316,13 +317,13 @@ def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None
     if needed > windows:
         left = max(0, windows)
         beyond = " beyond what the trunk read" if first_window else ""
-        raise ValueError(
+        raise InputError(
             f"schedule.steps {config.schedule.steps} need {needed} windows of {config.model.seq_len} tokens, the data in "
             f"{config.data.path} has {left}{beyond}; at most {left // config.sequences_per_step} steps, or more data, "
             "or data.epochs"
         )
     if eval_windows(config, data.val_tokens) < 1:
-        raise ValueError(
+        raise InputError(
             f"the validation split in {config.data.path} has {data.val_tokens} tokens, less than one window of "
             f"{config.model.seq_len + 1}; prepare it with a larger --val-fraction"
         )

@@ -14,16 +14,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import islice
 
+from configs.errors import InputError
 from configs.schema import RunConfig, Schedule
 
 
 def lr_fraction(schedule: Schedule, t: int) -> float:
     """η_t over the peak learning rate for update t (0-based).
 
-    Raises ValueError outside 0 … steps−1.
+    Raises InputError outside 0 … steps−1.
     """
     if not 0 <= t < schedule.steps:
-        raise ValueError(f"update {t} lies outside the schedule's {schedule.steps} updates")
+        raise InputError(f"update {t} lies outside the schedule's {schedule.steps} updates")
     return _curve(schedule)(t)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from configs.echo import cut, shown
+from configs.errors import InputError
 
 Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
 PATH = 4096  # letters that the system lets a path have
@@ -77,11 +78,11 @@ class Model(Section):
     def _heads_divide_width(self) -> Model:
         if self.n_embd % self.n_head:
             below, above = _nearest_multiples(self.n_embd, self.n_head)
-            raise ValueError(
+            raise InputError(
                 f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}"
             )
         if self.bias and not self.layernorm_gain:
-            raise ValueError(
+            raise InputError(
                 "bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true"
             )
         return self
@@ -112,7 +113,7 @@ class Data(Section):
         ends = [0, *(step for span in self.skip_steps for step in span)]
         rising = all(ends[i] < ends[i + 1] if i % 2 == 0 else ends[i] <= ends[i + 1] for i in range(len(ends) - 1))
         if not rising:
-            raise ValueError(
+            raise InputError(
                 f"skip_steps {shown(self.skip_steps)}: expected [first, last] pairs that start at 1 or "
                 "later, rise and do not overlap, for example [[10, 12], [40, 40]]"
             )
@@ -131,9 +132,9 @@ class DecaySchedule(Section):
     @model_validator(mode="after")
     def _interval(self) -> DecaySchedule:
         if self.last_step is not None and self.last_step < self.first_step:
-            raise ValueError(f"last_step {self.last_step} lies before first_step {self.first_step}")
+            raise InputError(f"last_step {self.last_step} lies before first_step {self.first_step}")
         if self.kind == "constant" and self.end != 0.0:
-            raise ValueError("a constant factor has no end; leave it out")
+            raise InputError("a constant factor has no end; leave it out")
         return self
 
 
@@ -146,7 +147,7 @@ class DecayOverride(Section):
     @model_validator(mode="after")
     def _names_tensors(self) -> DecayOverride:
         if "/" in self.pattern or self.pattern in ("decayed", "undecayed"):  # the names of the mask's own groups
-            raise ValueError(f"{shown(self.pattern)} names no tensor; patterns are as in a shell: blocks.*.attn.*")
+            raise InputError(f"{shown(self.pattern)} names no tensor; patterns are as in a shell: blocks.*.attn.*")
         return self
 
 
@@ -182,13 +183,13 @@ class Optim(Section):
     @model_validator(mode="after")
     def _fields_of_the_algorithm(self) -> Optim:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must each lie in [0, 1)")
+            raise InputError(f"betas {list(self.betas)} must each lie in [0, 1)")
         idle = {"adam": ("momentum",), "sgd": ("betas", "eps")}[self.algorithm]
         for name in idle:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")
+                raise InputError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")
         if self.decay_rule == "none" and (self.weight_decay or self.decay_overrides or self.decay_schedule):
-            raise ValueError(
+            raise InputError(
                 "decay_rule none with a weight_decay, overrides or schedule: set weight_decay 0 and leave the others out, "
                 "or choose decoupled, l2_coupled or l2_loss"
             )
@@ -219,7 +220,7 @@ class Match(Section):
     @model_validator(mode="after")
     def _norm_of_the_scope(self) -> Match:
         if self.scope == "tensor" and self.norm != "weights/norm":
-            raise ValueError("scope tensor takes each tensor's own norm; leave norm out")
+            raise InputError("scope tensor takes each tensor's own norm; leave norm out")
         return self
 
 
@@ -254,14 +255,14 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> Schedule:
         if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+            raise InputError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         cooldown = (self.cooldown_fraction or 0.2) * self.steps
         if self.kind == "wsd" and self.warmup_steps + cooldown > self.steps:
-            raise ValueError(
+            raise InputError(
                 f"warmup_steps {self.warmup_steps} and a cool-down of {cooldown:g} steps do not fit in {self.steps} steps"
             )
         if self.horizon is not None and self.horizon < self.steps:
-            raise ValueError(f"horizon {self.horizon} lies before the run's end; set it to steps {self.steps} or more")
+            raise InputError(f"horizon {self.horizon} lies before the run's end; set it to steps {self.steps} or more")
         used = {
             "cosine": {"final_lr_fraction", "horizon"},
             "linear": {"final_lr_fraction", "horizon"},
@@ -271,7 +272,7 @@ class Schedule(Section):
         }
         for name in sorted(set.union(*used.values()) - used[self.kind]):
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"a {self.kind} schedule has no {name}; leave it out")
+                raise InputError(f"a {self.kind} schedule has no {name}; leave it out")
         if self.kind == "piecewise":
             _check_points(self.points or (), self.steps, self.warmup_steps)
         return self
@@ -280,13 +281,13 @@ class Schedule(Section):
 def _check_points(points: tuple[tuple[int, float], ...], steps: int, warmup: int) -> None:
     places = [step for step, _ in points]
     if warmup:
-        raise ValueError("a piecewise schedule has its warm-up in its points; leave warmup_steps out")
+        raise InputError("a piecewise schedule has its warm-up in its points; leave warmup_steps out")
     if places != sorted(set(places)) or not places or places[0] != 1 or places[-1] < steps:
-        raise ValueError(f"points must rise from step 1 to step {steps} or beyond; their steps are {places[:8]}")
+        raise InputError(f"points must rise from step 1 to step {steps} or beyond; their steps are {places[:8]}")
     if any(not 0 < fraction <= 1 for _, fraction in points[:-1]) or not 0 <= points[-1][1] <= 1:
-        raise ValueError("points: fractions of the peak lie in (0, 1]; the last may be 0 if it lies past the end")
+        raise InputError("points: fractions of the peak lie in (0, 1]; the last may be 0 if it lies past the end")
     if points[-1][1] == 0 and places[-1] <= steps:
-        raise ValueError(
+        raise InputError(
             f"points: step {places[-1]} would have no learning rate; put 0 past the end, at step {steps + 1}"
         )
 
@@ -360,7 +361,7 @@ class Averages(Section):
     @model_validator(mode="after")
     def _coefficients(self) -> Averages:
         if not all(0 < c < 1 for c in self.ema) or len(set(self.ema)) != len(self.ema):
-            raise ValueError(f"ema {shown(self.ema)}: distinct coefficients between 0 and 1")
+            raise InputError(f"ema {shown(self.ema)}: distinct coefficients between 0 and 1")
         return self
 
 
@@ -381,9 +382,9 @@ class Checkpoint(Section):
     @model_validator(mode="after")
     def _something_to_keep(self) -> Checkpoint:
         if self.keep_every is not None and self.keep_last is None:
-            raise ValueError("keep_every goes with keep_last; without it every checkpoint is kept")
+            raise InputError("keep_every goes with keep_last; without it every checkpoint is kept")
         if any(step < 1 for step in self.at):
-            raise ValueError(f"checkpoint.at {shown(self.at)}: steps start at 1")
+            raise InputError(f"checkpoint.at {shown(self.at)}: steps start at 1")
         return self
 
 
@@ -445,7 +446,7 @@ class Log(Section):
     @model_validator(mode="after")
     def _noise_needs_probes(self) -> Log:
         if self.noise_scale and self.probe_every is None:
-            raise ValueError("noise_scale is probed: set probe_every, or leave noise_scale out")
+            raise InputError("noise_scale is probed: set probe_every, or leave noise_scale out")
         return self
 
 
@@ -484,38 +485,38 @@ class RunConfig(Section):
         tokens, length = self.batch.tokens_per_step, self.model.seq_len
         if tokens % length:
             below, above = _nearest_multiples(tokens, length)
-            raise ValueError(
+            raise InputError(
                 f"batch.tokens_per_step {tokens} is not a multiple of model.seq_len {length}; nearest: {below or above} or {above}"
             )
         if self.precision in ("bf16-master", "bf16-true") and self.parallel.zero_stage == 0:
-            raise ValueError(
+            raise InputError(
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
             )
         decay = self.optim.decay_schedule
         if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:
-            raise ValueError(
+            raise InputError(
                 f"optim.decay_schedule covers steps {decay.first_step} to {decay.last_step or self.schedule.steps}, the run has "
                 f"{self.schedule.steps}"
             )
         if self.schedule.match is not None and self.optim.algorithm == "sgd":
-            raise ValueError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
+            raise InputError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
         if self.model.dropout and self.batch.micro_batch is None:
-            raise ValueError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
+            raise InputError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
         if self.model.dropout and self.parallel.compile:
-            raise ValueError(
+            raise InputError(
                 "parallel.compile with model.dropout: compiled blocks draw other masks; leave one of them out"
             )
         stage = self.parallel.zero_stage
         for option, value in sorted(self.deepspeed.items()):
             if option not in DEEPSPEED_OPTIONS:
-                raise ValueError(
+                raise InputError(
                     f"deepspeed option {cut(option)!r} is not allowed; allowed: {', '.join(sorted(DEEPSPEED_OPTIONS))}"
                 )
             if isinstance(value, float) or value < 0:
-                raise ValueError(f"deepspeed.{option} = {value}: expected true, false or a whole number of 0 or more")
+                raise InputError(f"deepspeed.{option} = {value}: expected true, false or a whole number of 0 or more")
             if stage == 0 or (option.startswith(("stage3", "sub_group")) and stage < 3):
-                raise ValueError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
+                raise InputError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
         return self
 
     @property

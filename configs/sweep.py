@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import model_validator
 
 from configs.echo import cut, shown
+from configs.errors import InputError
 from configs.identity import experiment, run_id
 from configs.load import (
     RUN_KEYS,
@@ -74,10 +75,10 @@ class Sweep(Section):
     def _stages_are_distinct(self) -> Sweep:
         names = ["main", *(stage.name for stage in self.stages)]
         if len(names) != len(set(names)):
-            raise ValueError(f"stages must have distinct names, and not 'main': {shown(names[1:])}")
+            raise InputError(f"stages must have distinct names, and not 'main': {shown(names[1:])}")
         for index, stage in enumerate(self.stages):
             if (stage.of or "main") not in names[: index + 1]:
-                raise ValueError(
+                raise InputError(
                     f"stage {stage.name!r} is of {shown(stage.of)}; earlier stages: {cut(', '.join(names[: index + 1]))}"
                 )
         return self
@@ -102,11 +103,11 @@ Summary = Callable[[str], DataSummary | None]
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """ValueError that names the file and every problem."""
+    """InputError that names the file and every problem."""
     given = read_json(Path(path))
     given.pop("$schema", None)
     if RUN_KEYS & set(given) and not SWEEP_KEYS & set(given):
-        raise ValueError(
+        raise InputError(
             f"{cut(str(path))} is the configuration of one run, not a sweep; `python train.py --config {path}` trains it, and "
             "status.json in its run folder says how it is doing"
         )
@@ -117,7 +118,7 @@ def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] 
     """The cells of a sweep file by stage, in order; their folders lie in `runs`/<sweep>/.
 
     `summary(data.path)` gives the DataSummary of prepared data, or None. `overrides` are `section.key=value` for every run.
-    Raises ValueError that names the cell.
+    Raises InputError that names the cell.
     """
     sweep = load_sweep(path)
     _, given = load_config(Path(path).parent / sweep.base)
@@ -132,7 +133,7 @@ def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] 
     for stage in sweep.stages:
         parents = [cell for cell in stages[stage.of or previous] if _matches(cell, stage)]
         if not parents:
-            raise ValueError(
+            raise InputError(
                 f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {shown(stage.where)}"
             )
         steps_of = [_branch_steps(stage, parent, path) for parent in parents]
@@ -154,10 +155,10 @@ def all_cells(stages: Stages) -> list[Cell]:
 
 
 def _check_count(where: str, starts: int, part: Sweep | Stage) -> None:
-    """ValueError for more cells than CELLS, before any is made. `starts`: how many runs or checkpoints each begins from."""
+    """InputError for more cells than CELLS, before any is made. `starts`: how many runs or checkpoints each begins from."""
     grid = math.prod(map(len, part.axes.values())) if part.axes or not part.cells else 0
     if (count := starts * (grid + len(part.cells))) > CELLS:
-        raise ValueError(f"{where} has {shown(count)} cells, at most {CELLS:,}; use fewer values, or several sweeps")
+        raise InputError(f"{where} has {shown(count)} cells, at most {CELLS:,}; use fewer values, or several sweeps")
 
 
 def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ def _rows(part: Sweep | Stage) -> list[dict[str, Any]]:
         fields = [field.strip() for field in key.split(",")]
         rows = [[value] if len(fields) == 1 else value for value in values]
         if any(not isinstance(row, list) or len(row) != len(fields) for row in rows):
-            raise ValueError(f"axis {cut(key)!r}: expected rows of {len(fields)} values, found {shown(values)}")
+            raise InputError(f"axis {cut(key)!r}: expected rows of {len(fields)} values, found {shown(values)}")
         axes.append([dict(zip(fields, row, strict=True)) for row in rows])
     grid = [{k: v for row in rows for k, v in row.items()} for rows in itertools.product(*axes)]
     return (grid if part.axes or not part.cells else []) + part.cells
@@ -211,7 +212,7 @@ def _fields(field: str) -> list[str]:
     if not star or rest:
         return [field]
     if info is None or not hasattr(info.annotation, "model_fields"):
-        raise ValueError(f"axis {cut(field)!r}: {cut(section)!r} is no section of a configuration")
+        raise InputError(f"axis {cut(field)!r}: {cut(section)!r} is no section of a configuration")
     return [f"{section}.{name}" for name in info.annotation.model_fields]  # type: ignore[union-attr]
 
 
@@ -236,7 +237,7 @@ def _matches(cell: Cell, stage: Stage) -> bool:
         value: Any = cell.config
         for name in field.split("."):
             if not hasattr(value, name):
-                raise ValueError(f"stage {stage.name!r}, where: {cut(field)!r} is no field of a configuration")
+                raise InputError(f"stage {stage.name!r}, where: {cut(field)!r} is no field of a configuration")
             value = getattr(value, name)
         if value not in ([os.path.abspath(str(v)) for v in values] if field == "data.path" else values):
             return False
@@ -244,7 +245,7 @@ def _matches(cell: Cell, stage: Stage) -> bool:
 
 
 def _branch_steps(stage: Stage, parent: Cell, path: str | Path) -> list[int | None]:
-    """The steps to branch from; [None] for a stage of runs that are no branches. ValueError if a checkpoint is not kept."""
+    """The steps to branch from; [None] for a stage of runs that are no branches. InputError if a checkpoint is not kept."""
     steps, policy = parent.config.schedule.steps, parent.config.checkpoint
     wanted = {
         *stage.branch_at,
@@ -254,7 +255,7 @@ def _branch_steps(stage: Stage, parent: Cell, path: str | Path) -> list[int | No
     if missing := sorted(step for step in wanted - set(others) if step not in multiples):
         first, last = sorted({*multiples[:12], *others})[:12], sorted({*multiples[-5:], *others})[-5:]
         there = first if len(multiples) + len(others) < 12 else [*first[:5], "…", *last]
-        raise ValueError(
+        raise InputError(
             f"{path}: stage {stage.name!r} branches from steps {shown(missing)} of {parent.label}, whose checkpoints are saved and "
             f"kept at {there}; set checkpoint.every or checkpoint.at"
         )
@@ -266,4 +267,4 @@ def _refuse_twins(path: str | Path, cells: list[Cell]) -> None:
     for cell in cells:
         key = cell.config.model_dump_json(exclude={"name"})
         if (twin := seen.setdefault(key, cell)) is not cell:
-            raise ValueError(f"{path}: {cell.label} and {twin.label} are the same run; take one out")
+            raise InputError(f"{path}: {cell.label} and {twin.label} are the same run; take one out")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from data.plain_pickle import read_plain_pickle
 
 FILE = "characters.json"
@@ -30,34 +31,34 @@ class Characters:
 
 
 def load_characters(path: Path) -> Characters:
-    """ValueError for a file that is not such a table."""
+    """InputError for a file that is not such a table."""
     try:
         table = json.loads(path.read_bytes())
     except ValueError:
         table = None
     if not isinstance(table, list) or not all(isinstance(text, str) for text in table):
-        raise ValueError(f"{path} is not a list of texts, one for each token; prepare the data again")
+        raise InputError(f"{path} is not a list of texts, one for each token; prepare the data again")
     return Characters(table)
 
 
 def read_meta(path: Path) -> Characters | int:
     """nanoGPT's meta.pkl, which is parsed and never run: its characters, or its vocab_size where it has no more.
 
-    ValueError for a file that holds anything but plain values, or whose table has gaps.
+    InputError for a file that holds anything but plain values, or whose table has gaps.
     """
     remedy = "name the vocabulary with --vocab-size or --tokenizer, and the file is not read"
     try:
         meta = read_plain_pickle(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from None
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
     table = meta.get("itos") if isinstance(meta, dict) else None
     size = meta.get("vocab_size") if isinstance(meta, dict) else None
     if table is None and isinstance(size, int) and size > 1:
         return size
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
-        raise ValueError(f"{path} holds neither the table itos (number → text) nor vocab_size; {remedy}")
+        raise InputError(f"{path} holds neither the table itos (number → text) nor vocab_size; {remedy}")
     if set(table) != set(range(len(table))) or size not in (None, len(table)):
-        raise ValueError(
+        raise InputError(
             f"{path}: its table itos has {len(table)} texts, which are not those of the tokens 0 to "
             f"{(size or len(table)) - 1}; {remedy}"
         )

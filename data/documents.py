@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from configs.errors import InputError
 from data.streams import BLOCK, MAX_DOCUMENT, TOO_LONG, Reader
 
 FILE, BLANK_LINE, LINE = "file", "blank-line", "line"  # of --split-on; anything else is a separator itself
@@ -23,10 +24,10 @@ def default_document_bytes(text_bytes: int) -> int:
 
 
 def separator(split_on: str) -> bytes:
-    """A separator as the command line gives it: \\n, \\t and \\\\ are what they mean in Python. ValueError for an empty one."""
+    """A separator as the command line gives it: \\n, \\t and \\\\ are what they mean in Python. InputError for an empty one."""
     text = split_on.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
     if not text:
-        raise ValueError(
+        raise InputError(
             f"--split-on is empty; give {FILE}, {BLANK_LINE}, {LINE} or a separator such as '<|endoftext|>'"
         )
     return text.encode("utf-8")
@@ -37,7 +38,7 @@ def split_documents(reader: Reader, split_on: str, document_bytes: int | None) -
 
     With `document_bytes`, pieces between blank lines, or lines, are gathered to at least so many bytes, and a document of
     more than twice as many is cut, at a line's end where there is one. Pieces between separators are never gathered: the
-    separator says that they are different documents. ValueError for a document that is too long.
+    separator says that they are different documents. InputError for a document that is too long.
     """
     gathered = split_on in (BLANK_LINE, LINE) and document_bytes is not None
     start, held = 0, bytearray()
@@ -58,7 +59,7 @@ def split_documents(reader: Reader, split_on: str, document_bytes: int | None) -
             start += cut
             del held[:cut]  # in constant time: a bytearray moves its beginning
         if len(held) > MAX_DOCUMENT:
-            raise ValueError(
+            raise InputError(
                 f"{reader.path} has a document {TOO_LONG}, from byte {start}, the most for one document; "
                 "split it with --split-on, or cut it with --document-bytes"
             )

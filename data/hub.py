@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.errors import InputError
 from data.sources import Source
 
 OPENWEBTEXT = "Skylion007/openwebtext"
@@ -13,12 +14,12 @@ CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet conver
 def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> Source:
     """A dataset of the hub, as its parquet files at one resolved revision; or a local copy, where `dataset` is a folder.
 
-    Raises ValueError, within seconds, where the hub cannot be reached or the dataset has no parquet files.
+    Raises InputError, within seconds, where the hub cannot be reached or the dataset has no parquet files.
     """
     if Path(dataset).is_dir():
         files = sorted(Path(dataset).rglob("*.parquet"))
         if not files:
-            raise ValueError(f"{dataset} holds no parquet file")
+            raise InputError(f"{dataset} holds no parquet file")
         source = Source.local("openwebtext", files, text_field)
         source.origin["dataset"] = dataset
         return source
@@ -28,7 +29,7 @@ def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> So
             addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in found]
             origin = {"dataset": dataset, "revision": sha}
             return Source("openwebtext", addresses, sum(found.values()), text_field, origin)
-    raise ValueError(
+    raise InputError(
         f"dataset {dataset} has no parquet files at revision {revision or 'main'}; name one with --revision"
     )
 
@@ -40,7 +41,7 @@ def _hub_files(dataset: str, revision: str | None) -> tuple[str, dict[str, int]]
     try:
         info = HfApi().dataset_info(dataset, revision=revision, files_metadata=True, timeout=10)
     except Exception as error:  # the client's own, its transport's and the operating system's
-        raise ValueError(
+        raise InputError(
             f"dataset {dataset} at revision {revision} cannot be reached ({type(error).__name__}: {str(error)[:200]}). "
             "Fetch its parquet files on a machine with network, for example with "
             f"`hf download {dataset} --repo-type dataset --revision {revision} --local-dir DIR`, "

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.errors import InputError
 from data.documents import FEW_FILES
 from data.streams import COMPRESSED, Reader
 
@@ -38,14 +39,14 @@ class Inputs:
 
 
 def find_inputs(kind: str, patterns: Sequence[str], val_patterns: Sequence[str], by_name: bool) -> Inputs:
-    """The files of a command line's --input and --val-input. ValueError where one matches nothing.
+    """The files of a command line's --input and --val-input. InputError where one matches nothing.
 
     `by_name`, and without --val-input: files whose names say their split (wiki.train.raw and wiki.valid.raw) are used so,
     where they came from a folder or are few text files; a test split is not read.
     """
     saved = [Path(pattern) for pattern in patterns if _is_saved(Path(pattern))]
     if saved and (len(patterns) > 1 or val_patterns):
-        raise ValueError(f"{saved[0]} was written by save_to_disk: give it as the only --input, without --val-input")
+        raise InputError(f"{saved[0]} was written by save_to_disk: give it as the only --input, without --val-input")
     if saved:
         return _saved_dataset(saved[0], by_name)
     inputs = Inputs(kind, [])
@@ -54,7 +55,7 @@ def find_inputs(kind: str, patterns: Sequence[str], val_patterns: Sequence[str],
         inputs.val = _matches(kind, val_patterns, "--val-input", inputs)
         both = sorted(set(inputs.files) & set(inputs.val))
         if both:
-            raise ValueError(f"{both[0]} is in both --input and --val-input; training would see the validation text")
+            raise InputError(f"{both[0]} is in both --input and --val-input; training would see the validation text")
     elif by_name:
         folder = any(Path(pattern).is_dir() for pattern in patterns)
         if folder or (kind == "text" and len(inputs.files) < FEW_FILES):
@@ -71,13 +72,13 @@ def _matches(kind: str, patterns: Sequence[str], option: str, inputs: Inputs) ->
             found = _in_folder(kind, path, inputs)
             if not found:
                 wanted = "text file" if kind == "text" else f"file named *{' or *'.join(SUFFIXES[kind])}"
-                raise ValueError(f"{option} {pattern!r} is a folder that holds no {wanted}")
+                raise InputError(f"{option} {pattern!r} is a folder that holds no {wanted}")
             inputs.notes.append(f"{pattern}: {_count(found)}, {_names(found)}")
         else:  # a name that exists is that file, also where it has a glob's characters
             candidates = [path] if path.exists() else map(Path, glob.glob(pattern, recursive=True))
             found = [candidate for candidate in candidates if candidate.is_file()]
             if not found:
-                raise ValueError(f"{option} {pattern!r} matches no file")
+                raise InputError(f"{option} {pattern!r} matches no file")
         files.update(found)
     return sorted(files)
 
@@ -107,7 +108,7 @@ def _is_of_kind(kind: str, path: Path) -> bool:
     try:
         with Reader(path) as reader:
             head = reader.read(SNIFFED)
-    except ValueError:
+    except InputError:
         return False
     try:
         head.decode("utf-8")
@@ -167,10 +168,10 @@ def _saved_dataset(folder: Path, by_name: bool) -> Inputs:
     try:
         names = [str(name) for name in json.loads((folder / SAVED_SPLITS).read_text())["splits"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{folder / SAVED_SPLITS} lists no splits ({type(error).__name__}); save it again") from None
+        raise InputError(f"{folder / SAVED_SPLITS} lists no splits ({type(error).__name__}); save it again") from None
     named = split_by_role(names)
     if len(named.get("train", [])) != 1 or len(named.get("val", [])) > 1:
-        raise ValueError(
+        raise InputError(
             f"{folder} has the splits {', '.join(names)}, not one for training; give one as --input {folder}/SPLIT"
         )
     inputs.files = _saved_files(folder / named["train"][0])
@@ -186,16 +187,16 @@ def _saved_dataset(folder: Path, by_name: bool) -> Inputs:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """What state.json lists. ValueError for a damaged list, or a file that is missing or elsewhere."""
+    """What state.json lists. InputError for a damaged list, or a file that is missing or elsewhere."""
     try:
         names = [str(entry["filename"]) for entry in json.loads((folder / SAVED).read_text())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / SAVED} lists no data files ({type(error).__name__}); save the dataset again"
         ) from None
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{folder / SAVED} lists {name}, which is no file in {folder}; save the dataset again")
+            raise InputError(f"{folder / SAVED} lists {name}, which is no file in {folder}; save the dataset again")
     return [folder / name for name in names]
 
 

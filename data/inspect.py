@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.errors import InputError
 from data.loader import verify_split
 from data.manifest import Manifest, read_manifest
 from data.shards import TokenStream
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         manifest = read_manifest(args.folder)
         if manifest is None:
-            raise ValueError(f"{args.folder} holds no prepared data (no manifest.json)")
+            raise InputError(f"{args.folder} holds no prepared data (no manifest.json)")
         print(render(args.folder, manifest))
         if not args.no_verify:
             verify_split(args.folder, manifest.train)
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{'hashes':<10} all as in the manifest")
         if args.windows:
             print("\n".join(windows(args.folder, manifest, args.windows, args.length, args.seed)))
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.errors import InputError
 from configs.plan import check_documents, eval_windows, order_batch, train_windows
 from configs.schema import RunConfig
 from data.manifest import Manifest, Split
@@ -43,7 +44,7 @@ class TrainData:
     """The training split under a run's configuration: what update t reads."""
 
     def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig, first_window: int = 0) -> None:
-        """ValueError if a file is not as the manifest says, or documents to shuffle are too few."""
+        """InputError if a file is not as the manifest says, or documents to shuffle are too few."""
         self.config = config
         self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
@@ -169,16 +170,16 @@ def eval_batches(
 
 
 def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:
-    """Stream positions after each document. ValueError if the file is not the split's."""
+    """Stream positions after each document. InputError if the file is not the split's."""
     path = folder / split.docs_file
     ends = np.fromfile(path, dtype="<u8") if path.exists() else np.empty(0, np.uint64)
     if len(ends) != split.documents or int(ends[-1]) != split.tokens:
-        raise ValueError(f"{path} does not hold the ends of {split.documents} documents; prepare the data again")
+        raise InputError(f"{path} does not hold the ends of {split.documents} documents; prepare the data again")
     return ends
 
 
 def verify_split(folder: Path, split: Split) -> None:
-    """Compare every file of a split with its hash. ValueError names all that are missing or differ."""
+    """Compare every file of a split with its hash. InputError names all that are missing or differ."""
     files = [*((shard.file, shard.sha256) for shard in split.shards), (split.docs_file, split.docs_sha256)]
     wrong = []
     for name, expected in files:
@@ -187,4 +188,4 @@ def verify_split(folder: Path, split: Split) -> None:
         elif sha256_of(folder / name) != expected:
             wrong.append(f"{folder / name} differs from its hash in the manifest")
     if wrong:
-        raise ValueError("; ".join(wrong) + ": prepare the data again, or restore it")
+        raise InputError("; ".join(wrong) + ": prepare the data again, or restore it")

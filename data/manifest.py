@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from configs.errors import InputError
 from configs.plan import DataSummary, ends_known
 from data.shards import Shard
 from record.files import plain_name, read_regular
@@ -90,7 +91,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
-    """The manifest of prepared data; None where there is none. ValueError for one that is damaged or foreign."""
+    """The manifest of prepared data; None where there is none. InputError for one that is damaged or foreign."""
     path = Path(folder) / FILE
     try:
         text = read_regular(path)
@@ -99,13 +100,13 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a manifest of prepared data: {error.errors()[0]['msg']}; prepare the data again"
         ) from None
     if manifest.format not in (1, FORMAT):
-        raise ValueError(f"{path} has format {manifest.format}, and this code reads 1 to {FORMAT}; use newer code")
+        raise InputError(f"{path} has format {manifest.format}, and this code reads 1 to {FORMAT}; use newer code")
     if not manifest.intact:
-        raise ValueError(f"{path} was changed after preparation (its digest does not fit); prepare the data again")
+        raise InputError(f"{path} was changed after preparation (its digest does not fit); prepare the data again")
     return manifest
 
 

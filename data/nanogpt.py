@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from configs.errors import InputError
 from data.characters import FILE as CHARACTERS
 from data.characters import Characters, read_meta
 from data.manifest import FILE, Manifest, Split, read_manifest
@@ -39,13 +40,13 @@ def adopt(folder: Path, out: Path, vocab_size: int | None, tokenizer: str | None
 
     What the ids mean is told by `tokenizer` (gpt2, or a SentencePiece model's file), `vocab_size` or the folder's
     meta.pkl; without these it is guessed where the largest id is GPT-2's end of text. One pass over the tokens hashes
-    them and finds the documents' ends and the largest id. Raises ValueError for missing or odd files, ids beyond the
+    them and finds the documents' ends and the largest id. Raises InputError for missing or odd files, ids beyond the
     vocabulary, or where nothing tells what the vocabulary is.
     """
     paths = {split: (folder / f"{split}.bin").resolve() for split in ("train", "val")}
     for path in paths.values():
         if not path.is_file() or path.stat().st_size < 4 or path.stat().st_size % 2:
-            raise ValueError(
+            raise InputError(
                 f"{path} is missing, empty, or of odd size: nanogpt reads a folder's train.bin and val.bin of uint16"
             )
     told = _told(folder, vocab_size, tokenizer)
@@ -62,7 +63,7 @@ def adopt(folder: Path, out: Path, vocab_size: int | None, tokenizer: str | None
         largest = max(found for _, found, _ in scans.values())
         known = told or _guess(folder, largest, vocab_size)
         if largest >= known.size:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds token id {largest}, outside the vocabulary of {known.size} ({known.ground}); set --vocab-size"
             )
         ended = known.end is not None and any(len(ends) for _, _, ends in scans.values())
@@ -93,18 +94,18 @@ def _told(folder: Path, vocab_size: int | None, tokenizer: str | None) -> Vocabu
     """What the command line or the folder says of the ids; None where the tokens themselves must tell."""
     if tokenizer == "gpt2":
         if (vocab_size or GPT2_VOCAB) < GPT2_VOCAB:
-            raise ValueError(
+            raise InputError(
                 f"--vocab-size {vocab_size} is less than the {GPT2_VOCAB} of --tokenizer gpt2; leave it out"
             )
         return Vocabulary(vocab_size or GPT2_VOCAB, {"kind": "gpt2"}, "--tokenizer gpt2", GPT2_EOT)
     if tokenizer is not None:
         if not Path(tokenizer).is_file():
-            raise ValueError(
+            raise InputError(
                 f"--tokenizer {tokenizer}: for nanogpt's tokens gpt2, or the SentencePiece model they are of"
             )
         model = SentencePiece(Path(tokenizer).read_bytes())
         if vocab_size not in (None, model.vocab_size):
-            raise ValueError(f"--vocab-size {vocab_size}: the model {tokenizer} has {model.vocab_size}; leave it out")
+            raise InputError(f"--vocab-size {vocab_size}: the model {tokenizer} has {model.vocab_size}; leave it out")
         ground = f"--tokenizer {tokenizer}"
         return Vocabulary(model.vocab_size, model.describe(), ground, model.eot, (MODEL_FILE, model.model))
     if vocab_size is not None or not (folder / "meta.pkl").exists():
@@ -116,13 +117,13 @@ def _told(folder: Path, vocab_size: int | None, tokenizer: str | None) -> Vocabu
 
 
 def _guess(folder: Path, largest: int, vocab_size: int | None) -> Vocabulary:
-    """What the tokens tell. ValueError where they tell nothing: data without end-of-text may be of any vocabulary."""
+    """What the tokens tell. InputError where they tell nothing: data without end-of-text may be of any vocabulary."""
     if largest == GPT2_EOT:
         ground = f"guessed: the largest id is {GPT2_EOT}, GPT-2's <|endoftext|>"
         return Vocabulary(vocab_size or GPT2_VOCAB, {"kind": "gpt2"}, ground, GPT2_EOT)
     if vocab_size is not None:
         return Vocabulary(vocab_size, {"kind": "unknown"}, "--vocab-size")
-    raise ValueError(
+    raise InputError(
         f"nothing tells what the ids of {folder} mean: the largest is {largest}, which is not GPT-2's <|endoftext|> "
         f"({GPT2_EOT}), and there is no meta.pkl; give --tokenizer gpt2 (or the SentencePiece model), "
         f"or --vocab-size ({largest + 1} or more)"

@@ -13,6 +13,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.errors import InputError
+
 Ids = NDArray[np.int64]
 
 FEISTEL_ROUNDS = 6
@@ -27,7 +29,7 @@ class Permutation:
 
     def __init__(self, n: int, key: str) -> None:
         if not 1 <= n <= 1 << 62:
-            raise ValueError(f"a permutation of {n} elements; 1 to 2^62 are possible")
+            raise InputError(f"a permutation of {n} elements; 1 to 2^62 are possible")
         self.n = n
         self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
         digest = hashlib.sha256(key.encode()).digest()
@@ -85,11 +87,11 @@ class WindowOrder:
     def step_windows(self, t: int, batch: int) -> tuple[Ids, Ids]:
         """(epoch, window) of the `batch` sequences of update t, in the global batch's order.
 
-        Raises ValueError past the last window.
+        Raises InputError past the last window.
         """
         positions = self.first + np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
         if positions[-1] >= self.total:
-            raise ValueError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
+            raise InputError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
         epochs, ranks = np.divmod(positions, self.windows)
         windows = ranks.copy()
         for epoch in np.unique(epochs):

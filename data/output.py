@@ -12,13 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from configs.errors import InputError
 from data.manifest import FILE, Manifest, read_manifest
 
 OUTCOMES = ("notes", "skipped")  # of a manifest's source: what reading it brought, not what was asked for
 
 
 def prepared_already(out: Path, asked: dict[str, Any], outcomes: tuple[str, ...] = ()) -> Manifest | None:
-    """The manifest in `out` if it holds what is asked; None if `out` is free. ValueError if it holds anything else.
+    """The manifest in `out` if it holds what is asked; None if `out` is free. InputError if it holds anything else.
 
     `outcomes` are options in the manifest that were not asked for.
     """
@@ -30,7 +31,7 @@ def prepared_already(out: Path, asked: dict[str, Any], outcomes: tuple[str, ...]
         return done
     if out.exists() and any(out.iterdir()):
         what = "data prepared otherwise" if done else "no prepared data"
-        raise ValueError(f"{out} holds something else ({what}); choose another --out")
+        raise InputError(f"{out} holds something else ({what}); choose another --out")
     return None
 
 
@@ -45,7 +46,7 @@ def _asked(source: dict[str, Any], options: dict[str, Any], outcomes: tuple[str,
 def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     """The folder `out`.preparing, locked, to build in; renamed to `out` at the end.
 
-    What a killed preparation of the same `asked` left there is kept, to go on from. A ValueError (bad input) removes
+    What a killed preparation of the same `asked` left there is kept, to go on from. A InputError (bad input) removes
     everything; an OSError (a full disk) keeps it and says so.
     """
     work = out.with_name(out.name + ".preparing")
@@ -54,11 +55,11 @@ def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     try:
         guard.acquire()
     except Timeout:
-        raise ValueError(f"another preparation is writing {out}; wait for it or choose another --out") from None
+        raise InputError(f"another preparation is writing {out}; wait for it or choose another --out") from None
     try:
         started = work / "asked.json"
         if started.exists() and json.loads(started.read_text()) != asked:
-            raise ValueError(f"{work} holds an unfinished preparation with other options; repeat those, or delete it")
+            raise InputError(f"{work} holds an unfinished preparation with other options; repeat those, or delete it")
         try:
             work.mkdir(exist_ok=True)
             replace_file(started, json.dumps(asked).encode())
@@ -69,7 +70,7 @@ def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
                 out.rmdir()
             os.replace(work, out)
             sync_folder(out.parent)
-        except ValueError:
+        except InputError:
             shutil.rmtree(work)
             raise
         except OSError as error:
@@ -81,11 +82,11 @@ def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """ValueError if the file system of `folder` has fewer than `needed` bytes free."""
+    """InputError if the file system of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         gib = 1 << 30
-        raise ValueError(
+        raise InputError(
             f"about {needed / gib:.2f} GiB are needed in {folder}, {free / gib:.2f} GiB are free; make room or move --out"
         )
 

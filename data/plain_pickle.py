@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
+
 LARGEST = 8 << 20  # bytes: the table of a vocabulary of 65,536 tokens is some MB
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
@@ -20,19 +22,19 @@ SILENT = {"PROTO", "FRAME", "STOP"}
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """The value in a pickle file. ValueError for one that is damaged, too large, or holds anything but plain values."""
+    """The value in a pickle file. InputError for one that is damaged, too large, or holds anything but plain values."""
     size = path.stat().st_size
     if size > LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes; a table of tokens has at most {LARGEST:,}")
+        raise InputError(f"{path} has {size:,} bytes; a table of tokens has at most {LARGEST:,}")
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
             machine.act(opcode.name, argument)
         (value,) = machine.stack
     except _RefusalError as error:
-        raise ValueError(f"{path} is refused, and nothing of it was run: {error}") from None
+        raise InputError(f"{path} is refused, and nothing of it was run: {error}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable pickle: {error}") from None
+        raise InputError(f"{path} is not a readable pickle: {error}") from None
     return value
 
 

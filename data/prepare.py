@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from configs.errors import InputError
 from data.manifest import FILE, Manifest, Split, read_manifest
 from data.nanogpt import adopt
 from data.options import Options, default_vocab
@@ -54,7 +55,7 @@ def prepare(
     """Prepare `source` into the folder `out`, with a given SentencePiece `model` or as the options say.
 
     With `fit` the vocabulary is a default: where the text cannot have it, another is taken. Data already there with the
-    same source and options is returned as it is. Raises ValueError for anything else in `out`, an empty corpus or split, or
+    same source and options is returned as it is. Raises InputError for anything else in `out`, an empty corpus or split, or
     a vocabulary the sample cannot fill: nothing is left behind. Raises OSError for a full disk: finished shards are kept.
     """
     known = {key: value for key, value in source.describe().items() if key != "skipped"}  # some is known before reading
@@ -176,7 +177,7 @@ def _encode_bucket(job: tuple[Path, str, str]) -> None:
         for raw in read_bucket(work / "spool" / name):
             ids = np.array([*_tokenizer.encode(raw.decode("utf-8")), _tokenizer.eot], dtype=np.int64)
             if ids.max() >= _tokenizer.vocab_size:
-                raise ValueError(f"token id {ids.max()} is outside the vocabulary of {_tokenizer.vocab_size}")
+                raise InputError(f"token id {ids.max()} is outside the vocabulary of {_tokenizer.vocab_size}")
             file.write(ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
             lengths.append(len(ids))
         file.flush()
@@ -212,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         manifest = _run(args)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason, count in manifest.source["skipped"].items():
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> Manifest:
     if args.seed < 0 or args.workers < 1:
-        raise ValueError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
+        raise InputError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
     if args.source == "nanogpt":
         return adopt(one_folder(args), args.out, args.vocab_size, args.tokenizer)
     request = read_request(args)

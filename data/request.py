@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.errors import InputError
 from data.documents import (
     BLANK_LINE,
     FEW_FILES,
@@ -105,10 +106,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_request(args: argparse.Namespace) -> Request:
-    """Find the files and choose what was left open. What was chosen is in the source's notes. ValueError for bad options."""
+    """Find the files and choose what was left open. What was chosen is in the source's notes. InputError for bad options."""
     if args.source == "openwebtext":
         if args.input or args.val_input:
-            raise ValueError(
+            raise InputError(
                 "--source openwebtext takes no --input and no --val-input; see --dataset, or --source parquet"
             )
         source = open_hub(args.dataset, args.revision, args.text_field)
@@ -133,12 +134,12 @@ def _choose_documents(args: argparse.Namespace, source: Source) -> bool:
     """Set how the source's files are split into documents; returns whether they are."""
     if source.kind != "text":
         if args.split_on is not None or args.document_bytes is not None:
-            raise ValueError(
+            raise InputError(
                 f"--split-on and --document-bytes are for --source text; a row of {source.kind} is a document"
             )
         return False
     if args.document_bytes is not None and not 0 < args.document_bytes <= MAX_DOCUMENT // 2:
-        raise ValueError(f"--document-bytes {args.document_bytes} must lie between 1 and {MAX_DOCUMENT // 2}")
+        raise InputError(f"--document-bytes {args.document_bytes} must lie between 1 and {MAX_DOCUMENT // 2}")
     few = len(source.files) < FEW_FILES
     source.split_on = args.split_on
     source.document_bytes = args.document_bytes
@@ -161,26 +162,26 @@ def _choose_val_fraction(args: argparse.Namespace, source: Source) -> float:
     fraction: float | None = args.val_fraction
     if source.val_files:
         if fraction is not None:
-            raise ValueError("--val-input gives the validation split: leave --val-fraction out")
+            raise InputError("--val-input gives the validation split: leave --val-fraction out")
         return 0.0
     if fraction is None:
         if why := why_val_fraction(source.text_bytes()):
             source.notes.append(why)
         return default_val_fraction(source.text_bytes())
     if not 0 < fraction < 1:
-        raise ValueError(f"--val-fraction {fraction} must lie between 0 and 1")
+        raise InputError(f"--val-fraction {fraction} must lie between 0 and 1")
     return fraction
 
 
 def _choose_vocab(args: argparse.Namespace, source: Source, model: bytes | None, split: bool) -> int:
-    """The vocabulary to train. ValueError beside a tokenizer that has another."""
+    """The vocabulary to train. InputError beside a tokenizer that has another."""
     given: int | None = args.vocab_size
     if given is not None and given < 1:
-        raise ValueError(f"--vocab-size {given} must be at least 1")
+        raise InputError(f"--vocab-size {given} must be at least 1")
     if given is not None and args.tokenizer not in TRAINED:
         own = SentencePiece(model).vocab_size if model is not None else GPT2().vocab_size
         if given != own:
-            raise ValueError(
+            raise InputError(
                 f"--vocab-size {given} beside --tokenizer {args.tokenizer}, whose vocabulary is {own}: leave --vocab-size out, "
                 "or train a tokenizer with --tokenizer bpe"
             )
@@ -196,22 +197,22 @@ def _choose_vocab(args: argparse.Namespace, source: Source, model: bytes | None,
 
 
 def one_folder(args: argparse.Namespace) -> Path:
-    """The --input of an adopted pair. ValueError for several, or for options that its tokens cannot obey."""
+    """The --input of an adopted pair. InputError for several, or for options that its tokens cannot obey."""
     text_only = {"--val-input": args.val_input, "--split-on": args.split_on, "--document-bytes": args.document_bytes}
     given = [name for name, value in {**text_only, "--skip-bad": args.skip_bad}.items() if value]
     if given:
-        raise ValueError(f"--source nanogpt takes tokens as they are: leave {', '.join(given)} out")
+        raise InputError(f"--source nanogpt takes tokens as they are: leave {', '.join(given)} out")
     paths: list[str] = args.input or ["."]
     if len(paths) > 1:
-        raise ValueError(f"--source nanogpt reads one folder; --input names {len(paths)}")
+        raise InputError(f"--source nanogpt reads one folder; --input names {len(paths)}")
     return Path(paths[0])
 
 
 def _read_model(path: Path) -> bytes:
     if not path.is_file():
-        raise ValueError(f"--tokenizer {path} is neither bpe, unigram, gpt2 nor a file")
+        raise InputError(f"--tokenizer {path} is neither bpe, unigram, gpt2 nor a file")
     try:
         SentencePiece(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"--tokenizer {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"--tokenizer {path}: {error}") from None
     return path.read_bytes()

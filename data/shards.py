@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.errors import InputError
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -26,7 +28,7 @@ class TokenStream:
     """Random access to the concatenation of a split's shards, memory-mapped."""
 
     def __init__(self, folder: Path, shards: list[Shard], dtype: str) -> None:
-        """ValueError if a shard is missing or has another size than the manifest says."""
+        """InputError if a shard is missing or has another size than the manifest says."""
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._maps: list[NDArray[np.unsignedinteger]] = []
         for shard in shards:
@@ -35,7 +37,7 @@ class TokenStream:
             expected = shard.tokens * self.dtype.itemsize
             if found != expected:
                 what = "is missing" if found is None else f"has {found} bytes"
-                raise ValueError(
+                raise InputError(
                     f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again"
                 )
             self._maps.append(self._map(path) if expected else np.empty(0, self.dtype))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from data.documents import FILE, split_documents
 from data.inputs import find_inputs
 from data.rows import RowError, json_text, text_of
@@ -47,7 +48,7 @@ class Source:
         return cls(kind, files, sum(path.stat().st_size for path in files), text_field)
 
     def documents(self) -> Iterator[str]:
-        """Every document, files in order. ValueError names the file and place of what cannot be read."""
+        """Every document, files in order. InputError names the file and place of what cannot be read."""
         if self.kind == "openwebtext":
             yield from self._read_hub()
         else:
@@ -99,7 +100,7 @@ class Source:
     def _bad(self, error: RowError) -> None:
         """Count a bad row, if the user wants that."""
         if not self.skip_bad:
-            raise ValueError(f"{error}; --skip-bad leaves such rows out and counts them") from None
+            raise InputError(f"{error}; --skip-bad leaves such rows out and counts them") from None
         self._skip(error.reason)
 
     def _read_python_source(self, path: Path) -> Iterator[str]:
@@ -122,7 +123,7 @@ class Source:
                         wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") and position == 0
                         hint = "it looks like UTF-16: convert it" if wide else "convert it"
                         place = f"{path} is not UTF-8 (byte {position + error.start})"
-                        raise ValueError(f"{place}; {hint} or leave it out of --input") from None
+                        raise InputError(f"{place}; {hint} or leave it out of --input") from None
                     self._skip("document that is not UTF-8")
         if documents == 0 and self.split_on == FILE:
             yield ""  # a document without text, among others
@@ -152,7 +153,7 @@ class Source:
         try:
             file = pyarrow.parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a parquet file: {error}") from None
+            raise InputError(f"{path} is not a parquet file: {error}") from None
         self._check_column(path, file.schema_arrow.names)
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
         largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
@@ -174,14 +175,14 @@ class Source:
                 file = pyarrow.ipc.open_file(mapped)
                 schema, batches = file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not an arrow file: {error}") from None
+            raise InputError(f"{path} is not an arrow file: {error}") from None
         self._check_column(path, schema.names)
         yield from self._read_column(path, (batch.select([self.text_field]) for batch in batches), None)
         self._told(path.stat().st_size)
 
     def _check_column(self, path: Path, names: list[str]) -> None:
         if self.text_field not in names:
-            raise ValueError(f"{path} has no column {self.text_field!r} (found: {', '.join(names)}); see --text-field")
+            raise InputError(f"{path} has no column {self.text_field!r} (found: {', '.join(names)}); see --text-field")
 
     def _read_column(self, path: Path, batches: Iterator[Any], rows: int | None) -> Iterator[str]:
         """The texts of record batches with one column; `rows`, of the whole file, is for the progress."""
@@ -192,7 +193,7 @@ class Source:
             try:
                 batch = next(batches, None)
             except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f"{path} is damaged after row {row}: {error}") from None
+                raise InputError(f"{path} is damaged after row {row}: {error}") from None
             if batch is None:
                 return
             for value in batch.column(0):
@@ -204,7 +205,7 @@ class Source:
                     self._bad(error)
                 row += 1
                 if given > max(MAX_UNPACKED, MAX_RATIO * size):
-                    raise ValueError(
+                    raise InputError(
                         f"{path} has {size:,} bytes and gave {given:,} characters by row {row}, over {MAX_RATIO} times as many: "
                         "no text packs so well. If it is meant, write it as JSON lines"
                     )
@@ -223,7 +224,7 @@ class Source:
         )
         for number, row in enumerate(rows):
             if self.text_field not in row:
-                raise ValueError(
+                raise InputError(
                     f"the dataset has no column {self.text_field!r} (found: {', '.join(row)}); see --text-field"
                 )
             try:
@@ -242,14 +243,14 @@ def open_source(
 ) -> Source:
     """The local source a command line names. `by_name`: files may be for validation by their names.
 
-    ValueError if a pattern matches nothing.
+    InputError if a pattern matches nothing.
     """
     if kind == "python-source":
         if patterns is not None or val_patterns:
-            raise ValueError("--source python-source reads the running Python's own sources and takes no --input")
+            raise InputError("--source python-source reads the running Python's own sources and takes no --input")
         return Source.local(kind, _python_sources(packages), text_field)
     if patterns is None:
-        raise ValueError(f"--source {kind} needs --input: files, folders or quoted globs")
+        raise InputError(f"--source {kind} needs --input: files, folders or quoted globs")
     inputs = find_inputs(kind, [patterns] if isinstance(patterns, str) else patterns, val_patterns, by_name)
     source = Source.local(inputs.kind, inputs.files, text_field)
     source.val_files, source.notes, source.skipped = inputs.val, inputs.notes, inputs.skipped

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from configs.errors import InputError
 from data.documents import FILE, cut_point
 from data.options import Options, sized
 from data.sources import Source
@@ -29,7 +30,7 @@ def spool(source: Source, folder: Path, options: Options) -> dict[str, Any]:
 
     An unseeded hash of its content sends a document to the validation split, so that it never changes split as a corpus
     grows. Where that would leave a split empty, or the documents are few pieces of a text, the tail of each training bucket
-    is held out instead. ValueError for an empty corpus or split.
+    is held out instead. InputError for an empty corpus or split.
     """
     buckets = _Buckets(folder, options, source)
     total = source.size + source.val_size()
@@ -93,21 +94,21 @@ class _Buckets:
 
 
 def _check_filled(source: Source, buckets: _Buckets) -> None:
-    """ValueError where there is nothing to train on, or to validate on in files that are for it."""
+    """InputError where there is nothing to train on, or to validate on in files that are for it."""
     skipped = ", ".join(f"{count} × {reason}" for reason, count in source.skipped.items())
     left_out = f"; left out: {skipped}" if skipped else ""
     if buckets.count == 0:
         named = f"{source.files[0]} holds" if len(source.files) == 1 else f"{len(source.files)} files hold"
-        raise ValueError(f"the corpus is empty: {named} no document{left_out}")
+        raise InputError(f"the corpus is empty: {named} no document{left_out}")
     if source.val_files and 0 in buckets.documents.values():
         empty = "--input" if buckets.documents["train"] == 0 else "--val-input"
-        raise ValueError(f"the files of {empty} hold no document{left_out}")
+        raise InputError(f"the files of {empty} hold no document{left_out}")
 
 
 def _hold_out_tails(folder: Path, buckets: _Buckets, options: Options) -> str:
     """Give the validation split the last `val_fraction` of every training bucket's bytes, cutting a document where it falls.
 
-    Memory is bounded by a bucket. Returns the sentence that says so. ValueError for a text that is too short.
+    Memory is bounded by a bucket. Returns the sentence that says so. InputError for a text that is too short.
     """
     counted = f"{buckets.count} document" + "s" * (buckets.count != 1)
     for name in [name for name in buckets.names if name.startswith("val_")]:  # what the hash had held out comes back
@@ -134,7 +135,7 @@ def _hold_out_tails(folder: Path, buckets: _Buckets, options: Options) -> str:
                 write_record(file, key, raw)
         os.replace(unfinished, folder / name)
     if not held or not kept:
-        raise ValueError(
+        raise InputError(
             f"the {'train' if held else 'val'} split would be empty: a val_fraction of {options.val_fraction:g} of {counted}, "
             f"{held + kept} bytes in all; give more text or another --val-fraction"
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from configs.errors import InputError
+
 COMPRESSED = (".gz", ".zst")
 BLOCK = 1 << 20
 MAX_DOCUMENT = 128 << 20  # a worker holds one document several times: as text, as bytes, as token ids
@@ -20,7 +22,7 @@ TOO_LONG = f"longer than {MAX_DOCUMENT >> 20} MiB"
 
 
 class Reader:
-    """A file's bytes, decompressed where the name ends in .gz or .zst. Every failure is a ValueError that names the file.
+    """A file's bytes, decompressed where the name ends in .gz or .zst. Every failure is a InputError that names the file.
 
     `on_bytes` is told how many bytes of the file itself were read, for a progress bar.
     """
@@ -34,7 +36,7 @@ class Reader:
             self._raw = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
             self._size = path.stat().st_size
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         self._packed = path.name.endswith(COMPRESSED)
         self._stream: Any = self._raw
         if self._packed:
@@ -62,10 +64,10 @@ class Reader:
             part: bytes = self._stream.read(size)
         except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses of these two
             what = "decompressed" if self._packed else "read"
-            raise ValueError(f"{self.path} cannot be {what}, after {self.given:,} bytes: {error}") from None
+            raise InputError(f"{self.path} cannot be {what}, after {self.given:,} bytes: {error}") from None
         self.given += len(part)
         if self._packed and self.given > max(MAX_UNPACKED, MAX_RATIO * self._size):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has {self._size:,} bytes and gave {self.given:,} when decompressed, over {MAX_RATIO} times as many: "
                 "no text packs so well. If it is meant, decompress it and give the plain file"
             )
@@ -77,7 +79,7 @@ class Reader:
 
 
 def lines(reader: Reader, keep_long: bool = True) -> Iterator[bytes | None]:
-    """Lines without their line end, in linear time. A line over MAX_DOCUMENT is a ValueError, or None if not `keep_long`."""
+    """Lines without their line end, in linear time. A line over MAX_DOCUMENT is a InputError, or None if not `keep_long`."""
     parts: list[bytes] = []  # of the line that has begun; joined once, at its end
     held, number = 0, 1
 
@@ -85,7 +87,7 @@ def lines(reader: Reader, keep_long: bool = True) -> Iterator[bytes | None]:
         if held + len(last) <= MAX_DOCUMENT:
             return b"".join([*parts, last])
         if keep_long:
-            raise ValueError(
+            raise InputError(
                 f"{reader.path}:{number} is a line {TOO_LONG}, which is refused; split it, or use --skip-bad"
             )
         return None

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import sentencepiece
 
+from configs.errors import InputError
 from data.characters import load_characters
 
 EOT = "<|endoftext|>"
@@ -46,7 +47,7 @@ class Tokenizer(Decoder, Protocol):
 
 
 class SentencePiece:
-    """A SentencePiece model, ours or a user's. ValueError for one that is not lossless or has no end-of-text piece."""
+    """A SentencePiece model, ours or a user's. InputError for one that is not lossless or has no end-of-text piece."""
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -54,9 +55,9 @@ class SentencePiece:
             with _quiet():
                 self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, TypeError):
-            raise ValueError(f"not a SentencePiece model ({len(model):,} bytes)") from None
+            raise InputError(f"not a SentencePiece model ({len(model):,} bytes)") from None
         if not model:  # which SentencePiece takes for a model without a piece
-            raise ValueError("not a SentencePiece model (0 bytes)")
+            raise InputError("not a SentencePiece model (0 bytes)")
         self.vocab_size: int = self._processor.vocab_size()
         self.eot: int = self._processor.eos_id()
         self._meta_space = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
@@ -65,7 +66,7 @@ class SentencePiece:
             or self._processor.unk_id() in self._meta_space
             or self.decode(self.encode(HARD_TEXT)) != HARD_TEXT
         ):
-            raise ValueError(
+            raise InputError(
                 "the SentencePiece model is not lossless, or has no end-of-text piece: it needs byte fallback, identity "
                 "normalisation, kept white space and no dummy prefix; train one with --tokenizer bpe or unigram"
             )
@@ -92,7 +93,7 @@ class SentencePiece:
 class GPT2:
     """GPT-2's own BPE, P1's tokens, through the optional package tiktoken, which fetches the merges once.
 
-    Raises ValueError, saying so, where the package or the network is missing.
+    Raises InputError, saying so, where the package or the network is missing.
     """
 
     def __init__(self) -> None:
@@ -101,9 +102,9 @@ class GPT2:
 
             self._encoding = tiktoken.get_encoding("gpt2")
         except ImportError:
-            raise ValueError("--tokenizer gpt2 needs the package tiktoken: pip install tiktoken") from None
+            raise InputError("--tokenizer gpt2 needs the package tiktoken: pip install tiktoken") from None
         except Exception as error:  # whatever its transport raises
-            raise ValueError(
+            raise InputError(
                 f"--tokenizer gpt2 needs the network once, for GPT-2's merges ({type(error).__name__}: {error}); run it where "
                 "there is one with TIKTOKEN_CACHE_DIR set, and bring that folder, or use --tokenizer bpe"
             ) from None
@@ -123,24 +124,24 @@ class GPT2:
 
 
 def load_tokenizer(folder: Path, description: dict[str, Any]) -> Decoder:
-    """The tokenizer of prepared data. ValueError if its file is missing or is not the one the manifest names."""
+    """The tokenizer of prepared data. InputError if its file is missing or is not the one the manifest names."""
     if description.get("kind") == "gpt2":
         return GPT2()
     if description.get("kind") not in ("sentencepiece", "characters"):
-        raise ValueError(f"the data in {folder} names no tokenizer: its tokens cannot be decoded")
+        raise InputError(f"the data in {folder} names no tokenizer: its tokens cannot be decoded")
     path = folder / description["file"]
     if not path.exists():
-        raise ValueError(f"{path} is missing; prepare the data again")
+        raise InputError(f"{path} is missing; prepare the data again")
     characters = description["kind"] == "characters"
     tokenizer: Decoder = load_characters(path) if characters else SentencePiece(path.read_bytes())
     if tokenizer.describe() != description:
-        raise ValueError(
+        raise InputError(
             f"{path} is not the tokenizer the data was prepared with; restore it or prepare the data again"
         )
     return tokenizer
 
 
-class VocabularyError(ValueError):
+class VocabularyError(InputError):
     """A text cannot fill a vocabulary (`most` it fills), or it has more characters than that (`least` it needs)."""
 
     def __init__(self, vocab_size: int, found: str, most: int | None = None, least: int | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Acts whose failure every rank must know of: one rank that raises alone leaves the others waiting in a collective."""
+"""Acts that succeed on all ranks or fail on all of them.
+
+If one rank raised alone, the others would hang in the next collective.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from configs.errors import InputError
+
 T = TypeVar("T")
 
 
 def on_first_rank(act: Callable[[], T]) -> T:
-    """Run `act` on rank 0 and give its result to every rank; its ValueError or OSError is a ValueError on every rank."""
-    outcome: list[Any] = [None, ""]
+    """Run `act` on rank 0 and give its result to every rank.
+
+    An InputError is raised as one on every rank; an OSError (a full disk) as one that says the same.
+    """
+    outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         outcome = _attempt(act)
     dist.broadcast_object_list(outcome, src=0)
@@ -20,7 +28,7 @@ def on_first_rank(act: Callable[[], T]) -> T:
 
 
 def on_every_rank(act: Callable[[], T]) -> T:
-    """Run `act` on every rank; if any fails with ValueError or OSError, all raise a ValueError with what happened where."""
+    """Run `act` on every rank. If it fails anywhere, all ranks raise, with what happened where, as in `on_first_rank`."""
     result, problem = _attempt(act)
     return _result(result, from_every_rank(problem))
 
@@ -33,14 +41,23 @@ def from_every_rank(value: T) -> list[T]:
 
 
 def _attempt(act: Callable[[], Any]) -> list[Any]:
+    """The result of `act` and None; or None and what went wrong: the kind of error, and its text."""
     try:
-        return [act(), ""]
-    except (ValueError, OSError) as error:
-        return [None, str(error)]
+        return [act(), None]
+    except InputError as error:
+        return [None, (InputError, str(error))]
+    except OSError as error:
+        return [None, (OSError, str(error))]
 
 
-def _result(result: Any, problems: list[str]) -> Any:
-    found = {problem: rank for rank, problem in reversed(list(enumerate(problems))) if problem}
-    if found:
-        raise ValueError("; ".join(f"rank {rank}: {text}" if rank else text for text, rank in reversed(found.items())))
+def _result(result: Any, problems: list[Any]) -> Any:
+    """The result, unless a rank had a problem. A text that several ranks give is said once, for the first of them."""
+    first: dict[str, int] = {}
+    for rank, problem in enumerate(problems):
+        if problem:
+            first.setdefault(problem[1], rank)
+    if first:
+        kinds = {problem[0] for problem in problems if problem}
+        text = "; ".join(f"rank {rank}: {text}" if rank else text for text, rank in first.items())
+        raise (OSError if OSError in kinds else InputError)(text)
     return result

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from configs.errors import InputError
 from configs.retention import is_kept
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any], experiment: dict[str, Any]) -> Path:
     """Write checkpoint `step` under `folder`; collective. Ranks share the files between them.
 
-    Returns its path. Where a rank fails (a full disk), nothing stays behind and every rank raises ValueError.
+    Returns its path. Where a rank fails (a full disk), nothing stays behind and every rank raises OSError.
     """
     final, work = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
     if on_first_rank(lambda: final in complete(folder)):
@@ -73,7 +74,7 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
             files=dict(sorted(files.items())),
         )
         on_first_rank(lambda: _publish(work, final, manifest.sealed()))
-    except ValueError:
+    except (InputError, OSError):
         on_first_rank(lambda: shutil.rmtree(work, ignore_errors=True))
         raise
     return final
@@ -90,7 +91,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
     wanted = set(fragments.kinds) if moments else {"weights"}
     missing = sorted(wanted - there)
     if missing and (not branch or not set(missing) <= set(fragments.averages.kinds)):
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} has no {', '.join(missing)}, only {', '.join(sorted(there))}: an optimiser's state and its "
             "averages begin with a run or a branch, not in its midst"
         )
@@ -111,7 +112,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
 
 
 def check(path: Path) -> None:
-    """Compare every file with its hash, the ranks sharing them; collective. ValueError on all ranks if one differs."""
+    """Compare every file with its hash, the ranks sharing them; collective. InputError on all ranks if one differs."""
     files = sorted(on_first_rank(lambda: read_manifest(path)).files.items())
     on_every_rank(lambda: _check_files(path, dict(files[dist.get_rank() :: dist.get_world_size()])))
 
@@ -124,7 +125,7 @@ def verify(path: Path) -> None:
 def find_sound(folder: Path, step: int | None) -> tuple[Path, list[tuple[Path, str]]]:
     """The checkpoint of `step`, or the newest sound one with those newer that were left out, and why; verified, in one process.
 
-    What is left out is logged too: an older checkpoint is never used without a word. ValueError if there is none.
+    What is left out is logged too: an older checkpoint is never used without a word. InputError if there is none.
     """
     if step is not None:
         path = find(folder, step)
@@ -139,26 +140,26 @@ def find_sound(folder: Path, step: int | None) -> tuple[Path, list[tuple[Path, s
             logger.warning("%s %s: it is left out, and %s is used", other, why, path.name)
         return path, left_out
     known = "; ".join(f"{path.name} {why}" for path, why in left_out[:3]) or "there is none at all"
-    raise ValueError(f"{folder} has no sound checkpoint: {known}")
+    raise InputError(f"{folder} has no sound checkpoint: {known}")
 
 
 def _why_damaged(path: Path) -> str:
     try:
         verify(path)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         return str(error).removeprefix(f"checkpoint {path} ")
     return ""
 
 
 def read(path: Path, kind: str, verified: bool = False) -> dict[str, Tensor]:
-    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. ValueError if absent or damaged.
+    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. InputError if absent or damaged.
 
     `verified`: the files have just been compared with their hashes, which takes time.
     """
     kinds = [name.removesuffix(".safetensors") for name in read_manifest(path).files]
     kinds = [name for name in kinds if name.startswith(("weights", "ema_"))]
     if kind not in kinds:
-        raise ValueError(f"{path} has no {kind}; there are {', '.join(kinds)}")
+        raise InputError(f"{path} has no {kind}; there are {', '.join(kinds)}")
     if not verified:
         verify(path)
     return {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
@@ -176,7 +177,7 @@ def newest(folder: Path) -> Path | None:
             break
         try:
             check(path)
-        except ValueError as error:
+        except InputError as error:
             logger.warning("%s; it is set aside for the one before it", error)
             on_first_rank(lambda found=path: os.replace(found / MANIFEST, found / DAMAGED))
             continue
@@ -257,12 +258,12 @@ def _publish(work: Path, final: Path, manifest: CheckpointManifest) -> None:
 def _check_files(path: Path, files: dict[str, File]) -> None:
     for name, file in files.items():
         if _describe(path / name) != file:
-            raise ValueError(f"checkpoint {path} is damaged: {name} differs from its manifest")
+            raise InputError(f"checkpoint {path} is damaged: {name} differs from its manifest")
         try:
             with safe_open(path / name, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:  # its hash fits, so it was never one
-            raise ValueError(f"checkpoint {path} is damaged: {name} is no safetensors file ({error})") from None
+            raise InputError(f"checkpoint {path} is damaged: {name} is no safetensors file ({error})") from None
 
 
 def _describe(path: Path) -> File:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from configs.errors import InputError
 from configs.load import read_json, validate, with_absolute_data
 from configs.precision import TABLE
 from configs.schema import RunConfig
@@ -31,7 +32,7 @@ from record.run import RunFolder
 
 
 def average(paths: list[Path], kind: str = "weights", verified: bool = False) -> dict[str, torch.Tensor]:
-    """The mean of one kind over checkpoints, summed in float64, float32. ValueError if one is damaged or lacks it.
+    """The mean of one kind over checkpoints, summed in float64, float32. InputError if one is damaged or lacks it.
 
     `verified`: as of engine.checkpoint.read.
     """
@@ -43,7 +44,7 @@ def average(paths: list[Path], kind: str = "weights", verified: bool = False) ->
 
 
 def with_data(folder: RunFolder, data: Path | None) -> RunConfig:
-    """The run's configuration, over its data where that lies now. ValueError if it is not there, or is other data."""
+    """The run's configuration, over its data where that lies now. InputError if it is not there, or is other data."""
     config = validate(read_json(folder.config), str(folder.config))
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(data)})})
@@ -51,7 +52,7 @@ def with_data(folder: RunFolder, data: Path | None) -> RunConfig:
     manifest = read_manifest(config.data.path)
     if manifest is None:
         named = "" if data is not None else f", which {folder.config} names"
-        raise ValueError(f"no prepared data in {config.data.path}{named}; say with --data DIR where it lies now")
+        raise InputError(f"no prepared data in {config.data.path}{named}; say with --data DIR where it lies now")
     folder.check_data(manifest.digest, config.data.path)
     return config
 
@@ -66,7 +67,7 @@ def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights are not those of the run's model: {error}") from None
+        raise InputError(f"the weights are not those of the run's model: {error}") from None
     model.to(device, getattr(torch, TABLE[config.precision].weights))
     total, count = 0.0, 0
     for tokens, rows in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
@@ -87,10 +88,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run, step = parse_address(args.run)
         if args.average and (step is not None or not args.average.replace(",", "").isdecimal()):
-            raise ValueError(f"--average {args.average}: expected steps with commas between, and a run without @STEP")
+            raise InputError(f"--average {args.average}: expected steps with commas between, and a run without @STEP")
         texts = args.average.split(",") if args.average else []
         if not all(texts) or len(set(map(int, texts))) < len(texts):
-            raise ValueError(f"--average {args.average}: expected different steps, one comma between two")
+            raise InputError(f"--average {args.average}: expected different steps, one comma between two")
         folder, left_out = RunFolder(run).checkpoints, []
         paths = [find(folder, int(text)) for text in texts]
         if not paths:
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         config = with_data(RunFolder(run), args.data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loss = validation_loss(config, average(paths, args.weights, verified=not texts), device)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found = {"run": str(run), "steps": [step_of(path) for path in paths], "weights": args.weights, "val/loss": loss}

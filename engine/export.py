@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from configs.errors import InputError
 from engine import checkpoint
 from record.checkpoints import parse_address
 from record.files import read_object, write_json
@@ -24,16 +25,16 @@ from record.run import RunFolder
 def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Path:
     """Export the checkpoint of `step` (None: the newest sound one) into the new folder `out`; returns the checkpoint.
 
-    `kind` is `weights` or an average, `ema_0.99`. Raises ValueError if there is no such checkpoint or average, it is
+    `kind` is `weights` or an average, `ema_0.99`. Raises InputError if there is no such checkpoint or average, it is
     damaged, or `out` exists; nothing is left behind then.
     """
     if out.exists():
-        raise ValueError(f"{out} exists; choose another --out")
+        raise InputError(f"{out} exists; choose another --out")
     path, _ = checkpoint.find_sound(RunFolder(run).checkpoints, step)
     weights = checkpoint.read(path, kind, verified=True)
     model = read_object(RunFolder(run).config).get("model")
     if not isinstance(model, dict):
-        raise ValueError(f"{RunFolder(run).config} has no section model")
+        raise InputError(f"{RunFolder(run).config} has no section model")
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run, step = parse_address(args.run)
         path = export(run, step, args.out, args.weights)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: weights of {path}")

@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from configs.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
 
     `run` names the run: the group's keys carry it, so that ranks of another run that collide on a port cannot join.
     With `deterministic` torch uses only algorithms that give the same bits each time (parallel.deterministic).
-    `threads` is parallel.threads_per_rank. Raises ValueError if the rendezvous port is taken.
+    `threads` is parallel.threads_per_rank. Raises InputError if the rendezvous port is taken.
     """
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
@@ -71,14 +73,14 @@ def cpu_threads(given: int | None, local_ranks: int) -> tuple[int, str]:
     """CPU threads of a rank, and what says so: the configuration, else OMP_NUM_THREADS, else the cores over the local ranks.
 
     Whoever shares a machine sets OMP_NUM_THREADS. Two programs with a thread on every core slow each other many times over.
-    Raises ValueError if OMP_NUM_THREADS is no number of threads.
+    Raises InputError if OMP_NUM_THREADS is no number of threads.
     """
     if given is not None:
         return given, "parallel.threads_per_rank"
     if text := os.environ.get("OMP_NUM_THREADS", "").strip():
         outermost = text.partition(",")[0].strip()  # OpenMP allows a list, one number per level of nesting
         if not outermost.isdecimal() or int(outermost) < 1:
-            raise ValueError(f"OMP_NUM_THREADS is {text!r}, expected a number of threads; correct it or unset it")
+            raise InputError(f"OMP_NUM_THREADS is {text!r}, expected a number of threads; correct it or unset it")
         return int(outermost), "OMP_NUM_THREADS"
     return max(1, len(os.sched_getaffinity(0)) // local_ranks), "cores over local ranks"
 
@@ -90,7 +92,7 @@ def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
     try:
         return dist.TCPStore(host, port, ranks, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
     except (RuntimeError, dist.DistError) as error:
-        raise ValueError(
+        raise InputError(
             f"port {port} on {host} cannot be used for the rendezvous ({str(error).splitlines()[0]}); "
             "another run may hold it: choose one with `deepspeed --master_port PORT`"
         ) from None

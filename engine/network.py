@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from configs.errors import InputError
 from configs.schema import RunConfig
 from engine.precision import autocast_dtype
 from model.gpt import GPT
@@ -28,7 +29,7 @@ def build_model(config: RunConfig, eot: int | None, device: torch.device) -> GPT
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Whether torch.compile is used (parallel.compile). ValueError where it is asked for and something it needs is missing."""
+    """Whether torch.compile is used (parallel.compile). InputError where it is asked for and something it needs is missing."""
     asked, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
     missing = []
     if shutil.which(shlex.split(compiler)[0]) is None:
@@ -38,7 +39,7 @@ def is_compiled(config: RunConfig, device: torch.device) -> bool:
     if device.type == "cuda" and find_spec("triton") is None:
         missing.append("triton")
     if asked and missing:
-        raise ValueError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
+        raise InputError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
     if asked is not None or device.type != "cuda" or config.model.dropout:
         return bool(asked)
     if missing:

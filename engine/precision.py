@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from configs.errors import InputError
 from configs.precision import TABLE
 
 
@@ -15,10 +16,10 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 def set_matmul_precision(precision: str, device: torch.device) -> None:
     """TF32 on for `tf32`, off for everything else, through torch's one newer switch.
 
-    Raises ValueError for tf32 off CUDA, where it would be a label without a meaning.
+    Raises InputError for tf32 off CUDA, where it would be a label without a meaning.
     """
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16-mixed")
+        raise InputError(f"precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16-mixed")
     torch.backends.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.session import Session
@@ -30,10 +31,10 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
 
     Shows, per tensor: norm and largest element of the weight before, of the gradient before clipping, the gradient's
     elements that are not finite, Adam's moments after, and the relative update; per block of the model the largest
-    activation on any rank. ValueError if the step lies outside the run.
+    activation on any rank. InputError if the step lies outside the run.
     """
     if not 1 <= step <= session.plan.steps:
-        raise ValueError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
+        raise InputError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
     folder = session.folder.checkpoints
     earlier = on_first_rank(lambda: [path for path in complete(folder) if step_of(path) < step])
     path = next((found for found in reversed(earlier) if _is_sound(found, show)), None)
@@ -45,7 +46,7 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
         while session.step < step - 1:
             result = session.train_step(batches, lambda: False)
             if not (result.applied or result.skipped):
-                raise ValueError(
+                raise InputError(
                     f"--replay {step}: the run ends at step {session.step + 1}, whose update is not finite"
                 )
         before = [weight.clone() for weight in fragments.weights()]
@@ -78,7 +79,7 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
 def _is_sound(path: Path, show: Callable[[str], None]) -> bool:
     try:
         checkpoint.check(path)
-    except ValueError as error:
+    except InputError as error:
         show(str(error))
         return False
     return True

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from configs import cost
+from configs.errors import InputError
 from configs.identity import differences, render_differences
 from configs.plan import Plan, order_batch
 from configs.retention import is_due, is_probed
@@ -47,7 +48,7 @@ class Session:
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, world: World) -> None:
-        """Opens the data; writes nothing. ValueError if the data is damaged or the device lacks the precision."""
+        """Opens the data; writes nothing. InputError if the data is damaged or the device lacks the precision."""
         set_matmul_precision(config.precision, world.device)
         self.config, self.plan, self.folder, self.world = config, plan, folder, world
         if config.data.verify and world.rank == 0:
@@ -81,20 +82,20 @@ class Session:
     def restore(self, resume: str, step: int | None = None) -> Path | None:
         """Load the checkpoint of `step`, or the newest complete and sound one; returns its path, None where there is none.
 
-        ValueError if `resume` is must and there is none, or never and there is one, or it is of another experiment, or
+        InputError if `resume` is must and there is none, or never and there is one, or it is of another experiment, or
         the one of `step` is damaged.
         """
         folder = self.folder.checkpoints
         on_first_rank(lambda: checkpoint.delete_unfinished(folder))
         if resume == "never" and (found := on_first_rank(lambda: complete(folder))):
-            raise ValueError(f"--resume never: {found[-1]} exists; remove it or give another --run-dir")
+            raise InputError(f"--resume never: {found[-1]} exists; remove it or give another --run-dir")
         if step is None:
             path = checkpoint.newest(folder)
         else:
             path = on_first_rank(lambda: find(folder, step))
             checkpoint.check(path)
         if path is None and resume == "must":
-            raise ValueError(f"--resume must: no complete checkpoint in {folder}")
+            raise InputError(f"--resume must: no complete checkpoint in {folder}")
         self.load(path)
         for lost in on_first_rank(lambda: lost_steps(self.folder.metrics, read_log(self.folder.metrics), self.step)):
             logger.warning("%s; they were lost before this start, and stay so", lost)
@@ -113,9 +114,9 @@ class Session:
         manifest = on_first_rank(lambda: read_manifest(path))
         rows = differences(self.experiment, manifest.experiment)
         if rows:
-            raise ValueError(f"{path} is of another experiment:\n{render_differences(rows)}")
+            raise InputError(f"{path} is of another experiment:\n{render_differences(rows)}")
         if manifest.step > self.plan.steps:
-            raise ValueError(f"{path} is past schedule.steps {self.plan.steps}; set it to {manifest.step} or more")
+            raise InputError(f"{path} is past schedule.steps {self.plan.steps}; set it to {manifest.step} or more")
         counters = checkpoint.load(path, self.trainer.fragments)
         self.step, self.decay_sum = counters["step"], counters["decay_sum"]
         self.order_digest, self.evaluated = counters["order_digest"], counters["evaluated"]

@@ -28,7 +28,7 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: b
     """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
 
     With `by_tensor` each is a group of its own, for learning rates of their own; the updates are the same. Tied weights
-    appear once, as named_parameters gives them. Raises ValueError if a mask or pattern matches nothing.
+    appear once, as named_parameters gives them. Raises InputError if a mask or pattern matches nothing.
     """
     groups = decay_groups({name: tuple(p.shape) for name, p in named.items()}, config)
     if by_tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, field_validator
 
+from configs.errors import InputError
 from record.files import plain_name, read_regular
 from record.run import RunFolder
 
@@ -68,23 +69,23 @@ class CheckpointManifest(BaseModel):
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint. ValueError if there is none or it cannot be read."""
+    """The manifest of a checkpoint. InputError if there is none or it cannot be read."""
     if why := _set_aside(path):
-        raise ValueError(f"{path} is not a complete checkpoint: it {why}")
+        raise InputError(f"{path} is not a complete checkpoint: it {why}")
     try:
         manifest = CheckpointManifest.model_validate_json(read_regular(path / MANIFEST))
     except FileNotFoundError:
-        raise ValueError(f"{path} is not a complete checkpoint: it has no {MANIFEST}") from None
+        raise InputError(f"{path} is not a complete checkpoint: it has no {MANIFEST}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete checkpoint: its {MANIFEST} is none ({place} {first['msg']})"
         ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a complete checkpoint: {error}") from None
+        raise InputError(f"{path} is not a complete checkpoint: {error}") from None
     if not manifest.intact:
-        raise ValueError(f"{path} is not a complete checkpoint: its {MANIFEST} is damaged")
+        raise InputError(f"{path} is not a complete checkpoint: its {MANIFEST} is damaged")
     return manifest
 
 
@@ -117,7 +118,7 @@ def why_incomplete(path: Path) -> str:
         return _set_aside(path) or f"is incomplete: it has no {MANIFEST}"
     try:
         manifest = read_manifest(path)
-    except ValueError as error:
+    except InputError as error:
         return f"is damaged: {str(error).removeprefix(f'{path} is not a complete checkpoint: ')}"
     for name, file in manifest.files.items():
         if not (path / name).exists():
@@ -141,7 +142,7 @@ def incomplete_after(folder: Path, path: Path | None) -> list[tuple[Path, str]]:
 
 
 def find(folder: Path, step: int | None) -> Path:
-    """The complete checkpoint of `step`, or the newest. ValueError if there is none, naming those there are."""
+    """The complete checkpoint of `step`, or the newest. InputError if there is none, naming those there are."""
     found = complete(folder)
     wanted = [path for path in found if step is None or step_of(path) == step]
     if not wanted:
@@ -149,12 +150,12 @@ def find(folder: Path, step: int | None) -> Path:
         asked = "" if step is None else f" of step {step}"
         others = [path for path in numbered(folder) if step is None or step_of(path) == step]
         why = "".join(f"; {path.name} {why_incomplete(path)}" for path in others[-1:])
-        raise ValueError(f"{folder} has no complete checkpoint{asked}; steps there: {names}{why}")
+        raise InputError(f"{folder} has no complete checkpoint{asked}; steps there: {names}{why}")
     return wanted[-1]
 
 
 def find_reference(text: str) -> Path:
-    """The checkpoint that `RUN@STEP`, or `RUN` for its newest, means. ValueError if there is none."""
+    """The checkpoint that `RUN@STEP`, or `RUN` for its newest, means. InputError if there is none."""
     run, step = parse_address(text)
     return find(RunFolder(run).checkpoints, step)
 
@@ -166,11 +167,11 @@ def parse_reference(text: str) -> tuple[Path, int | None]:
 
 
 def parse_address(text: str) -> tuple[Path, int | None]:
-    """As `parse_reference`, of what somebody has typed. ValueError if what follows the @ is neither a step nor part of a name."""
+    """As `parse_reference`, of what somebody has typed. InputError if what follows the @ is neither a step nor part of a name."""
     folder, step = parse_reference(text)
     if step is None and "@" in text and not folder.exists():
         after = text.rpartition("@")[2]
-        raise ValueError(
+        raise InputError(
             f"{text}: expected a number after @ (found {after[:40]!r}), or a run folder of that whole name"
         )
     return folder, step

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
+
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file: temporary name, fsync, rename."""
@@ -28,14 +30,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file. FileNotFoundError where there is none, ValueError for anything else than a file.
+    """The content of a regular file. FileNotFoundError where there is none, InputError for anything else than a file.
 
     A device would be read without end, and a named pipe waited for. A symbolic link is followed: folders are laid over
     several disks with them, and the reader gets no more than what the user may read anyway. Its target must be a file too.
     """
     mode = path.stat().st_mode  # before it is opened: to open a named pipe would already wait
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')}, not a file")
+        raise InputError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')}, not a file")
     return path.read_bytes()
 
 
@@ -49,27 +51,27 @@ KINDS = {
 
 
 def plain_name(name: str) -> str:
-    """`name`, if it names a file in the folder itself. ValueError for a path that leads elsewhere, absolute or by `..`."""
+    """`name`, if it names a file in the folder itself. InputError for a path that leads elsewhere, absolute or by `..`."""
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise ValueError(f"{name[:80]!r} is not the plain name of a file in its folder")
+        raise InputError(f"{name[:80]!r} is not the plain name of a file in its folder")
     return name
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. FileNotFoundError where there is none, ValueError that names the file for anything else."""
+    """A JSON object. FileNotFoundError where there is none, InputError that names the file for anything else."""
     try:
         value = parse_json(read_regular(path).decode("utf-8"))
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
+        raise InputError(f"{path} cannot be read ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} cannot be read (it holds no JSON object)")
+        raise InputError(f"{path} cannot be read (it holds no JSON object)")
     return value
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value that can be written again and printed: no NaN, no half of a surrogate pair. ValueError or RecursionError."""
+    """A JSON value that can be written again and printed: no NaN, no half of a surrogate pair. InputError or RecursionError."""
     value = json.loads(text, parse_constant=_no_number)
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -77,7 +79,7 @@ def parse_json(text: str) -> Any:
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise InputError(f"{text} is no number of JSON")
 
 
 def read_dict(path: Path) -> dict[str, Any]:

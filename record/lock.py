@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from configs.errors import InputError
 from record.environment import slurm_job
 from record.files import read_dict, write_json
 
@@ -32,16 +33,16 @@ logger = logging.getLogger(__name__)
 def hold(
     folder: Path, act: str = "writing", instead: str = "wait for it, stop it, or give another --run-dir"
 ) -> Iterator[None]:
-    """Be the only writer of `folder`, which is created. ValueError names who is, with what it does and what to do instead."""
+    """Be the only writer of `folder`, which is created. InputError names who is, with what it does and what to do instead."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / NOTE
     try:
         lock = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
-        raise ValueError(f"{holder(folder)} is {act} {folder}; {instead}") from None
+        raise InputError(f"{holder(folder)} is {act} {folder}; {instead}") from None
     with lock:
         if _lives_elsewhere(note):
-            raise ValueError(f"{holder(folder)} is {act} {folder}; {instead}")
+            raise InputError(f"{holder(folder)} is {act} {folder}; {instead}")
         row: dict[str, object] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -102,7 +102,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_log(path: Path, last: int = LARGEST) -> Log:
-    """A log of a run whose last step is `last`: a row of a later one is damaged. ValueError if it is no regular file."""
+    """A log of a run whose last step is `last`: a row of a later one is damaged. InputError if it is no regular file."""
     rows: dict[int, dict[str, Any]] = {}
     damaged: list[str] = []
     superseded = 0
@@ -138,7 +138,7 @@ def read_log(path: Path, last: int = LARGEST) -> Log:
 
 
 def _row(line: str, last: int) -> dict[str, Any]:
-    """A line of a log, checked. ValueError, LookupError, TypeError or RecursionError for one that is no row."""
+    """A line of a log, checked. InputError, LookupError, TypeError or RecursionError for one that is no row."""
     row = parse_json(line)
     if not isinstance(row, dict):
         raise TypeError("no JSON object")

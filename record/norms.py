@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from record.metrics import read_metrics
 from record.run import RunFolder
 
@@ -17,17 +18,17 @@ def read_norms(
 ) -> dict[str, list[float]]:
     """‖w‖ before each of `steps` updates: of `tensors` by name, or without any, column `key` under the name "".
 
-    Raises ValueError if the folder holds no run, or not every norm, or, where `rates` are given, another learning rate in one of
+    Raises InputError if the folder holds no run, or not every norm, or, where `rates` are given, another learning rate in one of
     its updates. That the run is a fit reference else is for configs/relations.py.
     """
     folder = RunFolder(run)
     if not folder.config.is_file():
-        raise ValueError(f"{run} is no run folder to match")
+        raise InputError(f"{run} is no run folder to match")
     rows = {row["step"]: row for row in read_metrics(folder.metrics)[0]}
     for step, rate in enumerate(rates or [], 1):
         found_rate = rows.get(step, {}).get("optim/lr")
         if found_rate is not None and abs(found_rate - rate) > 1e-9 * rate:
-            raise ValueError(
+            raise InputError(
                 f"{run} has learning rate {found_rate:g} in step {step}, this run's schedule {rate:g}: a matched run has its "
                 "reference's schedule, so that the factor on it is the ratio of the norms"
             )
@@ -39,10 +40,10 @@ def read_norms(
         if gaps:
             hint = "; record it with log.tensor_norms true" if tensors else "; let it finish first"
             if values[gaps[0]] == 0:
-                raise ValueError(
+                raise InputError(
                     f"{run} has {column} = 0 after step {gaps[0]}: a tensor that begins at zero has no effective learning "
                     "rate to follow; match by model, or train without it (model.bias false)"
                 )
-            raise ValueError(f"{run} has no {column} after step {gaps[0]} ({len(gaps)} of {steps} are missing){hint}")
+            raise InputError(f"{run} has no {column} after step {gaps[0]} ({len(gaps)} of {steps} are missing){hint}")
         found[name] = values
     return found

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from configs.errors import InputError
 from record.files import parse_json, read_dict, read_object, read_regular, write_json
 
 State = Literal["running", "done", "preempted", "failed", "diverged"]
@@ -67,10 +68,10 @@ class RunFolder:
         write_json(self.plan, plan)
 
     def check_place(self) -> None:
-        """ValueError where no run can be recorded here: the path is a file, or a folder in which something else lies."""
+        """InputError where no run can be recorded here: the path is a file, or a folder in which something else lies."""
         place = next((path for path in (self.path, *self.path.parents) if path.exists() or path.is_symlink()), None)
         if place is not None and not place.is_dir():
-            raise ValueError(f"--run-dir {self.path}: {place} is no folder; a run needs one, new or empty")
+            raise InputError(f"--run-dir {self.path}: {place} is no folder; a run needs one, new or empty")
         if place != self.path or self.experiment.exists():
             return
         names = sorted(path.name for path in self.path.iterdir())
@@ -78,19 +79,19 @@ class RunFolder:
         foreign = [name for name in names if name not in BEFORE_START and not LEFTOVERS.fullmatch(name)] + logs
         if foreign:
             shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-            raise ValueError(
+            raise InputError(
                 f"--run-dir {self.path} holds no run (there is no {self.experiment.name} in it), but {shown}; "
                 "give a new or empty folder"
             )
 
     def read_experiment(self) -> dict[str, Any] | None:
-        """The experiment this folder holds; None for a folder without one. ValueError if it is unreadable."""
+        """The experiment this folder holds; None for a folder without one. InputError if it is unreadable."""
         try:
             return read_object(self.experiment)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise ValueError(f"{error}; restore it or use another --run-dir") from None
+        except InputError as error:
+            raise InputError(f"{error}; restore it or use another --run-dir") from None
 
     def data_path(self) -> str | None:
         """Where the data of this run lay at its latest start; None where that cannot be read."""
@@ -99,11 +100,11 @@ class RunFolder:
         return path if isinstance(path, str) else None
 
     def check_data(self, digest: str, path: str) -> None:
-        """ValueError if the run in this folder was trained on other data than that of `digest`, which lies in `path`."""
+        """InputError if the run in this folder was trained on other data than that of `digest`, which lies in `path`."""
         known = (self.read_experiment() or {}).get("data")
         trained = known.get("digest") if isinstance(known, dict) else None
         if trained != digest:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} was trained on data of digest {str(trained)[:12]} (in {self.data_path() or 'a folder not known'}), "
                 f"{path} holds {digest[:12]}: other data; --data DIR says where the run's own data lies now"
             )
@@ -161,7 +162,7 @@ class RunFolder:
         )
 
     def read_status(self) -> dict[str, Any] | None:
-        """The latest status, or None where the run never started. ValueError for a file that is no status.
+        """The latest status, or None where the run never started. InputError for a file that is no status.
 
         A state that is none of ours (a damaged letter is enough) reads as `unknown`, with what stands there as the reason:
         whether such a run has ended cannot be told.
@@ -172,11 +173,11 @@ class RunFolder:
             return None
         step, steps = (status.get(name) for name in ("step", "steps"))
         if type(step) is not int or type(steps) is not int or not 0 <= step <= steps <= LARGEST:
-            raise ValueError(f"{self.status} is no status: step {step!r:.40} of {steps!r:.40}")
+            raise InputError(f"{self.status} is no status: step {step!r:.40} of {steps!r:.40}")
         for name in ("state", "reason", "order_digest", "updated"):
             status.setdefault(name, "")
             if not isinstance(status[name], str):
-                raise ValueError(f"{self.status} is no status: {name} is {status[name]!r:.40}")
+                raise InputError(f"{self.status} is no status: {name} is {status[name]!r:.40}")
         if status["state"] not in STATES:
             status["reason"] = f"{self.status.name} says {status['state']!r:.40}, which is none of {', '.join(STATES)}"
             status["state"] = UNKNOWN

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from configs.sweep import Cell, Stages, Sweep
 from record.environment import code_revision
 from record.files import write_json
@@ -43,7 +44,7 @@ class Array:
 
 
 def max_array_size() -> int | None:
-    """How many tasks the cluster allows an array; None where SLURM does not say. ValueError if it allows no arrays."""
+    """How many tasks the cluster allows an array; None where SLURM does not say. InputError if it allows no arrays."""
     try:
         shown = subprocess.run(
             ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=60
@@ -52,7 +53,7 @@ def max_array_size() -> int | None:
         return None
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
     if found and int(found[1]) == 0:
-        raise ValueError("this cluster allows no job arrays (MaxArraySize 0); ask its administrators, or use --local")
+        raise InputError("this cluster allows no job arrays (MaxArraySize 0); ask its administrators, or use --local")
     return int(found[1]) if found else None  # the largest index is one less, and the first is 0
 
 
@@ -114,17 +115,17 @@ def foretell(sweep: Sweep, site: Site, root: Path, array: Array) -> str:
 
 
 def submit(path: Path, sweep: Sweep, site: Site, root: Path, todo: Stages, queued: Queued) -> None:
-    """Submit what is to do; every array is recorded. ValueError says what sbatch refused, and what it had accepted before."""
+    """Submit what is to do; every array is recorded. InputError says what sbatch refused, and what it had accepted before."""
     if "%" in str(root.resolve()):
-        raise ValueError(f"{root.resolve()}: SLURM would expand the % in the log's path; use another --runs")
+        raise InputError(f"{root.resolve()}: SLURM would expand the % in the log's path; use another --runs")
     accepted: list[str] = []
     try:
         chain(
             todo, max_array_size(), sweep.limit or site.limit, queued, partial(_send, path, sweep, site, root, accepted)
         )
-    except ValueError as error:
+    except InputError as error:
         so_far = f"; accepted before, and left queued: {', '.join(accepted)}; the same command submits the rest"
-        raise ValueError(f"{error}{so_far if accepted else ''}") from None
+        raise InputError(f"{error}{so_far if accepted else ''}") from None
 
 
 def _send(path: Path, sweep: Sweep, site: Site, root: Path, accepted: list[str], array: Array) -> str:
@@ -148,7 +149,7 @@ def _send(path: Path, sweep: Sweep, site: Site, root: Path, accepted: list[str],
             with suppress(OSError):  # not empty: earlier submissions are in it
                 folder.rmdir()
         found = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise ValueError(f"sbatch refused stage {array.name}: {found}; asked: {shlex.join(command)}") from None
+        raise InputError(f"sbatch refused stage {array.name}: {found}; asked: {shlex.join(command)}") from None
     job = answer.stdout.strip().partition(";")[0]
     write_json(file, {**row, "job": job})
     accepted.append(job)

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from configs.errors import InputError
 from configs.sweep import Cell
 from record.checkpoints import find
 from record.files import read_dict, write_json
@@ -94,7 +95,7 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
         try:
             found[cell.folder] = standing(cell, queued or {}, found)
         except (
-            ValueError,
+            InputError,
             KeyError,
             TypeError,
             ArithmeticError,
@@ -142,7 +143,7 @@ def unready(parent: str, step: int | None) -> str:
     if step is not None:
         try:
             find(RunFolder(parent).checkpoints, step)
-        except ValueError as error:
+        except InputError as error:
             return str(error)
         return ""
     status = RunFolder(parent).read_status()
@@ -169,7 +170,7 @@ def read_submissions(root: Path) -> list[dict[str, Any]]:
 def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:
     """Folder → (job, SLURM's state) of the sweep's tasks that SLURM still has; empty without SLURM.
 
-    With `strict`, ValueError where jobs were submitted and SLURM cannot be asked about them.
+    With `strict`, InputError where jobs were submitted and SLURM cannot be asked about them.
     """
     found: dict[str, tuple[str, str]] = {}
     tasks = {
@@ -182,7 +183,7 @@ def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:
         return {}
     answer = _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%F_%K %T"])
     if answer is None and strict:
-        raise ValueError(f"squeue does not answer, so what {root} still has queued is not known; try again later")
+        raise InputError(f"squeue does not answer, so what {root} still has queued is not known; try again later")
     for line in (answer or "").splitlines():
         task, state = line.split()
         if task in tasks and state in ACTIVE:

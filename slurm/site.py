@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
+from configs.errors import InputError
 from configs.load import read_json, validate_as
 from configs.schema import Section, setting
 
@@ -34,7 +35,7 @@ class Site(Section):
     @model_validator(mode="after")
     def _one_rank_per_device(self) -> Site:
         if self.gpus_per_node not in (0, self.ranks_per_node):
-            raise ValueError(
+            raise InputError(
                 f"ranks_per_node {self.ranks_per_node} and gpus_per_node {self.gpus_per_node}: one rank per GPU, so set "
                 "them equal (or gpus_per_node 0 for CPUs)"
             )
@@ -46,7 +47,7 @@ class Site(Section):
 
 
 def load_site(path: Path | None) -> tuple[Site, str]:
-    """The site of a file, of slurm/site.json, or the cluster's defaults; and where it came from. ValueError lists problems."""
+    """The site of a file, of slurm/site.json, or the cluster's defaults; and where it came from. InputError lists problems."""
     if path is None and not DEFAULT.exists():
         return Site(), "the cluster's defaults (no slurm/site.json; slurm/site.example.json shows one)"
     path = path or DEFAULT

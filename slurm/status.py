@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from configs.errors import InputError
 from configs.plan import read_summary
 from configs.sweep import Cell, all_cells, expand
 from slurm.cells import Standing, accounted, queue, standings
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         sweep, stages = expand(args.sweep, args.runs, read_summary, args.set)
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     root = args.runs / sweep.name

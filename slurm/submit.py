@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from configs.errors import InputError
 from configs.identity import experiment
 from configs.plan import Origin, Plan, make_plan, order_batch, read_summary
 from configs.relations import check_reference
@@ -50,13 +51,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not args.local and shutil.which("sbatch") is None:
             again = shlex.join(["python", "-m", "slurm.submit", *(argv or sys.argv[1:]), "--local"])
-            raise ValueError(
+            raise InputError(
                 f"no sbatch here, so this is no login node of a SLURM cluster; nothing was written. On this machine: {again} "
                 "(--jobs N for N runs at once)"
             )
         missing = sorted({prepare_command(c.config) for c in all_cells(stages) if c.id is None})
         if missing:
-            raise ValueError("the data is not prepared; prepare it with: " + "; ".join(missing))
+            raise InputError("the data is not prepared; prepare it with: " + "; ".join(missing))
         with sweep_folder(root):
             queued = queue(root, strict=not args.local)  # under the lock: what another command has submitted is seen
             found, todo = outlook(stages, queued, args.local)
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 return run_local(root, all_cells(todo), args.jobs)
             submit(args.sweep, sweep, site, root, todo, queued)
         return 0
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -89,7 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check(stages: Stages, ranks: int) -> None:
-    """Every cell has a plan on the ranks it will get, and fits what it starts from or follows. ValueError names the first."""
+    """Every cell has a plan on the ranks it will get, and fits what it starts from or follows. InputError names the first."""
     plans: dict[Path, Plan] = {}
     for cell in all_cells(stages):
         match, parent = cell.config.schedule.match, cell.parent
@@ -100,8 +101,8 @@ def _check(stages: Stages, ranks: int) -> None:
                         check_reference(cell.config, parent.config, folder, same)
             data = read_summary(cell.config.data.path)
             plans[cell.folder] = make_plan(cell.config, ranks, data, _origin(cell, plans) if data else None)
-        except ValueError as error:
-            raise ValueError(f"{cell.label}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{cell.label}: {error}") from None
 
 
 def _origin(cell: Cell, plans: dict[Path, Plan]) -> Origin | None:
@@ -119,7 +120,7 @@ def _origin(cell: Cell, plans: dict[Path, Plan]) -> Origin | None:
 def sweep_folder(root: Path) -> Iterator[None]:
     """Be the only command that submits or runs the sweep in `root`; a folder that was made and stays empty is removed.
 
-    Two submissions at one moment would each find every cell missing, and submit it. ValueError names who is at work.
+    Two submissions at one moment would each find every cell missing, and submit it. InputError names who is at work.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:

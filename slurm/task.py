@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from configs.errors import InputError
 from record.environment import slurm_job
 from record.run import EXIT_CODES, RunFolder
 from slurm.cells import FINISHED, aftermath, unready
@@ -111,7 +112,7 @@ def free_port(job: str) -> int:
             except OSError:
                 continue
         return port
-    raise ValueError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS} on {socket.gethostname()}")
+    raise InputError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS} on {socket.gethostname()}")
 
 
 def outcome(folder: RunFolder, started: float, log: Path | None = None, ended: str = "") -> tuple[int, str]:

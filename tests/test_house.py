@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("configs", "record", "data", "model", "optim", "engine", "slurm", "analysis")
 MAY_IMPORT = {
     "configs": set(),
-    "record": set(),
+    "record": {"configs"},
     "data": {"configs", "record"},
     "model": {"configs"},
     "optim": {"configs"},

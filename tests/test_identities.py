@@ -1,0 +1,72 @@
+"""Ids and plan figures of everything that is shipped. What rearranges code leaves this table alone.
+
+An id that changes would make a run that was begun yesterday another experiment today. A new configuration or sweep adds
+lines: `python -m tests.test_identities` writes the table anew, and the diff of it says what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import load_config
+from configs.plan import DataSummary, make_plan
+from configs.schema import RunConfig
+from configs.sweep import all_cells, expand
+
+ROOT = Path(__file__).parent.parent
+TABLE = Path(__file__).parent / "identities.json"
+DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)  # no real data: its digest is part of every id
+FIGURES = (
+    "micro_batch", "micro_steps", "first_window", "n_parameters", "flops_per_token", "state_bytes", "activation_bytes",
+    "communication_bytes", "checkpoint_bytes", "checkpoints", "lr_sum", "decay_sum",
+)  # fmt: skip
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "config.schema.json")
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.json"))
+
+
+def figures(config: RunConfig, ranks: int = 1) -> list[Any]:
+    """The plan's figures, then each group: tensors, parameters, λ."""
+    plan = make_plan(config, ranks, DATA)
+    groups = [[name, g.tensors, g.parameters, g.weight_decay] for name, g in plan.groups.items()]
+    return [plan.run_id, *(getattr(plan, name) for name in FIGURES), groups]
+
+
+def table(path: Path) -> dict[str, list[Any]]:
+    """Of a configuration: its plan on one rank and on eight at every ZeRO stage. Of a sweep: each cell's folder and plan."""
+    if path.parent.name != "sweeps":
+        plans = {}
+        for stage in range(4):
+            config = load_config(path, [f"parallel.zero_stage={stage}"])[0]
+            plans |= {f"stage {stage}, {ranks} ranks": figures(config, ranks) for ranks in (1, 8)}
+        return plans
+    _, stages = expand(path, Path("runs"), lambda _: DATA)
+    return {cell.folder.name: figures(cell.config) for cell in all_cells(stages)}
+
+
+@pytest.mark.parametrize("path", CONFIGS + SWEEPS, ids=lambda path: path.stem)
+def test_ids_and_figures(path: Path) -> None:
+    """Breaks if a shipped run gets another id, another group, or another number in its plan."""
+    expected = json.loads(TABLE.read_text())[str(path.relative_to(ROOT))]
+    found = json.loads(json.dumps(table(path)))
+    assert sorted(found) == sorted(expected)
+    for name, row in found.items():
+        for label, ours, theirs in zip(("run_id", *FIGURES, "groups"), row, expected[name], strict=True):
+            assert ours == (pytest.approx(theirs, rel=1e-12) if isinstance(theirs, float) else theirs), (
+                f"{name}: {label}"
+            )
+
+
+if __name__ == "__main__":
+    rows = {
+        str(path.relative_to(ROOT)): {name: json.dumps(row) for name, row in table(path).items()}
+        for path in CONFIGS + SWEEPS
+    }
+    text = json.dumps(rows, indent=1)
+    for found in rows.values():
+        for row in found.values():
+            text = text.replace(json.dumps(row), row)
+    TABLE.write_text(text + "\n")
