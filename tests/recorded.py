@@ -93,3 +93,15 @@ def write_run(
 
 def load(*paths: Path) -> list[Run]:
     return [load_run(path) for path in paths]
+
+
+def crossing_runs(root: Path, seeds: int) -> list[Path]:
+    """λ = 0.3 starts 0.1 above λ = 0 and falls below it at step 750, give or take what the seed adds."""
+    paths = []
+    for seed in range(seeds):
+        shift = 0.1 + 0.002 * (seed - (seeds - 1) / 2)
+        paths.append(write_run(root / f"a{seed}", seed=seed))
+        paths.append(
+            write_run(root / f"b{seed}", lambda s, k=shift: base_curve(s) + k * (1 - s / 750), decay=0.3, seed=seed)  # type: ignore[misc]
+        )
+    return paths

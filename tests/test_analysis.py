@@ -9,26 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import advise, bias_variance, effective_lr, generalisation, laws, loss_curves, precision, sweep, theory
+from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
 from analysis.command import Options, write
-from analysis.published import COSINE, published_lines
 from analysis.read import load_run
 from analysis.runs import find_runs
-from tests.recorded import base_curve, load, write_run
+from tests.recorded import base_curve, crossing_runs, load, write_run
 
 PLAIN = Options()
-
-
-def crossing_runs(root: Path, seeds: int) -> list[Path]:
-    """λ = 0.3 starts 0.1 above λ = 0 and falls below it at step 750, give or take what the seed adds."""
-    paths = []
-    for seed in range(seeds):
-        shift = 0.1 + 0.002 * (seed - (seeds - 1) / 2)
-        paths.append(write_run(root / f"a{seed}", seed=seed))
-        paths.append(
-            write_run(root / f"b{seed}", lambda s, k=shift: base_curve(s) + k * (1 - s / 750), decay=0.3, seed=seed)  # type: ignore[misc]
-        )
-    return paths
 
 
 def test_crossing_is_recovered(tmp_path: Path) -> None:
@@ -250,60 +237,6 @@ def test_damaged_and_unfinished_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert load_run(whole).superseded == 0
     for name in ("loss.png", "loss.svg", "loss.csv", "generalisation.png", "loss_curves_table1.csv"):
         assert (tmp_path / "out" / name).stat().st_size > 100, name
-
-
-def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a formula and its simulation part, or a wrong formula would pass."""
-    assert theory.main([]) == 0
-    assert "False" not in capsys.readouterr().out
-    bias, variance = laws.quadratic(0.05, 0.0, 1.0, 1.0, 3.0, 0.0, 2000)
-    assert bias[0] == pytest.approx(4.5)
-    assert variance[-1] == pytest.approx(0.05 / (1.0 * (2 - 0.05)) / 2)  # (h/2)·ηs²/(h(2 − ηh))
-    assert not theory.Check("", "", 1.0, 1.06, 0.05).holds
-    one = laws.regression(0.05, 0.1, np.array([1.0]), np.array([1.0]), 0.0, 10**9, 50)
-    exact = laws.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
-    assert one[0] == pytest.approx(exact[0])  # one input and an endless batch: the quadratic
-    assert theory.main(["--copies", "10"]) == 2
-
-
-def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if the power law, τ or Σηλ of P1's run are not the known ones, or finished runs say nothing."""
-    assert advise.main(["configs/gpt124m_wd0.1.json"]) == 0
-    text = capsys.readouterr().out
-    for known in ("0.173", "16,667 steps of 50,000", "16.49, 1.649", "0.05477", "0.1 (as its 0.1), 0.3 (as its 0.3)"):
-        assert known in text, known
-    assert "2405.13698" in text
-    runs = [str(path) for path in crossing_runs(tmp_path, 3)]
-    assert advise.main(["configs/quickstart.json", *runs]) == 0
-    text = capsys.readouterr().out
-    assert "Runs: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
-    assert "helps" in text
-    assert "these runs have 1,000 parameters, the configuration 168,256" in text
-    assert advise.main(["configs/quickstart.json", "--set", "optim.weight_decay=0"]) == 0
-    assert "no equilibrium" in capsys.readouterr().out
-    assert advise.main(["configs/none.json"]) == 2
-
-
-def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:
-    """Breaks if the paper's curve is laid under another experiment's, or another λ's."""
-    from configs.load import load_config
-
-    given = load_config("configs/gpt124m_wd0.1.json")[0].model_dump(mode="json")
-    fields = {name: given[name] for name in ("model", "batch", "schedule", "optim")}
-    same = load_run(write_run(tmp_path / "same", steps=50_000, upto=10, decay=0.1, **fields))
-    (line,) = published_lines([same], PLAIN)
-    assert list(line.y) == list(COSINE[0.1])
-    for i, (section, change) in enumerate(
-        [
-            ("optim", {"lr": 1e-3}),
-            ("optim", {"decay_mask": "all"}),
-            ("schedule", {"horizon": 55_000}),
-            ("optim", {"decay_rule": "l2_loss"}),
-        ]
-    ):
-        other = {**fields, section: {**given[section], **change}}
-        run = load_run(write_run(tmp_path / f"other{i}", steps=50_000, upto=10, decay=0.1, **other))
-        assert not published_lines([run], PLAIN), change
 
 
 def test_what_names_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

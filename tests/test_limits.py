@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from configs.load import BYTES, load_config, merge, nest, parse_override, validate
 from configs.plan import make_plan
 from configs.render import render_plan
-from configs.retention import is_kept, is_saved, most_at_once, saved_and_kept
 from configs.schedule import decay_at, decay_sum, lr_at, lr_of_updates, lr_sum
-from configs.schema import Checkpoint, RunConfig
+from configs.schema import RunConfig
 from configs.sweep import expand
 
 QUICKSTART = json.loads((Path(__file__).parent.parent / "configs" / "quickstart.json").read_text())
@@ -155,29 +154,6 @@ def test_sums_have_the_bits_of_single_updates(shape: dict[str, Any], decay: dict
         assert decay_sum(config, updates, factors, 0.7) == math.fsum(
             decay_at(config, t, 0.7) * factors[t] for t in range(updates)
         )
-
-
-SMALL = st.integers(1, 60)
-
-
-@given(
-    steps=SMALL,
-    every=st.none() | SMALL,
-    at=st.lists(SMALL, max_size=4),
-    log_spaced=st.none() | st.integers(1, 30),
-    keep=st.none() | st.tuples(st.integers(1, 3), st.none() | SMALL),
-)
-def test_checkpoints_are_counted_as_they_are_kept(
-    steps: int, every: int | None, at: list[int], log_spaced: int | None, keep: tuple[int, int | None] | None
-) -> None:
-    """Breaks if the count that a plan gives without a walk over the steps is not that of the walk."""
-    last, of = keep or (None, None)
-    policy = Checkpoint(every=every, at=tuple(at), log_spaced=log_spaced, keep_last=last, keep_every=of)
-    saved = [step for step in range(1, steps + 1) if is_saved(policy, step, steps)]
-    kept = [step for step in saved if is_kept(policy, step)]
-    assert most_at_once(policy, steps) == min(len(saved), len(kept) + (last or 0) + 1)
-    multiples, others = saved_and_kept(policy, steps)
-    assert sorted([*multiples, *others]) == sorted({*kept, steps})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import CASES, FAULTS, soak
+from tests.faults import FAULTS
+from tests.soak import CASES, soak
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]  # as long as chance makes it
 

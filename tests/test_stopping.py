@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.retention import is_kept, is_saved, most_at_once
-from configs.schema import Checkpoint, RunConfig
+from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine import checkpoint, export
@@ -28,54 +27,7 @@ from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
 engine = pytest.mark.engine
-
-
-def test_retention() -> None:
-    """Breaks if a policy saves or keeps other steps than it says."""
-
-    def saved(**fields: Any) -> list[int]:
-        return [step for step in range(1, 1001) if is_saved(Checkpoint.model_validate(fields), step, 1000)]
-
-    assert saved() == [1000]
-    assert saved(every=300) == [300, 600, 900, 1000]
-    assert saved(at=(7, 450)) == [7, 450, 1000]
-    assert saved(log_spaced=1) == [1, 10, 100, 1000]
-    assert saved(log_spaced=3) == [1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
-    policy = Checkpoint(every=100, keep_last=2, keep_every=400, at=(150,))
-    assert [step for step in (100, 150, 200, 400, 800, 900) if is_kept(policy, step)] == [150, 400, 800]
-    assert most_at_once(policy, 1000) == 6  # 150, 400, 800, the newest two, and the one being written
-    assert most_at_once(Checkpoint(every=100), 1000) == 10
-
-
-@engine
-def test_checkpoints_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if policies are not followed, list or verify miss damage, or a named checkpoint is not the one continued from."""
-    policy = {"every": 2, "keep_last": 1, "keep_every": 8, "at": [3]}
-    config = config_file({"schedule": {"steps": 12}, "checkpoint": policy})
-    finish(start(config, tmp_path / "run"))
-    folder = tmp_path / "run" / "checkpoints"
-    assert [path.name for path in sorted(folder.iterdir())] == ["step_00000003", "step_00000008", "step_00000012"]
-    before = losses(tmp_path / "run")
-    output = finish(start(config, tmp_path / "run", "--resume", "must", "--step", "3"))
-    assert "resumes from" in output
-    assert "step_00000003" in output
-    assert losses(tmp_path / "run") == before
-    assert "step_00000012 lies after step 3 and is set aside" in output
-    assert "step_00000012 was set aside when the run went back to an earlier step" in output
-    assert "damaged" not in output
-    assert "steps there: 3, 8, 12" in finish(start(config, tmp_path / "run", "--resume", "must", "--step", "5"), 2)
-    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
-    weights = folder / "step_00000008" / "weights.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    capsys.readouterr()
-    assert checkpoint.main(["list", str(tmp_path / "run")]) == 0
-    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 1
-    assert "weights.safetensors differs from its manifest" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is damaged"):
-        export.export(tmp_path / "run", 8, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+MIDDLE: dict[str, Any] = {"schedule": {"steps": 400}, "log": {"every": 1}}
 
 
 def exported_and_live(configs: list[RunConfig], manifest: Manifest, folder: Path) -> list[Any]:
@@ -244,61 +196,60 @@ def test_signal_during_a_save(config_file: ConfigFile, tmp_path: Path) -> None:
 
 
 @engine
-def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a branch reads what its trunk read, applies the trunk's λ or η, loses the optimiser's state or keeps what
-    should be dropped, or is not recorded; a branch that changes nothing is its trunk going on, bit for bit."""
-    constant = {"schedule": {"kind": "constant", "warmup_steps": 0}, "checkpoint": {"every": 4}}
-    trunk, whole = tmp_path / "trunk", tmp_path / "whole"
-    finish(start(config_file(constant, {"schedule": {"steps": 8}}), trunk))
-    finish(start(config_file(constant, {"schedule": {"steps": 12}}), whole))
-    config = config_file(constant, {"schedule": {"steps": 4}})
-    tiny = ["--set", "optim.weight_decay=0", "--set", "optim.lr=1e-5"]
-
-    def branch(name: str, origin: str, *options: str, code: int = 0) -> str:
-        return finish(start(config, tmp_path / name, "--branch", origin, *options), code)
-
-    branch("same", f"{trunk}@8")
-    assert [loss for _, loss in losses(tmp_path / "same")] == [loss for _, loss in losses(whole)[8:]]
-    assert status(tmp_path / "same")["order_digest"] == status(whole)["order_digest"]
-    assert status(tmp_path / "same")["step"] == 4
-    for kind in KINDS:
-        ours, theirs = (
-            path / f"{kind}.safetensors"
-            for path in (tmp_path / "same/checkpoints/step_00000004", whole / "checkpoints/step_00000012")
-        )
-        assert ours.read_bytes() == theirs.read_bytes(), kind
-    branch("earlier", f"{trunk}@4")
-    assert losses(tmp_path / "earlier")[0][1] == losses(whole)[4][1]
-    branch("tiny", f"{trunk}@8", *tiny)
-    rows = read_metrics(tmp_path / "tiny" / "metrics.jsonl")[0]
-    assert {row["optim/lr"] for row in rows[1:]} == {1e-5}
-    assert rows[-1]["optim/decay_sum"] == 0
-    assert rows[1]["train/loss"] == losses(whole)[8][1]
-    branch("dropped", f"{trunk}@8", *tiny, "--set", "branch.optimizer=drop")
-    branch("restarted", f"{trunk}@8", *tiny, "--set", "branch.data=restart")
-    branch("coarse", f"{trunk}@8", "--set", "precision=bf16-true", "--set", "parallel.zero_stage=2")
-    assert losses(tmp_path / "coarse")[0][1] == pytest.approx(losses(whole)[8][1], abs=2e-2), (
-        "the trunk's weights, rounded"
+def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if SIGTERM loses work, or the resumed run is not the uninterrupted one, bit for bit."""
+    long = config_file(MIDDLE)
+    finish(start(long, tmp_path / "straight"))
+    run = start(long, tmp_path / "run")
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75)
+    stopped = status(tmp_path / "run")
+    assert (stopped["state"], stopped["reason"]) == ("preempted", "SIGTERM")
+    assert 20 < stopped["step"] < 400
+    assert f"resumes from {tmp_path / 'run'}/checkpoints/step_{stopped['step']:08d}" in finish(
+        start(long, tmp_path / "run")
     )
-    counters = json.loads((tmp_path / "dropped/checkpoints/step_00000004/manifest.json").read_text())["counters"]
-    assert counters["optimizer_step"] == 4
-    assert counters["windows"] == 12 * 8
-    ids = {
-        json.dumps(json.loads((tmp_path / n / "experiment.json").read_text()))
-        for n in ("same", "earlier", "tiny", "dropped", "restarted")
-    }
-    assert len(ids) == 5
-    assert "of another model" in branch("wide", f"{trunk}@8", "--set", "model.n_layer=3", code=2)
-    assert "or set branch.data to restart" in branch("reseeded", f"{trunk}@8", "--set", "seeds.data=5", code=2)
-    assert "set branch.optimizer to drop" in branch("sgd", f"{trunk}@8", "--set", "optim.algorithm=sgd", code=2)
-    assert "steps there: 4, 8" in branch("missing", f"{trunk}@5", code=2)
-    assert "beyond what the trunk read" in branch("long", f"{trunk}@8", "--set", "schedule.steps=100000", code=2)
-    assert "not there yet" in branch("planned", f"{tmp_path / 'future'}@5", "--dry-run")
-    assert "expected RUN@STEP" in branch("newest", str(trunk), code=2)
-    (tmp_path / "same" / "checkpoints" / "step_00000004" / "manifest.json").unlink()
-    (trunk / "checkpoints").rename(tmp_path / "elsewhere")
-    assert "has no complete checkpoint" in branch("late", f"{trunk}@8", code=2)
-    branch("tiny", f"{trunk}@8", *tiny, "--resume", "must")
-    (tmp_path / "elsewhere").rename(trunk / "checkpoints")
-    branch("same", f"{trunk}@8")
-    assert not any((tmp_path / name).exists() for name in ("wide", "sgd", "reseeded", "missing", "long", "planned"))
+    assert status(tmp_path / "run")["state"] == "done"
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    for name in ("weights", "exp_avg", "exp_avg_sq"):
+        file = f"checkpoints/step_00000400/{name}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    counters = [
+        json.loads((tmp_path / r / "checkpoints/step_00000400/manifest.json").read_text())["counters"]
+        for r in ("run", "straight")
+    ]
+    assert counters[0] == counters[1]
+
+
+@engine
+def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
+    two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}, "optim": {"lr": 1e-4}})
+    run = start(two, tmp_path / "run", ranks=2)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
+    (tmp_path / "run" / "stop").touch()
+    run.communicate(timeout=60)
+    assert status(tmp_path / "run")["state"] == "preempted"
+    assert not (tmp_path / "run" / "stop").exists(), "the next start would stop again"
+    finish(start(two, tmp_path / "run", "--set", "parallel.zero_stage=0"))
+    assert status(tmp_path / "run")["state"] == "done"
+    finish(start(two, tmp_path / "straight"))
+    for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "straight"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6), "other sums round otherwise, no more"
+
+
+@engine
+@pytest.mark.parametrize("victim", ["runner killed", "runner terminated", "launcher killed"])
+def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a rank outlives DeepSpeed's runner or its child launcher, or its work is lost."""
+    run = start(config_file(LONG), tmp_path / "run", ranks=2)
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
+    if victim == "launcher killed":
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+    else:
+        run.send_signal(signal.SIGKILL if victim == "runner killed" else signal.SIGTERM)
+    wait(lambda: not processes_with(str(tmp_path / "run")))
+    run.communicate(timeout=60)
+    assert status(tmp_path / "run")["state"] == "preempted"

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +14,13 @@ import pytest
 import train
 from configs.load import SWEEP_KEYS
 from configs.plan import read_summary
-from configs.schedule import decay_sum
 from configs.schema import RunConfig
 from configs.sweep import Cell, Sweep, all_cells, expand
-from record.run import RunFolder
 from slurm import status as status_command
 from slurm import submit as submit_command
-from slurm import task
 from slurm.arrays import Array, chain, sbatch_command
 from slurm.cells import standings
-from slurm.site import Site, load_site
+from slurm.site import Site
 from tests.processes import ROOT, losses
 
 SweepFile = Callable[..., Path]
@@ -156,55 +148,6 @@ def test_bad_sweeps(
     assert message in capsys.readouterr().err
 
 
-# P1's experiments whose λ·Ση is a number of e-folds, and the small sweeps that stand for them. Not among them: l2_loss, whose
-# coefficient scales with √v, and bfloat16, whose small sweep is a ladder of learning rates at one λ·Ση.
-SMALL = {
-    name: {"774m": "larger"}.get(name, name)
-    for name in ("wd_precision", "tiny_lr", "constant_lr", "matched_lr", "774m", "sgd", "decay_all", "slow_decay")
-}
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_small_sweeps_have_the_papers_decay(name: str) -> None:
-    """Breaks if a λ·Ση of the paper's experiment, whole run or branch, is not among those of the small sweep for it."""
-    folder = ROOT / "configs" / "sweeps"
-    paper, small = (
-        {decay_sum(c.config, c.config.schedule.steps) for c in cells(folder / file) if c.config.schedule.match is None}
-        for file in (f"p1_{name}.json", f"small_{SMALL[name]}.json")
-    )
-    for value in paper:
-        assert any(value == pytest.approx(other, rel=0.02) for other in small), (value, sorted(small))
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
-def test_sweeps_have_seeds_and_baselines(path: Path) -> None:
-    """Breaks if a shipped sweep that means a claim has fewer than three seeds, or none of its runs is at λ = 0."""
-    trunks = [cell.config for cell in cells(path) if cell.stage == "main"]
-    assert any(config.optim.weight_decay == 0 for config in trunks)
-    if "tuning" in path.stem:
-        assert {config.seeds.init for config in trunks} == {100}, "the seed of tuning enters no claim"
-    else:
-        assert len({config.seeds.init for config in trunks}) >= 3, "one or two seeds yield no claim"
-        assert 100 not in {config.seeds.init for config in trunks}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
-def test_shipped_sweeps_need_no_data(path: Path, tmp_path: Path) -> None:
-    """Breaks if a shipped sweep does not expand, or its dry run needs data, a cluster or torch, or writes anything."""
-    code = f"import sys; from slurm import submit; code = submit.main([{str(path)!r}, '--dry-run']); "
-    code += (
-        f"from slurm import status; code += status.main([{str(path)!r}]); sys.exit(code + 5 * ('torch' in sys.modules))"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "sbatch --parsable" in done.stdout
-    assert "(id follows from the data)" in done.stdout
-    assert not list(tmp_path.iterdir())
-
-
 def test_sbatch_command(sweep_file: SweepFile, tmp_path: Path) -> None:
     """Breaks if a site's wish does not reach sbatch, or a stage does not wait for the one before."""
     path = sweep_file(axes={"optim.weight_decay": [0.0, 0.1]}, limit=3)
@@ -283,70 +226,6 @@ def test_no_cluster(
     assert "no sbatch here" in words
     assert f"python -m slurm.submit {path} --runs {tmp_path / 'runs'} --local" in words
     assert not (tmp_path / "runs").exists()
-
-
-def test_batch_script() -> None:
-    """Breaks if the script stops being valid bash, reaches for ssh, or lets the shell expand a name."""
-    script = (ROOT / "slurm" / "train.sbatch").read_text()
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    code = "\n".join(line for line in script.splitlines() if not line.startswith("#"))
-    assert not re.search(r"\b(ssh|pdsh|eval|mpirun|CUDA_VISIBLE_DEVICES)\b", code)
-    assert re.search(r"^srun .*slurm.task rank", code, re.MULTILINE)
-    assert "scontrol requeue" in code
-    unquoted = re.findall(r'(?<!["\[{=\d])\$(?!\(|@|\!|\?)\w+', code)
-    assert unquoted == [], "every expansion is quoted"
-
-
-def test_site(tmp_path: Path) -> None:
-    """Breaks if the example is not a site, or a mistake in one is not named."""
-    assert load_site(ROOT / "slurm" / "site.example.json")[0].ranks == 4
-    (tmp_path / "site.json").write_text('{"gpus_per_node": 8}')
-    with pytest.raises(ValueError, match="one rank per GPU, so set them equal"):
-        load_site(tmp_path / "site.json")
-    (tmp_path / "site.json").write_text('{"acount": "x"}')
-    with pytest.raises(ValueError, match="did you mean 'account'"):
-        load_site(tmp_path / "site.json")
-
-
-def test_rank_variables() -> None:
-    """Breaks if a rank is told another place than SLURM's."""
-    assert [task.tasks_here("2(x2),1", node) for node in range(3)] == [2, 2, 1]
-    env = {
-        "SLURM_PROCID": "3",
-        "SLURM_NTASKS": "5",
-        "SLURM_LOCALID": "1",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
-        "SLURM_NODEID": "1",
-    }
-    place = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert task.rank_variables(env) == place
-    assert task.rank_variables(env | {"SLURM_CPUS_PER_TASK": "8"}) == place | {"OMP_NUM_THREADS": "8"}
-    assert task.free_port("12") != task.free_port("13")
-
-
-def test_outcomes(tmp_path: Path) -> None:
-    """Breaks if a job is requeued that was cancelled, stopped by its user or is getting nowhere, or is not when it should be."""
-    folder = RunFolder(tmp_path)
-    now = time.time() - 1
-    assert task.outcome(folder, now) == (1, "failed: the run did not start; it ended without a word")
-    folder.record_start({"step": 5, "time": datetime.now(UTC).isoformat()})
-    cases = {
-        ("preempted", 9, "SIGUSR1"): 75,
-        ("preempted", 5, "SIGUSR1"): 1,
-        ("preempted", 9, "SIGTERM"): 0,
-        ("preempted", 9, "stop file x"): 0,
-        ("done", 10, ""): 0,
-        ("diverged", 7, "loss nan"): 0,
-        ("running", 7, ""): 1,
-        ("failed", 7, "OSError"): 1,
-    }
-    for (state, step, reason), code in cases.items():
-        folder.write_status(state, step, 10, reason)  # type: ignore[arg-type]
-        assert task.outcome(folder, now)[0] == code, state
-    assert task.outcome(folder, time.time() + 60)[0] == 1, "an older attempt's status"
-    folder.record_start({"step": 5, "time": "2020-01-01T00:00:00+00:00"})
-    folder.write_status("preempted", 9, 10, "SIGUSR1")
-    assert task.outcome(folder, now)[0] == 1, "stopped while it started, at the step of an earlier attempt: no progress"
 
 
 @pytest.mark.engine

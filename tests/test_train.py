@@ -17,12 +17,10 @@ import pytest
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from record.metrics import read_metrics
-from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, wait
+from tests.processes import LONG, ROOT, ConfigFile, finish, losses, start, status, wait
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.engine
-
-MIDDLE: dict[str, Any] = {"schedule": {"steps": 400}, "log": {"every": 1}}
 
 
 @pytest.fixture
@@ -137,63 +135,6 @@ def test_two_launchers_as_two_nodes(straight: Path, config_file: ConfigFile, tmp
         assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if SIGTERM loses work, or the resumed run is not the uninterrupted one, bit for bit."""
-    long = config_file(MIDDLE)
-    finish(start(long, tmp_path / "straight"))
-    run = start(long, tmp_path / "run")
-    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
-    run.send_signal(signal.SIGTERM)
-    finish(run, 75)
-    stopped = status(tmp_path / "run")
-    assert (stopped["state"], stopped["reason"]) == ("preempted", "SIGTERM")
-    assert 20 < stopped["step"] < 400
-    assert f"resumes from {tmp_path / 'run'}/checkpoints/step_{stopped['step']:08d}" in finish(
-        start(long, tmp_path / "run")
-    )
-    assert status(tmp_path / "run")["state"] == "done"
-    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
-    for name in ("weights", "exp_avg", "exp_avg_sq"):
-        file = f"checkpoints/step_00000400/{name}.safetensors"
-        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
-    counters = [
-        json.loads((tmp_path / r / "checkpoints/step_00000400/manifest.json").read_text())["counters"]
-        for r in ("run", "straight")
-    ]
-    assert counters[0] == counters[1]
-
-
-def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
-    two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}, "optim": {"lr": 1e-4}})
-    run = start(two, tmp_path / "run", ranks=2)
-    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
-    (tmp_path / "run" / "stop").touch()
-    run.communicate(timeout=60)
-    assert status(tmp_path / "run")["state"] == "preempted"
-    assert not (tmp_path / "run" / "stop").exists(), "the next start would stop again"
-    finish(start(two, tmp_path / "run", "--set", "parallel.zero_stage=0"))
-    assert status(tmp_path / "run")["state"] == "done"
-    finish(start(two, tmp_path / "straight"))
-    for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "straight"), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-6), "other sums round otherwise, no more"
-
-
-@pytest.mark.parametrize("victim", ["runner killed", "runner terminated", "launcher killed"])
-def test_no_process_outlives_its_launcher(victim: str, config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a rank outlives DeepSpeed's runner or its child launcher, or its work is lost."""
-    run = start(config_file(LONG), tmp_path / "run", ranks=2)
-    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
-    if victim == "launcher killed":
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
-    else:
-        run.send_signal(signal.SIGKILL if victim == "runner killed" else signal.SIGTERM)
-    wait(lambda: not processes_with(str(tmp_path / "run")))
-    run.communicate(timeout=60)
-    assert status(tmp_path / "run")["state"] == "preempted"
-
-
 def test_checkpoint_of_another_experiment(straight: Path, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a checkpoint's λ silently wins over the configuration's, or `never` resumes."""
     import shutil
@@ -262,64 +203,6 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
         assert output.count("\n") < 6, "the plan came first"
     assert not (tmp_path / "new").exists()
     assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("file", "order", "message"),
-    [
-        ("train_00000.bin", "windows", "train_00000.bin has 1000 bytes"),
-        ("val_00000.bin", "windows", "val_00000.bin has 1000 bytes"),
-        ("train_docs.bin", "documents", "train_docs.bin does not hold the ends of"),
-    ],
-)
-def test_short_file(
-    file: str, order: str, message: str, config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]
-) -> None:
-    """Breaks if truncated data is trained on."""
-    import shutil
-
-    shutil.copytree(tiny_data[0], tmp_path / "data")
-    with open(tmp_path / "data" / file, "r+b") as handle:
-        handle.truncate(1000 if file != "train_docs.bin" else 80)
-    changed = {"data": {"path": str(tmp_path / "data"), "order": order}}
-    output = finish(start(config_file(changed), tmp_path / "run"), 2)
-    assert message in output
-    assert not (tmp_path / "run").exists()
-
-
-def test_flipped_bit_is_found_on_request(config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
-    """Breaks if data.verify trains on a shard of the right size with other tokens."""
-    import shutil
-
-    shutil.copytree(tiny_data[0], tmp_path / "data")
-    with open(tmp_path / "data" / "train_00001.bin", "r+b") as handle:
-        handle.seek(100)
-        handle.write(bytes([handle.read(1)[0] ^ 1]))
-    changed = {"data": {"path": str(tmp_path / "data"), "verify": True}}
-    assert "train_00001.bin differs from its hash" in finish(start(config_file(changed), tmp_path / "run"), 2)
-
-
-def test_data_options_of_a_run(
-    straight: Path, short_documents: tuple[Path, Any], config_file: ConfigFile, tmp_path: Path
-) -> None:
-    """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
-    options = {
-        "path": str(short_documents[0]),
-        "epochs": 2,
-        "train_tokens": 1000,
-        "order": "documents",
-        "cross_document_attention": False,
-    }
-    config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
-    finish(start(config, tmp_path / "run"))
-    digest = status(tmp_path / "run")["order_digest"]
-    import shutil
-
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
-    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
-    assert status(tmp_path / "run")["order_digest"] == digest
-    assert digest != status(straight)["order_digest"]
-    assert losses(tmp_path / "run")[0] != losses(straight)[0]
 
 
 def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:

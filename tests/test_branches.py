@@ -1,0 +1,74 @@
+"""Branches: new runs from another run's checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from record.metrics import read_metrics
+from tests.live import KINDS
+from tests.processes import ConfigFile, finish, losses, start, status
+
+pytestmark = pytest.mark.engine
+
+
+def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if a branch reads what its trunk read, applies the trunk's λ or η, loses the optimiser's state or keeps what
+    should be dropped, or is not recorded; a branch that changes nothing is its trunk going on, bit for bit."""
+    constant = {"schedule": {"kind": "constant", "warmup_steps": 0}, "checkpoint": {"every": 4}}
+    trunk, whole = tmp_path / "trunk", tmp_path / "whole"
+    finish(start(config_file(constant, {"schedule": {"steps": 8}}), trunk))
+    finish(start(config_file(constant, {"schedule": {"steps": 12}}), whole))
+    config = config_file(constant, {"schedule": {"steps": 4}})
+    tiny = ["--set", "optim.weight_decay=0", "--set", "optim.lr=1e-5"]
+
+    def branch(name: str, origin: str, *options: str, code: int = 0) -> str:
+        return finish(start(config, tmp_path / name, "--branch", origin, *options), code)
+
+    branch("same", f"{trunk}@8")
+    assert [loss for _, loss in losses(tmp_path / "same")] == [loss for _, loss in losses(whole)[8:]]
+    assert status(tmp_path / "same")["order_digest"] == status(whole)["order_digest"]
+    assert status(tmp_path / "same")["step"] == 4
+    for kind in KINDS:
+        ours, theirs = (
+            path / f"{kind}.safetensors"
+            for path in (tmp_path / "same/checkpoints/step_00000004", whole / "checkpoints/step_00000012")
+        )
+        assert ours.read_bytes() == theirs.read_bytes(), kind
+    branch("earlier", f"{trunk}@4")
+    assert losses(tmp_path / "earlier")[0][1] == losses(whole)[4][1]
+    branch("tiny", f"{trunk}@8", *tiny)
+    rows = read_metrics(tmp_path / "tiny" / "metrics.jsonl")[0]
+    assert {row["optim/lr"] for row in rows[1:]} == {1e-5}
+    assert rows[-1]["optim/decay_sum"] == 0
+    assert rows[1]["train/loss"] == losses(whole)[8][1]
+    branch("dropped", f"{trunk}@8", *tiny, "--set", "branch.optimizer=drop")
+    branch("restarted", f"{trunk}@8", *tiny, "--set", "branch.data=restart")
+    branch("coarse", f"{trunk}@8", "--set", "precision=bf16-true", "--set", "parallel.zero_stage=2")
+    assert losses(tmp_path / "coarse")[0][1] == pytest.approx(losses(whole)[8][1], abs=2e-2), (
+        "the trunk's weights, rounded"
+    )
+    counters = json.loads((tmp_path / "dropped/checkpoints/step_00000004/manifest.json").read_text())["counters"]
+    assert counters["optimizer_step"] == 4
+    assert counters["windows"] == 12 * 8
+    ids = {
+        json.dumps(json.loads((tmp_path / n / "experiment.json").read_text()))
+        for n in ("same", "earlier", "tiny", "dropped", "restarted")
+    }
+    assert len(ids) == 5
+    assert "of another model" in branch("wide", f"{trunk}@8", "--set", "model.n_layer=3", code=2)
+    assert "or set branch.data to restart" in branch("reseeded", f"{trunk}@8", "--set", "seeds.data=5", code=2)
+    assert "set branch.optimizer to drop" in branch("sgd", f"{trunk}@8", "--set", "optim.algorithm=sgd", code=2)
+    assert "steps there: 4, 8" in branch("missing", f"{trunk}@5", code=2)
+    assert "beyond what the trunk read" in branch("long", f"{trunk}@8", "--set", "schedule.steps=100000", code=2)
+    assert "not there yet" in branch("planned", f"{tmp_path / 'future'}@5", "--dry-run")
+    assert "expected RUN@STEP" in branch("newest", str(trunk), code=2)
+    (tmp_path / "same" / "checkpoints" / "step_00000004" / "manifest.json").unlink()
+    (trunk / "checkpoints").rename(tmp_path / "elsewhere")
+    assert "has no complete checkpoint" in branch("late", f"{trunk}@8", code=2)
+    branch("tiny", f"{trunk}@8", *tiny, "--resume", "must")
+    (tmp_path / "elsewhere").rename(trunk / "checkpoints")
+    branch("same", f"{trunk}@8")
+    assert not any((tmp_path / name).exists() for name in ("wide", "sgd", "reseeded", "missing", "long", "planned"))

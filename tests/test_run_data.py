@@ -1,0 +1,70 @@
+"""The data of a run: what is missing or damaged in it is refused, and its options do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import ConfigFile, finish, losses, start, status
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize(
+    ("file", "order", "message"),
+    [
+        ("train_00000.bin", "windows", "train_00000.bin has 1000 bytes"),
+        ("val_00000.bin", "windows", "val_00000.bin has 1000 bytes"),
+        ("train_docs.bin", "documents", "train_docs.bin does not hold the ends of"),
+    ],
+)
+def test_short_file(
+    file: str, order: str, message: str, config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]
+) -> None:
+    """Breaks if truncated data is trained on."""
+    import shutil
+
+    shutil.copytree(tiny_data[0], tmp_path / "data")
+    with open(tmp_path / "data" / file, "r+b") as handle:
+        handle.truncate(1000 if file != "train_docs.bin" else 80)
+    changed = {"data": {"path": str(tmp_path / "data"), "order": order}}
+    output = finish(start(config_file(changed), tmp_path / "run"), 2)
+    assert message in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_flipped_bit_is_found_on_request(config_file: ConfigFile, tmp_path: Path, tiny_data: tuple[Path, Any]) -> None:
+    """Breaks if data.verify trains on a shard of the right size with other tokens."""
+    import shutil
+
+    shutil.copytree(tiny_data[0], tmp_path / "data")
+    with open(tmp_path / "data" / "train_00001.bin", "r+b") as handle:
+        handle.seek(100)
+        handle.write(bytes([handle.read(1)[0] ^ 1]))
+    changed = {"data": {"path": str(tmp_path / "data"), "verify": True}}
+    assert "train_00001.bin differs from its hash" in finish(start(config_file(changed), tmp_path / "run"), 2)
+
+
+def test_data_options_of_a_run(
+    straight: Path, short_documents: tuple[Path, Any], config_file: ConfigFile, tmp_path: Path
+) -> None:
+    """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
+    options = {
+        "path": str(short_documents[0]),
+        "epochs": 2,
+        "train_tokens": 1000,
+        "order": "documents",
+        "cross_document_attention": False,
+    }
+    config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
+    finish(start(config, tmp_path / "run"))
+    digest = status(tmp_path / "run")["order_digest"]
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
+    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
+    assert status(tmp_path / "run")["order_digest"] == digest
+    assert digest != status(straight)["order_digest"]
+    assert losses(tmp_path / "run")[0] != losses(straight)[0]
