@@ -1,4 +1,4 @@
-"""The data of a run: what is missing or damaged in it is refused, and its options do what they say."""
+"""The data of a run: what is missing or damaged in it is refused, with the name of its file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, start
 
 pytestmark = pytest.mark.engine
 
@@ -45,26 +45,3 @@ def test_flipped_bit_is_found_on_request(config_file: ConfigFile, tmp_path: Path
         handle.write(bytes([handle.read(1)[0] ^ 1]))
     changed = {"data": {"path": str(tmp_path / "data"), "verify": True}}
     assert "train_00001.bin differs from its hash" in finish(start(config_file(changed), tmp_path / "run"), 2)
-
-
-def test_data_options_of_a_run(
-    straight: Path, short_documents: tuple[Path, Any], config_file: ConfigFile, tmp_path: Path
-) -> None:
-    """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
-    options = {
-        "path": str(short_documents[0]),
-        "epochs": 2,
-        "train_tokens": 1000,
-        "order": "documents",
-        "cross_document_attention": False,
-    }
-    config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
-    finish(start(config, tmp_path / "run"))
-    digest = status(tmp_path / "run")["order_digest"]
-    import shutil
-
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
-    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
-    assert status(tmp_path / "run")["order_digest"] == digest
-    assert digest != status(straight)["order_digest"]
-    assert losses(tmp_path / "run")[0] != losses(straight)[0]

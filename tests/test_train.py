@@ -234,3 +234,26 @@ def test_the_end_of_a_process_changes_nothing() -> None:
     program = "import atexit, os, train; atexit.register(os.abort); print('said'); train.leave(75)"
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (75, "said\n")
+
+
+def test_data_options_of_a_run(
+    straight: Path, short_documents: tuple[Path, Any], config_file: ConfigFile, tmp_path: Path
+) -> None:
+    """Breaks if epochs, a token limit, document order or separate documents cannot be trained and resumed."""
+    options = {
+        "path": str(short_documents[0]),
+        "epochs": 2,
+        "train_tokens": 1000,
+        "order": "documents",
+        "cross_document_attention": False,
+    }
+    config = config_file({"data": options, "schedule": {"steps": 15}, "checkpoint": {"every": 8}})
+    finish(start(config, tmp_path / "run"))
+    digest = status(tmp_path / "run")["order_digest"]
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
+    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
+    assert status(tmp_path / "run")["order_digest"] == digest
+    assert digest != status(straight)["order_digest"]
+    assert losses(tmp_path / "run")[0] != losses(straight)[0]
