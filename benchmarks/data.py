@@ -95,7 +95,7 @@ def loading(folder: Path, manifest: Manifest) -> dict[str, float]:
             data = TrainData(folder, manifest, configured(folder, manifest, seq_len, order))
             tokens, begun = 0, time.perf_counter()
             for batch in step_batches(data, 0, None, 16, 0, 1):
-                tokens += batch.tokens.size
+                tokens += batch.inputs.size
                 if time.perf_counter() - begun > 3:
                     break
             rates[f"{order}, {seq_len}"] = tokens / (time.perf_counter() - begun)
@@ -107,7 +107,7 @@ def full_pass(folder: Path, manifest: Manifest) -> dict[str, float]:
     data = TrainData(folder, manifest, configured(folder, manifest, 1024, "windows"))
     begun, tokens, before = time.perf_counter(), 0, 0
     for batch in step_batches(data, 0, None, 16, 0, 1):
-        tokens += batch.tokens.size
+        tokens += batch.inputs.size
         if batch.step == 20:
             before = anonymous_bytes()
     return {

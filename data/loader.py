@@ -1,4 +1,7 @@
-"""Token batches of a run, in its one-pass order, prefetched by a thread; and its fixed validation windows.
+"""Batches of a run, in its one-pass order, prefetched by a thread; and its fixed validation windows.
+
+A batch is inputs and targets. Of tokens, the target of each position is the token that follows; where a target does not
+count it is IGNORED. Whoever trains on a batch needs to know no more, and whatever is not tokens can be given in the same way.
 
 Shapes: T seq_len, M micro-steps per rank, b micro-batch.
 """
@@ -24,20 +27,36 @@ from data.shards import TokenStream, sha256_of
 
 Tokens = NDArray[np.int64]
 PREFETCH_STEPS = 4
+IGNORED = -100  # what torch's cross_entropy leaves out
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of update `step` (0-based): tokens (M, b, T+1). `ids` are the windows of all ranks, in order.
+    """One rank's share of update `step` (0-based): inputs and targets (M, b, T). `ids` are the windows of all ranks, in order.
 
     `digest` chains the ids of all windows read by all ranks up to and including this update:
     sha256(previous digest ‖ epoch·windows + window of the global batch, int64).
     """
 
     step: int
-    tokens: Tokens
+    inputs: Tokens
+    targets: Tokens
     ids: Ids
     digest: str
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """One rank's share of a validation batch: inputs and targets (b, T), and how many of the targets count."""
+
+    inputs: Tokens
+    targets: Tokens
+    counted: int
+
+
+def inputs_and_targets(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Windows (…, T+1) → inputs (…, T) and targets (…, T), views of the same memory."""
+    return tokens[..., :-1], tokens[..., 1:]
 
 
 class TrainData:
@@ -106,7 +125,7 @@ def step_batches(
         digest = hashlib.sha256(bytes.fromhex(digest) + ids.astype("<i8").tobytes()).hexdigest()
         tokens = np.empty((rows.size, config.model.seq_len + 1), np.int64)
         data.read(ids[rows.reshape(-1)], tokens)
-        yield StepBatch(t, tokens.reshape(*rows.shape, -1), ids, digest)
+        yield StepBatch(t, *inputs_and_targets(tokens.reshape(*rows.shape, -1)), ids, digest)
 
 
 class Prefetcher:
@@ -148,11 +167,11 @@ class Prefetcher:
 
 def eval_batches(
     folder: str | Path, manifest: Manifest, config: RunConfig, micro_batch: int, rank: int, ranks: int
-) -> list[tuple[Tokens, int]]:
-    """A rank's validation batches: (tokens (b, T+1), rows that count).
+) -> list[EvalBatch]:
+    """A rank's validation batches.
 
     The windows are fixed: spread evenly over the validation split. Every rank gets equally many batches, as sharded
-    parameters need; rows beyond the count are padding and must not enter the loss.
+    parameters need; the last ones are filled up with rows whose targets are IGNORED.
     """
     length = config.model.seq_len
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
@@ -165,7 +184,10 @@ def eval_batches(
         tokens = np.zeros((micro_batch, length + 1), np.int64)
         for row, window in enumerate(mine.tolist()):
             stream.read(window * length, window * length + length + 1, tokens[row])
-        batches.append((tokens, len(mine)))
+        inputs, targets = inputs_and_targets(tokens)
+        targets = targets.copy()
+        targets[len(mine) :] = IGNORED
+        batches.append(EvalBatch(inputs, targets, len(mine) * length))
     return batches
 
 

@@ -70,10 +70,9 @@ def validation_loss(config: RunConfig, weights: dict[str, torch.Tensor], device:
         raise InputError(f"the weights are not those of the run's model: {error}") from None
     model.to(device, getattr(torch, TABLE[config.precision].weights))
     total, count = 0.0, 0
-    for tokens, rows in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
-        found = torch.from_numpy(tokens[:rows]).to(device)
-        total += model(found[:, :-1], found[:, 1:]).item()
-        count += found[:, 1:].numel()
+    for batch in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
+        total += model(torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets).to(device)).item()
+        count += batch.counted
     return total / count
 
 

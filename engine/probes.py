@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.cost import kind_of
+from data.loader import EvalBatch
 from engine.fragments import Fragment, slices, square_sums
 from engine.trainer import Trainer
 
@@ -23,8 +24,8 @@ from engine.trainer import Trainer
 class Probe:
     """Looks at one update: `look` before it is applied, `finish` after."""
 
-    def __init__(self, trainer: Trainer, batch: tuple[Tensor, int]) -> None:
-        """`batch`: validation tokens (b, T+1) and how many of its rows count, for the whole model's quantities."""
+    def __init__(self, trainer: Trainer, batch: EvalBatch) -> None:
+        """`batch`: of the validation windows, for the whole model's quantities."""
         self.trainer, self.fragments, self.batch = trainer, trainer.fragments, batch
         self.micro = torch.zeros((), dtype=torch.float64, device=trainer.ds.device)
         parameters = trainer.ds.module.parameters() if trainer.config.log.noise_scale else ()
@@ -122,14 +123,12 @@ class Probe:
         return row
 
     def _statistics(self) -> list[float]:
-        ds, (tokens, rows) = self.trainer.ds, self.batch
+        ds = self.trainer.ds
         ds.eval()
-        tokens = tokens.to(ds.device)
-        targets = tokens[:, 1:].clone()
-        targets[rows:] = -100
-        found = ds(tokens[:, :-1], targets, statistics=True)
+        found = ds(*self.trainer.on_device(self.batch), statistics=True)
         ds.train()
-        sums, largest = torch.cat([found[:3], (targets >= 0).sum().double()[None]]), found[3:]
+        counted = torch.full((1,), self.batch.counted, dtype=torch.float64, device=ds.device)
+        sums, largest = torch.cat([found[:3], counted]), found[3:]
         dist.all_reduce(sums)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return [*(sums[:3] / sums[3]).tolist(), largest.item()]

@@ -60,8 +60,7 @@ class Session:
         self.evaluated, self.skipped = -1, 0
         self.watch = self._make_watch()
         self._live: dict[str, float] = {}  # norms of the weights as they are, once known
-        evaluation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
-        self._eval_batches = [(torch.from_numpy(tokens), rows) for tokens, rows in evaluation]
+        self._eval_batches = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
         self.experiment = plan.experiment or {}
 
     def start(self, recorder: Recorder) -> None:
@@ -180,7 +179,7 @@ class Session:
         if look is None and is_probed(self.config.log, self.step + 1):
             probe = Probe(self.trainer, self._eval_batches[0])
             look = probe.look
-        result = self.trainer.step(torch.from_numpy(batch.tokens), lr, self.step, wish, look, self._factors())
+        result = self.trainer.step(batch, lr, wish, look, self._factors())
         if result.abandoned:
             return result
         spikes = self.watch.add(self.step + 1, result.loss, result.grad_norm)

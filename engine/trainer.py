@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from configs.plan import Plan, main_group
 from configs.schema import RunConfig
+from data.loader import EvalBatch, StepBatch
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
@@ -76,22 +77,21 @@ class Trainer:
 
     def step(
         self,
-        tokens: Tensor,
+        batch: StepBatch,
         lr: float,
-        step: int,
         wish: Callable[[], bool] = lambda: False,
         look: Callable[[list[Tensor]], None] | None = None,
         factors: dict[str, float] | None = None,
     ) -> StepResult:
-        """One update from this rank's tokens (M, b, T+1) at learning rate `lr`; `step` counts from 0.
+        """Update `batch.step` (counted from 0), at learning rate `lr`.
 
         `factors` multiply it, by tensor or ("") for all. `wish()` says whether this rank wishes to stop; `look` is shown the
         gradient fragments before they are clipped.
         """
-        loss, stops, abandoned = self._backward(tokens, step, wish)
+        loss, stops, abandoned = self._backward(batch, wish)
         if abandoned:
             return StepResult(math.nan, math.nan, applied=False, stop=True, abandoned=True)
-        set_step(self.optimizer, self.config, step, lr, factors)
+        set_step(self.optimizer, self.config, batch.step, lr, factors)
         gradients = self.fragments.gradients()
         if self.config.optim.decay_rule == "l2_loss":
             self._add_penalty(gradients)
@@ -133,24 +133,25 @@ class Trainer:
         dist.all_reduce(flag)
         return flag.item() > 0
 
-    def _backward(self, tokens: Tensor, step: int, wish: Callable[[], bool]) -> tuple[float, bool, bool]:
+    def _backward(self, batch: StepBatch, wish: Callable[[], bool]) -> tuple[float, bool, bool]:
         """Accumulate the update's gradients.
 
         Returns the mean loss over the global batch's tokens, whether any rank stops, and whether it did in mid-step:
         asked between micro-steps on a CPU, where a step can take minutes and asking costs no synchronisation.
         """
         self.ds.train()
-        micro_steps = len(tokens)
+        inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+        micro_steps = len(inputs)
         # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global tokens.
         scale = micro_steps * self.world.ranks / self.config.batch.tokens_per_step
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
         if self.ds.device.type == "cuda":
-            tokens = tokens.pin_memory().to(self.ds.device, non_blocking=True)
-        for m, micro in enumerate(tokens):
+            inputs, targets = (half.pin_memory().to(self.ds.device, non_blocking=True) for half in (inputs, targets))
+        for m, micro in enumerate(zip(inputs, targets, strict=True)):
             if m and self.ds.device.type == "cpu" and self.any_rank(wish()):
                 return math.nan, True, True
-            self._seed_dropout(step, m * self.world.ranks + self.world.rank)
-            loss = self.ds(micro[:, :-1], micro[:, 1:])
+            self._seed_dropout(batch.step, m * self.world.ranks + self.world.rank)
+            loss = self.ds(*micro)
             total[0] += loss.detach()
             self.ds.backward(loss * scale)
             if m + 1 < micro_steps:
@@ -184,26 +185,26 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: list[tuple[Tensor, int]], wish: Callable[[], bool] = lambda: False) -> float | None:
-        """Mean loss over fixed windows: [(tokens (b, T+1), rows that count)], equally many batches on every rank.
+    def evaluate(self, batches: list[EvalBatch], wish: Callable[[], bool] = lambda: False) -> float | None:
+        """Mean loss over the targets that count, of fixed batches, equally many on every rank.
 
         Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
         """
         self.ds.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
-        for tokens, rows in batches:
+        for batch in batches:
             if self.any_rank(wish()):
                 self.ds.train()
                 return None
-            tokens = tokens.to(self.ds.device)
-            # Padding rows repeat no window: their targets are ignored (−100 is cross_entropy's ignore_index).
-            targets = tokens[:, 1:].clone()
-            targets[rows:] = -100
-            total[0] += self.ds(tokens[:, :-1], targets)
-            total[1] += rows * targets.shape[1]
+            total[0] += self.ds(*self.on_device(batch))
+            total[1] += batch.counted
         dist.all_reduce(total)
         self.ds.train()
         return (total[0] / total[1]).item()
+
+    def on_device(self, batch: EvalBatch) -> tuple[Tensor, Tensor]:
+        """Inputs and targets where the model is."""
+        return torch.from_numpy(batch.inputs).to(self.ds.device), torch.from_numpy(batch.targets).to(self.ds.device)
 
     @torch.no_grad()
     def _forward_dtypes(self) -> dict[str, str]:

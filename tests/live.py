@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from configs.plan import make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
@@ -42,7 +40,7 @@ def train_steps(trainer: Trainer, manifest: Manifest, steps: Iterable[int]) -> l
     data = TrainData(config.data.path, manifest, config)
     for batch in step_batches(data, min(wanted), None, trainer.plan.micro_batch, world.rank, world.ranks):
         if batch.step in wanted:
-            result = trainer.step(torch.from_numpy(batch.tokens), lr_at(config, batch.step), batch.step)
+            result = trainer.step(batch, lr_at(config, batch.step))
             norms = trainer.weight_norms()
             found.append(Step(result.loss, result.grad_norm, norms[""], norms["decayed"], batch.digest))
     return found

@@ -61,8 +61,8 @@ def plain_run(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[
     data = TrainData(config.data.path, manifest, config)
     for batch in step_batches(data, 0, None, 1, 0, 1):
         total, factor = 0.0, decay_factor(config, batch.step)
-        for micro in torch.from_numpy(batch.tokens):
-            loss = model(micro[:, :-1], micro[:, 1:])
+        for micro in zip(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), strict=True):
+            loss = model(*micro)
             (loss / config.batch.tokens_per_step).backward()
             total += loss.item()
         gradients = {}

@@ -292,5 +292,5 @@ def test_grid_does_not_know_shards(tmp_path: Path) -> None:
         out = tmp_path / str(bucket_bytes)
         manifest = prepare(Source.local("text", tiny_files()), out, Options(512, 0.2, 0, bucket_bytes=bucket_bytes))
         data = TrainData(out, manifest, corpus_config(out, 512, 40))
-        digests.append([batch.tokens.tobytes() for batch in step_batches(data, 0, None, 1, 0, 1)])
+        digests.append([batch.inputs.tobytes() for batch in step_batches(data, 0, None, 1, 0, 1)])
     assert digests[0] == digests[1]

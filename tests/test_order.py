@@ -12,7 +12,7 @@ import pytest
 
 from configs.plan import FEWEST_DOCUMENTS, make_plan, train_windows, windows_in
 from configs.schema import RunConfig
-from data.loader import Prefetcher, TrainData, eval_batches, step_batches
+from data.loader import IGNORED, Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from data.order import Permutation, WindowOrder, shuffled
 from data.shards import TokenStream
@@ -104,10 +104,9 @@ def test_same_batches_for_any_ranks(
         parts = [list(step_batches(data, 0, None, micro_batch, rank, ranks)) for rank in range(ranks)]
         for t, whole in enumerate(reference):
             # micro-step m of rank r holds the (m·ranks + r)-th slice
-            tokens = np.concatenate(
-                [parts[r][t].tokens[m] for m in range(8 // ranks // micro_batch) for r in range(ranks)]
-            )
-            assert np.array_equal(tokens, whole.tokens[0]), (ranks, micro_batch, t)
+            for half in ("inputs", "targets"):
+                pieces = [getattr(parts[r][t], half)[m] for m in range(8 // ranks // micro_batch) for r in range(ranks)]
+                assert np.array_equal(np.concatenate(pieces), getattr(whole, half)[0]), (ranks, micro_batch, t)
             assert {parts[r][t].digest for r in range(ranks)} == {whole.digest}
 
 
@@ -201,7 +200,15 @@ def test_validation_windows_are_fixed(tiny_data: tuple[Path, Manifest], tiny_con
     for ranks, micro_batch in ((1, 1), (1, 4), (2, 4), (3, 2)):
         parts = [eval_batches(folder, manifest, config, micro_batch, rank, ranks) for rank in range(ranks)]
         assert len({len(part) for part in parts}) == 1
-        sets.append(sorted(tuple(row) for part in parts for tokens, rows in part for row in tokens[:rows]))
+        windows = [
+            (*inputs, targets[-1])
+            for part in parts
+            for batch in part
+            for inputs, targets in zip(batch.inputs, batch.targets, strict=True)
+            if (targets != IGNORED).all()
+        ]
+        assert sum(batch.counted for part in parts for batch in part) == len(windows) * config.model.seq_len
+        sets.append(sorted(windows))
     assert all(found == sets[0] for found in sets)
     assert len(sets[0]) == 29
 

@@ -146,7 +146,7 @@ def nan_gradient(configs: list[RunConfig], manifest: Manifest) -> list[dict[str,
             poisoned.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
         data = TrainData(config.data.path, manifest, config)
         batch = next(step_batches(data, 2, None, trainer.plan.micro_batch, world.rank, world.ranks))
-        result = trainer.step(torch.from_numpy(batch.tokens), 1e-2, 2)
+        result = trainer.step(batch, 1e-2)
         after = {kind: trainer.fragments.gather(kind, 0) for kind in KINDS}
         same = world.rank > 0 or all(torch.equal(before[k][n], after[k][n]) for k in KINDS for n in before[k])
         found.append({"applied": result.applied, "loss": result.loss, "norm": result.grad_norm, "same": same})

@@ -37,11 +37,11 @@ def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]
     for config in configs:
         trainer = make_trainer(config, manifest, world)
         train_steps(trainer, manifest, range(1))
-        tokens, rows = eval_batches(config.data.path, manifest, config, 2, world.rank, world.ranks)[0]
+        validation = eval_batches(config.data.path, manifest, config, 2, world.rank, world.ranks)
         batches = step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, world.rank, world.ranks)
         before = trainer.fragments.gather("weights", 0)
-        probe = Probe(trainer, (torch.from_numpy(tokens), rows))
-        result = trainer.step(torch.from_numpy(next(batches).tokens), lr_at(config, 1), 1, look=probe.look)
+        probe = Probe(trainer, validation[0])
+        result = trainer.step(next(batches), lr_at(config, 1), look=probe.look)
         row = probe.finish()
         second = trainer.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
         after = trainer.fragments.gather("weights", 0)
@@ -112,9 +112,10 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
     model.load_state_dict(runs[0]["before"])
     batch = next(step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, 0, 1))
     squares, total = [], {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for micro in torch.from_numpy(batch.tokens):  # four micro-batches of two sequences, as two ranks of two have them
+    # Four micro-batches of two sequences, as two ranks of two have them.
+    for micro in zip(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), strict=True):
         model.zero_grad()
-        (model(micro[:, :-1], micro[:, 1:]) / (2 * 16)).backward()
+        (model(*micro) / (2 * 16)).backward()
         squares.append(sum(p.grad.double().square().sum().item() for p in model.parameters()))  # type: ignore[union-attr]
         for name, p in model.named_parameters():
             total[name] += p.grad / 4
@@ -122,9 +123,9 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
     small, b, whole = sum(squares) / 4, 32, 128
     square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
     model.load_state_dict(runs[0]["after"])
-    tokens, rows = eval_batches(config.data.path, manifest, config, 4, 0, 1)[0]
-    logits = model.logits(torch.from_numpy(tokens[:rows, :-1])).double()
-    targets = torch.from_numpy(tokens[:rows, 1:])
+    validation = eval_batches(config.data.path, manifest, config, 4, 0, 1)[0]
+    assert validation.counted == validation.targets.size
+    logits, targets = model.logits(torch.from_numpy(validation.inputs)).double(), torch.from_numpy(validation.targets)
     for run in runs:
         row = run["row"]
         assert row["probe/gradient_square"] == pytest.approx(square, rel=1e-4)

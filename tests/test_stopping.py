@@ -127,7 +127,7 @@ def leave_out(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, An
                 hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
                 data = TrainData(config.data.path, manifest, config)
                 batch = next(step_batches(data, 2, None, trainer.plan.micro_batch, world.rank, world.ranks))
-                assert not trainer.step(torch.from_numpy(batch.tokens), 1e-2, 2).applied
+                assert not trainer.step(batch, 1e-2).applied
                 hook.remove()
             train_steps(trainer, manifest, range(3, 4))
             ends.append({kind: trainer.fragments.gather(kind, 0) for kind in KINDS})
