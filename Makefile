@@ -12,9 +12,9 @@ SWEEP := configs/sweeps/quickstart.json
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
 	$(BIN)/python -m slurm.submit $(SWEEP) --local --jobs 2
-	$(BIN)/python -m analysis.report $(SWEEP) --out runs/report --title "Quickstart: λ = 0 and λ = 0.15"
+	$(BIN)/python -m analysis report $(SWEEP) --out runs/report --title "Quickstart: λ = 0 and λ = 0.15"
 	@echo
-	@$(BIN)/python -m analysis.loss_curves $(SWEEP)
+	@$(BIN)/python -m analysis loss_curves $(SWEEP)
 	@echo
 	@echo "Report: runs/report/index.html. Runs: runs/quickstart/*/ (metrics.jsonl, status.json, checkpoints/)."
 	@echo "Data: data/prepared/python-1024. Try next:"

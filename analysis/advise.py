@@ -1,7 +1,7 @@
-"""What is known about the λ of a configuration before it is run, and what finished runs say instead.
+"""What is known of a configuration's λ before it is run, and what finished runs say.
 
-    python -m analysis.advise configs/gpt124m_wd0.1.json
-    python -m analysis.advise configs/quickstart.json configs/sweeps/small_wd_precision.json
+    python -m analysis advise configs/gpt124m_wd0.1.json
+    python -m analysis advise configs/quickstart.json configs/sweeps/small_wd_precision.json
 
 Every line names its source. The power law was fitted with μP and a decay of the learning rate to zero (2505.13738):
 advice, not truth.
@@ -9,18 +9,17 @@ advice, not truth.
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 
 import pandas as pd
 
-from analysis import sweep
-from analysis.command import Options, Result, add_runs, load_runs, options_of, parser_of, show
+from analysis import best_decay
+from analysis.command import Options, Result, add_runs, load_runs, options_of, show
 from analysis.compare import TRAIN, paired_final
 from analysis.runs import LAMBDA, Run, baseline_of, group_runs
 from configs.cautions import cautions
 from configs.cost import n_parameters
-from configs.errors import InputError
 from configs.load import load_config
 from configs.plan import make_plan, read_summary
 from configs.schedule import decay_sum, lr_sum
@@ -116,26 +115,18 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
             text = f"training loss at step {found.place}: {found.interval.text()}: {found.verdict()}."
             findings.append(f"Runs: {group.name} minus {base.name}, {text}")
     if LAMBDA in groups[0].fields:
-        findings += [f"Runs: {text}" for text in sweep.analyse(done, options).findings]
+        findings += [f"Runs: {text}" for text in best_decay.analyse(done, options).findings]
     return findings
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = parser_of("advise", __doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="JSON configuration")
     add_runs(parser, "*")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a field, as of train.py")
-    args = parser.parse_args(argv)
-    try:
-        config, _ = load_config(args.config, args.set)
-        runs, notes = load_runs(args.runs, args.runs_root) if args.runs else ([], [])
-        result = analyse(config, runs, options_of(args))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    show(result, notes, args.out)
+
+
+def act(args: argparse.Namespace) -> int:
+    config, _ = load_config(args.config, args.set)
+    runs, notes = load_runs(args.runs, args.runs_root) if args.runs else ([], [])
+    show(analyse(config, runs, options_of(args)), notes, args.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,29 @@
-"""What a checkpoint's loss is made of: tiny-learning-rate branches remove its variance and leave its bias (P1, Fig. 6).
+"""What a checkpoint's loss is made of: branches at a tiny η leave its bias alone.
 
-    python -m analysis.bias_variance runs/small_tiny_lr --out runs/bias_variance
+    python -m analysis bias_variance runs/small_tiny_lr --out runs/bias_variance
 
-Of each checkpoint with a branch: its loss, the loss at the branch's end, the variance part (their difference), the bias part
+A branch at a tiny learning rate removes the variance of its checkpoint's loss and leaves the bias (P1, Fig. 6). Of each
+checkpoint with a branch: its loss, the loss at the branch's end, the variance part (their difference), the bias part
 (the branch's end above that of the best checkpoint of all, seed by seed), and the average of the weights, if one was kept, as
 the estimate that costs nothing. Losses are validation losses: fixed tokens, and in one pass the same as training losses.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
-from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins, unlike_kernels, verdict
+from analysis.best_decay import place_of
+from analysis.command import Options, Result
+from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins, verdict
 from analysis.effective_lr import effective_lr
-from analysis.figures import Figure, Line, Panel, Style, band, shade, styles
+from analysis.figures import Figure, Line, Panel, Style, band, shade
+from analysis.grouped import grouped
 from analysis.published import branch_curve, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run, group_runs
+from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run
 from analysis.statistics import Interval, interval, mean_and_band
-from analysis.sweep import place_of
 from configs.errors import InputError
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
@@ -35,13 +36,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
             "no branch of one of these runs is among them; make some: python train.py --config CONFIG --branch RUN@STEP "
             "--set optim.lr=1e-5 …, or a sweep with a stage, as configs/sweeps/small_tiny_lr.json"
         )
-    groups, more = group_runs(trunks, options.by)
     own = [(trunk, branch) for (path, _), branch in branches.items() for trunk in trunks if str(trunk.path) == path]
-    more += unlike_kernels([*twins(groups), *own])
+    begun = grouped(trunks, options, lambda groups: [*twins(groups), *own])
+    groups, looks = begun.groups, begun.looks
     table = decompose(groups, branches)
     if table.empty:
         raise InputError("no checkpoint with a branch has a validation loss at its step and at its branch's end")
-    looks = styles(groups)
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
@@ -51,7 +51,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         _findings(groups, table) + _cheap(table),
         figures,
         {"Checkpoints": summary},
-        notes + more,
+        notes + begun.notes,
     )
 
 
@@ -249,11 +249,3 @@ def _cheap(table: pd.DataFrame) -> list[str]:
         f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
         f"together); its loss lies {gap.text()} nats from theirs.{'' if share.n > 1 else ' One seed: no claim.'}"
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("bias_variance", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,8 @@
-"""What the analyses have in common: options, results, and their command line.
-
-python -m analysis.NAME RUN… [--out DIR]     RUN: run folders, folders of them, globs, sweep files
-"""
+"""What the analyses have in common: options, results, and how runs are loaded and results shown (analysis/__main__.py)."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +56,7 @@ Analysis = Callable[[list[Run], Options], Result]
 
 def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m analysis.{name}",
+        prog=f"python -m analysis {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -120,18 +116,11 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
     return runs, notes
 
 
-def main_of(name: str, analysis: Analysis, description: str | None, argv: list[str] | None) -> int:
-    """The command line of an analysis of runs. Exit code 2 and one message for bad input."""
-    parser = parser_of(name, description)
-    add_runs(parser)
-    args = parser.parse_args(argv)
-    try:
-        options = options_of(args)
-        runs, notes = load_runs(args.runs, args.runs_root)
-        result = analysis(runs, options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def tell(analysis: Analysis, args: argparse.Namespace) -> int:
+    """Ask an analysis about the runs that `add_runs` has taken from the command line, and show what it answers."""
+    options = options_of(args)
+    runs, notes = load_runs(args.runs, args.runs_root)
+    result = analysis(runs, options)
     show(result, notes + late_notes(runs), args.out)
     return 0
 

@@ -1,6 +1,6 @@
-"""Effective learning rates over time, rotation and size against their equilibrium, matched runs over their reference.
+"""Effective learning rates; rotation and size against their equilibrium; matched runs.
 
-    python -m analysis.effective_lr runs/small_matched_lr --out runs/effective
+    python -m analysis effective_lr runs/small_matched_lr --out runs/effective
 
 The effective learning rate of update s is η_s/‖w_{s−1}‖, of SGD η_s/‖w_{s−1}‖² (P1); the Adam effective learning rate,
 rotation and size are probed (log.probe_every); predictions are those of record/probes.py, under pure noise.
@@ -9,21 +9,19 @@ rotation and size are probed (log.probe_every); predictions are those of record/
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, is_ended, one_a_seed, reached, sound, twins, unlike_kernels
-from analysis.figures import Figure, Line, Panel, Style, line, styles
-from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run, group_runs
-from analysis.statistics import final, interval, mean_and_band, smooth
+from analysis.command import Options, Result
+from analysis.compare import TRAIN, divergence, is_ended, sound, twins
+from analysis.figures import Figure, Line, Panel, Style, line
+from analysis.grouped import Read, grouped, mean_line, trunks_of
+from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run
+from analysis.statistics import final, interval, smooth
 from configs.cost import kind_of
 
-Read = Callable[[Run], pd.Series]
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 EXPECTED = {
     "rotation": "rotation",
@@ -35,11 +33,10 @@ LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    trunks = [run for run in runs if run.origin is None] or runs
-    groups, notes = group_runs(trunks, options.by)
-    followed = [(run, find_run(run.reference, trunks)) for run in trunks if run.reference]
-    notes += unlike_kernels([*twins(groups), *((run, other) for run, other in followed if other is not None)])
-    looks = styles(groups)
+    trunks = trunks_of(runs)
+    followed = [(run, leader) for run in trunks if run.reference and (leader := find_run(run.reference, trunks))]
+    begun = grouped(trunks, options, lambda groups: [*twins(groups), *followed])
+    groups, looks, notes = begun.groups, begun.looks, begun.notes
     panels = [
         Panel(options.xlabel, RATE_LABEL, _lines(groups, looks, options, effective_lr), ylog=True),
         Panel(
@@ -93,14 +90,7 @@ def _probe(column: str) -> Read:
 
 
 def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read: Read) -> list[Line]:
-    return [one for group in groups for one in mean_line(group, sound(group), looks[group.name], options, read)]
-
-
-def mean_line(group: Group, runs: list[Run], look: Style, options: Options, read: Read) -> list[Line]:
-    """The mean over the seeds of these runs of a group; none where nothing was recorded."""
-    curves = reached(one_a_seed([(run, read(run)) for run in runs]))
-    placed = [options.placed(run, curve) for run, curve in curves]
-    return [line(mean_and_band(placed)["mean"], group.name, look)] if placed else []
+    return [one for group in groups for one in mean_line(group, looks[group.name], options, read)]
 
 
 def _by_kind(
@@ -116,9 +106,9 @@ def _by_kind(
     for kind in kinds:
         lines = _lines(groups, looks, options, _probe(f"probe/{quantity}/kind:{kind}"))
         for group in groups if quantity in EXPECTED else []:
-            look, expected = looks[group.name], Group(f"{group.name}, predicted", group.fields, group.runs)
+            dotted = Style(looks[group.name].colour, "dot", looks[group.name].keys)
             read = partial(predicted, quantity=EXPECTED[quantity], kind=kind)
-            lines += mean_line(expected, sound(group), Style(look.colour, "dot", look.keys), options, read)
+            lines += mean_line(group, dotted, options, read, f"{group.name}, predicted")
         panels.append(Panel(options.xlabel, ylabel, lines, title=kind, ylog=True))
     caption = {
         "rotation": " Dotted: √(2ηλ(1−β₁)/(1+β₁)).",
@@ -230,11 +220,3 @@ def _unmatched(run: Run, runs: list[Run]) -> Run | None:
         if other.reference is None and {k: v for k, v in other.fields.items() if not k.startswith(skip)} == mine:
             return other
     return None
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("effective_lr", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Whether the starts of small runs are sound, before anything is read from how they end.
+"""Whether the starts of small runs are sound, before anything is read from their ends.
 
     python -m slurm.submit configs/sweeps/small_gate.json --local --jobs 2
-    python -m analysis.gate configs/sweeps/small_gate.json
+    python -m analysis gate configs/sweeps/small_gate.json
 
 A start can decide a run: with initial weights too small for the learning rate the tied embedding falls to a few directions
 within 60 updates, how badly depends on the seed, and whatever repairs it later looks like an effect. So a setting passes if
@@ -17,7 +17,6 @@ the effective rank being the exponential of the entropy of its squared singular 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from analysis.command import Options, Result, main_of
+from analysis.command import Options, Result
 from analysis.compare import TRAIN
 from analysis.figures import Figure, Line, Panel, line, styles
 from analysis.runs import Group, Run, group_runs
@@ -118,11 +117,3 @@ def _judge(group: Group, starts: list[tuple[float, float, float]]) -> tuple[dict
     }
     words = "the start is sound" if not failed else "the start fails: " + "; ".join(failed)
     return row, f"{group.name}: {words} ({len(starts)} seed{'s' if len(starts) != 1 else ''})."
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("gate", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,29 +1,26 @@
-"""Validation against training loss for all runs: in one pass the two are the same, whatever λ (P1, Fig. 19).
+"""Validation against training loss: in one pass the two are the same, whatever λ.
 
-    python -m analysis.generalisation 'runs/*/' --out runs/generalisation
+    python -m analysis generalisation 'runs/*/' --out runs/generalisation
 
-At every evaluated step the validation loss is set against the training loss smoothed around that step.
+As in P1, Fig. 19: at every evaluated step the validation loss is set against the training loss smoothed around that step.
 """
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, VALIDATION, ended, twins, unlike_kernels, verdict
-from analysis.figures import Figure, Line, Panel, Style, styles
-from analysis.runs import Group, Run, baseline_of, by_seed, group_runs, pairs
+from analysis.command import Options, Result
+from analysis.compare import TRAIN, VALIDATION, ended, verdict
+from analysis.figures import Figure, Line, Panel, Style
+from analysis.grouped import grouped, trunks_of
+from analysis.runs import Group, Run, baseline_of, by_seed, pairs
 from analysis.statistics import final, interval, smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    trunks = [run for run in runs if run.origin is None] or runs
-    groups, notes = group_runs(trunks, options.by)
-    notes += unlike_kernels(twins(groups))
-    looks = styles(groups)
+    begun = grouped(trunks_of(runs), options)
+    groups, looks, notes = begun.groups, begun.looks, begun.notes
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
     rows, known_runs = [], {run for group in groups for run in ended(group)}
     for group in groups:
@@ -75,11 +72,3 @@ def _points(group: Group, run: Run, look: Style, options: Options) -> list[Line]
             keys=look.keys,
         )
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("generalisation", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
-"""Training and validation loss by λ, precision or any field; differences to the smallest λ; where the curves cross.
+"""Training and validation loss over seeds; differences to the smallest λ; where the curves cross.
 
-    python -m analysis.loss_curves 'runs/quickstart-*' --out runs/curves
+    python -m analysis loss_curves 'runs/quickstart-*' --out runs/curves
 
 Differences are paired: a run minus its twin of the smallest λ (of the first group, where λ does not vary) with the same
 seeds, which starts from the same weights and reads the same windows in every step, so that the noise they share cancels.
@@ -9,12 +9,10 @@ They are judged at the end, and in mid-run at the first value from 45 % of the r
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
+from analysis.command import Options, Result
 from analysis.compare import (
     TRAIN,
     VALIDATION,
@@ -26,23 +24,21 @@ from analysis.compare import (
     paired_midrun,
     reached,
     sound,
-    twins,
-    unlike_kernels,
 )
-from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, line, seed_lines, styles
+from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, seed_lines
+from analysis.grouped import diverged_lines, grouped, trunks_of
 from analysis.published import published_lines
-from analysis.runs import LAMBDA, Group, Run, baseline_of, by_seed, group_runs
+from analysis.runs import LAMBDA, Group, Run, baseline_of, by_seed
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, mean_and_band, smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    trunks = [run for run in runs if run.origin is None] or runs
-    groups, notes = group_runs(trunks, options.by)
+    trunks = trunks_of(runs)
+    begun = grouped(trunks, options)
+    groups, looks, notes = begun.groups, begun.looks, begun.notes
     if len(trunks) < len(runs):
-        notes.append(f"{len(runs) - len(trunks)} branches are left out; analysis.bias_variance shows them")
-    notes += unlike_kernels(twins(groups))
-    looks = styles(groups)
+        notes.append(f"{len(runs) - len(trunks)} branches are left out; `python -m analysis bias_variance` shows them")
     if published := published_lines(trunks, options):
         notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")
     panels = []
@@ -70,10 +66,7 @@ def _curves(groups: list[Group], column: str, looks: dict[str, Style], options: 
         if column == TRAIN:
             curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
         lines += _mean_lines(group.name, [(r, c) for r, c in curves if r in kept], looks[group.name], options)
-        for run, curve in curves:
-            if run not in kept and len(curve):
-                look = looks[group.name]
-                lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}: diverged", look, ""))
+        lines += diverged_lines(group, looks[group.name], options, dict(curves).__getitem__)
     return lines
 
 
@@ -150,11 +143,3 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
             f"{group.name} minus {base.name}, {name} loss at step {found.place}: {found.interval.text()}: {words}.{where}"
         )
     return row, findings
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("loss_curves", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

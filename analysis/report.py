@@ -1,18 +1,18 @@
-"""One self-contained page of all that these runs say: findings, interactive figures, tables; opens anywhere, asks no network.
+"""One page of all that these runs say: findings, interactive figures, tables.
 
-    python -m analysis.report 'runs/quickstart-*' --out runs/report
+    python -m analysis report 'runs/quickstart-*' --out runs/report
 
-Beside index.html lie the figures as PNG, SVG and CSV, and the tables as CSV.
+The page opens anywhere and asks no network. Beside index.html lie the figures as PNG, SVG and CSV, and the tables as CSV.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
 import json
 import os
 import re
-import sys
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -23,34 +23,23 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
-from analysis.command import Analysis, Options, Result, add_runs, late_notes, load_runs, options_of, parser_of, write
+from analysis.catalogue import CATALOGUE
+from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, write
 from analysis.draw import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
 from configs.errors import InputError
 
 HERE = Path(__file__).parent
-ALL: dict[str, Analysis] = {
-    "loss_curves": loss_curves.analyse,
-    "sweep": sweep.analyse,
-    "effective_lr": effective_lr.analyse,
-    "bias_variance": bias_variance.analyse,
-    "precision": precision.analyse,
-    "generalisation": generalisation.analyse,
-}
 
 
 def results_of(runs: list[Run], options: Options) -> tuple[list[Result], list[str]]:
     """Every analysis that has something to say of these runs, and why the others have not."""
     results, notes = [], []
-    wanted = dict(ALL)
-    if not any(run.origin for run in runs):
-        del wanted["bias_variance"]
-    if len({run.fields.get("precision") for run in runs}) < 2:
-        del wanted["precision"]
-    for name, analysis in wanted.items():
+    for name, entry in CATALOGUE.items():
+        if not entry.on_page or not entry.fits(runs):
+            continue
         try:
-            results.append(analysis(runs, options))
+            results.append(entry.load().analyse(runs, options))
         except InputError as error:
             notes.append(f"{name} is left out: {error}")
     return results, notes
@@ -147,21 +136,17 @@ def _escaped(panel: dict[str, Any]) -> dict[str, Any]:
     return panel
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = parser_of("report", __doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--title", default="What weight decay did", help="of the page")
-    args = parser.parse_args(argv)
-    out = args.out or Path("report")
-    try:
-        options = options_of(args)
-        runs, notes = load_runs(args.runs, args.runs_root)
-        results, more = results_of(runs, options)
-        if not results:
-            raise InputError("no analysis has anything to say of these runs: " + "; ".join(more))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+
+def act(args: argparse.Namespace) -> int:
+    out, options = args.out or Path("report"), options_of(args)
+    runs, notes = load_runs(args.runs, args.runs_root)
+    results, more = results_of(runs, options)
+    if not results:
+        raise InputError("no analysis has anything to say of these runs: " + "; ".join(more))
     for result in results:
         write(result, out / "figures")
     page, text = out / "index.html", render(runs, results, notes + more + late_notes(runs), args.title)
@@ -172,7 +157,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"- {finding}")
     print(page)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,7 +31,7 @@ def disagreements(groups: list[Group]) -> list[str]:
         found.append(
             f"Seeds differ by {np.ptp(losses):.3f} nats at {group.name} ({'validation' if evaluated else 'training'} loss at the "
             f"end, standard deviation {deviation:.3f} over {seed_count(len(losses))}, in sound small runs 0.01): look at the start "
-            f"(gradient norms, loss at step {UPDATES}; analysis.gate) before reading any difference{_start(runs)}."
+            f"(gradient norms, loss at step {UPDATES}; python -m analysis gate) before reading any difference{_start(runs)}."
         )
     return found
 

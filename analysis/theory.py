@@ -1,19 +1,20 @@
-"""What theory predicts, against simulation: bias and variance of SGD and sign descent, equilibrium, the effective learning rate.
+"""What theory predicts of decay, beside simulations of it.
 
-    python -m analysis.theory --out runs/theory
+    python -m analysis theory --out runs/theory
 
-The formulas are in analysis/laws.py. No training run is needed.
+Bias and variance of SGD and sign descent, the equilibrium of AdamW, the effective learning rate. The formulas are in
+analysis/laws.py. No training run is needed.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.command import Result, parser_of, show
+from analysis.command import Result, show
 from analysis.figures import Figure, Line, Panel
 from analysis.laws import (
     equilibrium_rms,
@@ -25,6 +26,7 @@ from analysis.laws import (
     simulate_quadratic,
     simulate_regression,
 )
+from configs.errors import InputError
 
 COLOURS = ("#440154", "#31688e", "#35b779", "#b5a000")
 
@@ -196,17 +198,14 @@ def _equilibrium(checks: list[Check]) -> Figure:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = parser_of("theory", __doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copies", type=int, default=20_000, help="simulated runs that are averaged")
-    args = parser.parse_args(argv)
+
+
+def act(args: argparse.Namespace) -> int:
+    """Exit code 1 where a prediction fails."""
     if args.copies < 1000:
-        print(f"error: --copies {args.copies} is too few for the stated tolerances; at least 1000", file=sys.stderr)
-        return 2
+        raise InputError(f"--copies {args.copies} is too few for the stated tolerances; at least 1000")
     result = analyse(args.copies)
     show(result, [], args.out)
     return 0 if bool(result.tables["Predictions"]["holds"].all()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """How long a report of many long runs takes, and how much memory: `python -m benchmarks.analysis --out FILE`.
 
-Makes up run folders (λ × seeds) of 50,000 steps as train.py records them, then times `python -m analysis.report` on them as
+Makes up run folders (λ × seeds) of 50,000 steps as train.py records them, then times `python -m analysis report` on them as
 a process of its own.
 """
 
@@ -56,7 +56,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         size = make(Path(work) / "runs", args.runs, args.steps)
         begun = time.monotonic()
-        command = [sys.executable, "-m", "analysis.report", f"{work}/runs", "--out", f"{work}/report"]
+        command = [sys.executable, "-m", "analysis", "report", f"{work}/runs", "--out", f"{work}/report"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - begun
         page = (Path(work) / "report" / "index.html").stat().st_size

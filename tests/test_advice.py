@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import advise, laws, theory
+from analysis import laws, theory
+from analysis.__main__ import main
 from analysis.command import Options
 from analysis.published import COSINE, published_lines
 from analysis.read import load_run
@@ -18,7 +19,7 @@ PLAIN = Options()
 
 def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a formula and its simulation part, or a wrong formula would pass."""
-    assert theory.main([]) == 0
+    assert main(["theory"]) == 0
     assert "False" not in capsys.readouterr().out
     bias, variance = laws.quadratic(0.05, 0.0, 1.0, 1.0, 3.0, 0.0, 2000)
     assert bias[0] == pytest.approx(4.5)
@@ -27,25 +28,25 @@ def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     one = laws.regression(0.05, 0.1, np.array([1.0]), np.array([1.0]), 0.0, 10**9, 50)
     exact = laws.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
     assert one[0] == pytest.approx(exact[0])  # one input and an endless batch: the quadratic
-    assert theory.main(["--copies", "10"]) == 2
+    assert main(["theory", "--copies", "10"]) == 2
 
 
 def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if the power law, τ or Σηλ of P1's run are not the known ones, or finished runs say nothing."""
-    assert advise.main(["configs/gpt124m_wd0.1.json"]) == 0
+    assert main(["advise", "configs/gpt124m_wd0.1.json"]) == 0
     text = capsys.readouterr().out
     for known in ("0.173", "16,667 steps of 50,000", "16.49, 1.649", "0.05477", "0.1 (as its 0.1), 0.3 (as its 0.3)"):
         assert known in text, known
     assert "2405.13698" in text
     runs = [str(path) for path in crossing_runs(tmp_path, 3)]
-    assert advise.main(["configs/quickstart.json", *runs]) == 0
+    assert main(["advise", "configs/quickstart.json", *runs]) == 0
     text = capsys.readouterr().out
     assert "Runs: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
     assert "helps" in text
     assert "these runs have 1,000 parameters, the configuration 168,256" in text
-    assert advise.main(["configs/quickstart.json", "--set", "optim.weight_decay=0"]) == 0
+    assert main(["advise", "configs/quickstart.json", "--set", "optim.weight_decay=0"]) == 0
     assert "no equilibrium" in capsys.readouterr().out
-    assert advise.main(["configs/none.json"]) == 2
+    assert main(["advise", "configs/none.json"]) == 2
 
 
 def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
+from analysis import best_decay, bias_variance, effective_lr, generalisation, loss_curves, precision_gap
+from analysis.__main__ import main
 from analysis.command import Options, write
 from analysis.read import load_run
 from analysis.runs import find_runs
@@ -115,7 +116,7 @@ def test_precision(tmp_path: Path) -> None:
                 else (lambda s: base_curve(s) + 0.002 * (1 + s * 0))
             )
             paths.append(write_run(tmp_path / f"b{seed}{decay}", curve, decay=decay, seed=seed, precision="bf16-mixed"))
-    result = precision.analyse(load(*paths), PLAIN)
+    result = precision_gap.analyse(load(*paths), PLAIN)
     assert result.findings[0] == "1 of 8 runs diverged."
     cells = result.tables["Runs"].set_index("run")
     assert 700 < cells.loc["b10.0", "diverged at"] < 740
@@ -180,7 +181,7 @@ def test_sweep_finds_the_best_decay(tmp_path: Path) -> None:
     failed = write_run(
         tmp_path / "failed", lambda s: np.full(len(s), 1.0), decay=0.1, seed=9, optim={"lr": 0.1}, state="failed"
     )
-    result = sweep.analyse(load(*paths, failed), PLAIN)
+    result = best_decay.analyse(load(*paths, failed), PLAIN)
     best = result.tables["Best λ"]
     assert list(best["decay"]) == pytest.approx([0.1, 0.1], rel=1e-3)
     assert list(best["seeds"]) == [3, 3]
@@ -223,8 +224,8 @@ def test_damaged_and_unfinished_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     bare = write_run(tmp_path / "runs" / "bare", decay=0.4)
     rows = [json.loads(line) for line in (bare / "metrics.jsonl").read_text().splitlines()]
     (bare / "metrics.jsonl").write_text("".join(json.dumps({"step": r["step"], "tokens": 0}) + "\n" for r in rows))
-    for analysis in (loss_curves, sweep, effective_lr, generalisation, precision):
-        assert analysis.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0, analysis
+    for analysis in ("loss_curves", "sweep", "effective_lr", "generalisation", "precision"):
+        assert main([analysis, str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0, analysis
     text = capsys.readouterr().out
     assert "metrics.jsonl:402: not a row" in text
     assert "10 rows were superseded" in text
@@ -259,8 +260,8 @@ def test_what_names_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     found, notes = find_runs([str(tmp_path / "sweep.json")], tmp_path)
     assert [path.name for path in found] == ["weight_decay0.1-0123456789"]
     assert "1 of its 2 runs have no folder" in notes[0]
-    assert loss_curves.main([str(tmp_path / "nothing*"), "--out", str(tmp_path / "x")]) == 2
+    assert main(["loss_curves", str(tmp_path / "nothing*"), "--out", str(tmp_path / "x")]) == 2
     (paths[0] / "config.json").write_text("{")
-    assert loss_curves.main([str(paths[0]), "--out", str(tmp_path / "x")]) == 2
+    assert main(["loss_curves", str(paths[0]), "--out", str(tmp_path / "x")]) == 2
     assert "is not a readable run folder" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision, sweep
+from analysis import best_decay, bias_variance, effective_lr, generalisation, loss_curves, precision_gap
 from analysis.command import Analysis, Options
 from configs.schema import RunConfig
 from engine.attention import attention_kernel, name_kernel
@@ -67,7 +67,7 @@ def recorded(path: Path, *starts: dict[str, Any], **fields: Any) -> Path:
 
 @pytest.mark.parametrize(
     "analyse",
-    [loss_curves.analyse, sweep.analyse, generalisation.analyse, precision.analyse, effective_lr.analyse],
+    [loss_curves.analyse, best_decay.analyse, generalisation.analyse, precision_gap.analyse, effective_lr.analyse],
     ids=lambda analyse: analyse.__module__,
 )
 def test_said_by_analyses(analyse: Analysis, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_said_where_other_runs_are_paired(tmp_path: Path) -> None:
     matched = recorded(tmp_path / "matched", math, **model | schedule)
     for analyse, paths, words in [
         (bias_variance.analyse, (trunk, ended), "trunk had flash, end math"),
-        (precision.analyse, (trunk, mixed), "mixed had math, trunk flash"),
+        (precision_gap.analyse, (trunk, mixed), "mixed had math, trunk flash"),
         (effective_lr.analyse, (reference, matched), "matched had math, reference flash"),
     ]:
         assert any(words in note for note in analyse(load(*paths), Options()).notes), (analyse.__module__, words)

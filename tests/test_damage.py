@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis import loss_curves, sweep
+from analysis.__main__ import main
 from configs.plan import read_summary
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
@@ -70,10 +70,10 @@ def harm(folder: Path) -> dict[str, str]:
 def test_lost_rows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if an analysis takes a log that was cut off or emptied for that of a young run, or says so of a sound one."""
     write_run(tmp_path / "sound", probes=probes(), **PROBED)
-    assert loss_curves.main([str(tmp_path)]) == 0
+    assert main(["loss_curves", str(tmp_path)]) == 0
     assert "note" not in capsys.readouterr().out
     said = harm(tmp_path)
-    assert loss_curves.main([str(tmp_path)]) == 0
+    assert main(["loss_curves", str(tmp_path)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     for name, text in said.items():
         assert [text in note for note in notes if f"/{name}/" in note] == [True], name
@@ -89,7 +89,7 @@ def test_a_live_run_is_not_called_damaged(tmp_path: Path, capsys: pytest.Capture
     with open(skipped / "metrics.jsonl", "a") as file:
         file.write('{"step": 1000, "tokens": 0, "event": "nonfinite", "nonfinite/skipped": 1}\n')
     RunFolder(write_run(tmp_path / "begun", decay=0.2, upto=0, state="running")).metrics.write_text("")
-    assert loss_curves.main([str(tmp_path)]) == 0
+    assert main(["loss_curves", str(tmp_path)]) == 0
     assert "although" not in capsys.readouterr().out
 
 
@@ -98,16 +98,16 @@ def test_an_unknown_state_makes_no_claim(tmp_path: Path, capsys: pytest.CaptureF
     for seed in range(3):
         write_run(tmp_path / f"a{seed}", seed=seed)
         last = write_run(tmp_path / f"b{seed}", lambda s: base_curve(s) - 0.1, decay=0.1, seed=seed)
-    assert loss_curves.main([str(tmp_path)]) == 0
+    assert main(["loss_curves", str(tmp_path)]) == 0
     assert "helps" in capsys.readouterr().out
     (last / "status.json").write_text((last / "status.json").read_text().replace('"done"', '"dome"'))
-    assert loss_curves.main([str(tmp_path)]) == 0
+    assert main(["loss_curves", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "helps" not in text
     assert "no claim: the state of b2 is unknown" in text
     assert "status.json says 'dome', which is none of running, done" in text
     assert "1 of 6 runs are not finished: b2 unknown at step 1000" in text
-    assert sweep.main([str(tmp_path)]) == 0
+    assert main(["sweep", str(tmp_path)]) == 0
     assert "over the 2 seeds that every λ has" in capsys.readouterr().out
 
 
@@ -129,12 +129,12 @@ def test_folders_that_cannot_be_read_are_left_out_by_name(tmp_path: Path, capsys
     ):
         run = write_run(tmp_path / f"damaged{i}")
         (run / file).write_text(text)
-        assert loss_curves.main([str(tmp_path)]) == 0, text
+        assert main(["loss_curves", str(tmp_path)]) == 0, text
         output = capsys.readouterr().out
         assert f"note: left out: {run} is not a readable run folder: " in output
         assert why in output
         assert "λ = 0.1 minus λ = 0" in output
-        assert loss_curves.main([str(run)]) == 2
+        assert main(["loss_curves", str(run)]) == 2
         assert why in capsys.readouterr().err
         shutil.rmtree(run)
 

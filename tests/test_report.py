@@ -14,7 +14,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from analysis import report
+from analysis.__main__ import main
 from tests.recorded import base_curve, write_run
 
 # Where Chromium must be (REQUIRE_CHROMIUM, set by .ci/run), its absence is a failure; elsewhere a skip that says why.
@@ -55,7 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
     write_run(root / "runs" / f"{HOSTILE}&", decay=0.3, steps=400, columns=rates)
     out = root / "out"
-    assert report.main([str(root / "runs"), "--out", str(out), "--title", f"About {HOSTILE}"]) == 0
+    assert main(["report", str(root / "runs"), "--out", str(out), "--title", f"About {HOSTILE}"]) == 0
     return out / "index.html"
 
 
@@ -223,10 +223,10 @@ def test_print(page: Path, browser: webdriver.Chrome) -> None:
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a report without runs is written, or one over an older report leaves half a page."""
-    assert report.main([str(tmp_path / "none*"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["report", str(tmp_path / "none*"), "--out", str(tmp_path / "out")]) == 2
     assert "names no run folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     write_run(tmp_path / "runs" / "a", steps=100)
     for _ in range(2):
-        assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+        assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures", "index.html"]

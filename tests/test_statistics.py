@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import generalisation, loss_curves, sweep
+from analysis import best_decay, generalisation, loss_curves
 from analysis.command import Options
 from analysis.compare import divergence, paired_final
 from analysis.read import load_run
@@ -232,7 +232,7 @@ def test_seeds_that_disagree_about_the_run(losses: tuple[float, ...], said: bool
         paths.append(
             write_run(tmp_path / f"b{seed}", lambda s: 3 + 3 * np.exp(-s / 60), decay=0.1, seed=seed, noise=0.001)
         )
-    for analysis in (loss_curves, sweep):
+    for analysis in (loss_curves, best_decay):
         findings = analysis.analyse(load(*paths), PLAIN).findings
         (text,) = [text for text in findings if text.startswith("Seeds differ")] or [""]
         assert bool(text) == said

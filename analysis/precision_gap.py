@@ -1,6 +1,6 @@
-"""float32 against the other precisions at each λ: loss gap, divergence, spikes, norms, skipped updates.
+"""float32 against the other precisions at each λ: loss, divergence, spikes, norms.
 
-    python -m analysis.precision configs/sweeps/small_bfloat16.json --out runs/precision
+    python -m analysis precision configs/sweeps/small_bfloat16.json --out runs/precision
 
 A run has diverged from the first step on from which its smoothed loss (the median of 64 updates) stays a margin above its running
 minimum to the end: numerics.divergence_margin, or half a nat. A run that ended `diverged` has as well.
@@ -8,32 +8,27 @@ minimum to the end: numerics.divergence_margin, or half a nat. A run that ended 
 
 from __future__ import annotations
 
-import sys
-
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
-from analysis.compare import TRAIN, divergence, every_loss, paired_final, sound, twins, unlike_kernels
-from analysis.effective_lr import Read, mean_line
-from analysis.figures import Figure, Line, Panel, Style, after_the_start, line, styles
-from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, group_runs, pairs
+from analysis.command import Options, Result
+from analysis.compare import TRAIN, divergence, every_loss, paired_final, twins
+from analysis.figures import Figure, Line, Panel, Style, after_the_start
+from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
+from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, pairs
 from analysis.statistics import smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    trunks = [run for run in runs if run.origin is None] or runs
-    groups, notes = group_runs(trunks, options.by)
+    begun = grouped(trunks_of(runs), options, lambda groups: [*_against_float32(groups), *twins(groups)])
+    groups, looks, notes = begun.groups, begun.looks, begun.notes
     if len({group.precision for group in groups}) < 2:
         notes.append(f"all runs have the precision {groups[0].precision}: nothing to compare it with")
-    looks = styles(groups)
     cells = pd.DataFrame([_cell(group, run, options) for group in groups for run in group.runs])
     diverged = cells["diverged at"].notna()
     findings = [f"{int(diverged.sum())} of {len(cells)} runs diverged."]
     for name, rows in cells[diverged].groupby("group", sort=False):
         steps = ", ".join(f"{step:,.0f}" for step in rows["diverged at"])
         findings.append(f"{name}: {len(rows)} of {int((cells['group'] == name).sum())}, at step {steps}.")
-    against = [pair for group in groups if (base := _float32(group, groups)) for pair in pairs(group, base)]
-    notes += unlike_kernels(dict.fromkeys([*against, *twins(groups)]))
     gaps = [row for group in groups if (row := _gap(group, groups)) is not None]
     for row in gaps:
         findings.append(
@@ -87,6 +82,11 @@ def _float32(group: Group, groups: list[Group]) -> Group | None:
     return same[0] if same and group.precision != "fp32" else None
 
 
+def _against_float32(groups: list[Group]) -> list[tuple[Run, Run]]:
+    """Every run and its twin in float32."""
+    return [pair for group in groups if (base := _float32(group, groups)) for pair in pairs(group, base)]
+
+
 def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
     base = _float32(group, groups)
     if base is None:
@@ -122,19 +122,6 @@ def _largest(run: Run) -> pd.Series:
 def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read: Read) -> list[Line]:
     lines = []
     for group in groups:
-        kept = sound(group)
-        lines += mean_line(group, kept, looks[group.name], options, read)
-        for run in group.runs:
-            if run not in kept and len(curve := read(run)):
-                lines.append(
-                    line(options.placed(run, curve), f"{group.name}, seed {run.seeds}: diverged", looks[group.name], "")
-                )
+        lines += mean_line(group, looks[group.name], options, read)
+        lines += diverged_lines(group, looks[group.name], options, read)
     return lines
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("precision", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

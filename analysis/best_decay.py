@@ -1,6 +1,6 @@
-"""Every run of a sweep in a table; the best λ with an interval; loss over η × λ with lines of equal ηλ.
+"""Every run of a sweep in a table; the best λ with an interval; loss over η × λ.
 
-    python -m analysis.sweep configs/sweeps/small_wd_precision.json --out runs/sweep
+    python -m analysis sweep configs/sweeps/small_wd_precision.json --out runs/sweep
 
 The best λ is the minimum of a parabola through the losses of λ > 0 in log λ; its interval is a bootstrap over seeds. λ = 0 has no
 logarithm and stands apart. Losses are validation losses where all runs have one, else final training losses.
@@ -8,12 +8,10 @@ logarithm and stands apart. Losses are validation losses where all runs have one
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 
-from analysis.command import Options, Result, main_of
+from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twins, unlike_kernels
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
 from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
@@ -144,11 +142,3 @@ def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
         )
     caption = "Loss over η and λ; lines of equal ηλ (on the page labelled by log₁₀ ηλ). Empty: diverged, or not run."
     return [Figure("heat", caption, panels)]
-
-
-def main(argv: list[str] | None = None) -> int:
-    return main_of("sweep", analyse, __doc__, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

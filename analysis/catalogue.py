@@ -1,0 +1,57 @@
+"""The analyses by name: which file each is, what is given to it, and which runs it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from analysis.runs import Run
+
+
+def _any(runs: list[Run]) -> bool:
+    return True
+
+
+def _branched(runs: list[Run]) -> bool:
+    return any(run.origin for run in runs)
+
+
+def _of_two_precisions(runs: list[Run]) -> bool:
+    return len({run.fields.get("precision") for run in runs}) > 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`fits` says whether runs are of the kind that `needs` names in words; of `on_page` the report is made."""
+
+    file: str
+    given: str = "RUN…"
+    needs: str = ""
+    fits: Callable[[list[Run]], bool] = _any
+    on_page: bool = True
+
+    def load(self) -> ModuleType:
+        """Only the analysis that is asked for is imported: the libraries of all of them take seconds."""
+        return import_module(f"analysis.{self.file}")
+
+
+# In the order of the page.
+CATALOGUE = {
+    "loss_curves": Entry("loss_curves"),
+    "sweep": Entry("best_decay"),
+    "effective_lr": Entry("effective_lr", needs="log.probe_every"),
+    "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
+    "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
+    "generalisation": Entry("generalisation"),
+    "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
+    "report": Entry("report", on_page=False),
+    "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),
+    "theory": Entry("theory", given="", on_page=False),
+}
+
+
+def about(entry: Entry) -> str:
+    """The first line of the analysis' own words."""
+    return (entry.load().__doc__ or "").partition("\n")[0]
