@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from configs.cadence import is_evaluated, is_saved
 from configs.cost import parameter_shapes
 from configs.echo import shown
 from configs.errors import InputError
@@ -30,7 +31,6 @@ from configs.load import load_config, read_json, validate
 from configs.plan import Origin, Plan, Reference, make_plan
 from configs.relations import check_reference
 from configs.render import prepare_command, render_plan
-from configs.retention import is_due, is_saved
 from configs.schedule import lr_of_updates
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
@@ -363,7 +363,7 @@ def train(session: Session, stop: StopRequest, tick: Callable[[], None] = lambda
     try:
         while True:
             done, fresh = session.step == steps, session.step > resumed_at
-            evaluation_due = session.step == 0 or done or is_due(config.eval.every, session.step)
+            evaluation_due = is_evaluated(config.eval, session.step, steps)
             if evaluation_due and session.evaluated < session.step and not reason:  # to stop is more urgent
                 reason = "" if session.evaluate(lambda: stop.pending) else stop_reason(stop)
             if fresh and (reason or is_saved(config.checkpoint, session.step, steps)):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from configs import cost, relations
+from configs.cadence import most_at_once
 from configs.cautions import cautions
 from configs.errors import InputError
 from configs.identity import experiment, run_id
 from configs.precision import TABLE
-from configs.retention import most_at_once
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from configs.cadence import saved_and_kept
 from configs.echo import cut, shown
 from configs.errors import InputError
 from configs.identity import experiment, run_id
@@ -39,7 +40,6 @@ from configs.load import (
     with_points,
 )
 from configs.plan import DataSummary
-from configs.retention import saved_and_kept
 from configs.schema import RunConfig, Section, setting
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from configs.cadence import is_kept
 from configs.errors import InputError
-from configs.retention import is_kept
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
@@ -196,7 +196,7 @@ def set_aside_after(folder: Path, step: int) -> None:
 
 
 def delete_old(folder: Path, config: CheckpointConfig) -> None:
-    """Delete what configs/retention.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
+    """Delete what configs/cadence.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
     for path in complete(folder)[: -(config.keep_last or 1)]:
         if is_kept(config, step_of(path)):
             continue

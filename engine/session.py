@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from configs import cost
+from configs.cadence import is_probed, is_written
 from configs.errors import InputError
 from configs.identity import differences, render_differences
 from configs.plan import Plan, order_batch
-from configs.retention import is_due, is_probed
 from configs.schedule import lr_at
 from configs.schema import Branch, RunConfig
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
@@ -210,7 +210,7 @@ class Session:
         row |= {"time/step_s": seconds, "perf/tokens_per_s": rate}
         mfu = cost.mfu(self.config.model, rate, device_name(self.world.device), self.config.precision, self.world.ranks)
         row |= {"perf/mfu": mfu} if mfu is not None else {}
-        flush = is_due(self.config.log.every, self.step)
+        flush = is_written(self.config.log, self.step)
         self.recorder.add(self.step, row | ({"perf/peak_memory_bytes": peak_bytes(self.world.device)} if flush else {}))
         if flush:
             self.recorder.flush()

@@ -1,6 +1,6 @@
 """probes.jsonl: what updates did; rows as in metrics.jsonl (record/metrics.py).
 
-A row every log.probe_every updates, and every tenth of the first hundred (configs/retention.py).
+A row every log.probe_every updates, and every tenth of the first hundred (configs/cadence.py).
 
 Per tensor, `probe/QUANTITY/blocks.0.attn.qkv.weight`, and per kind of tensor, `probe/QUANTITY/kind:attn.qkv`, its
 tensors as one vector (their rotation is the mean of the tensors' angles):

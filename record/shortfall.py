@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.cadence import due_until
 from record.metrics import Log, lost_steps
 from record.run import RunFolder
 
@@ -40,7 +41,7 @@ def _probes(folder: RunFolder, done: int, log: Log, every: int | None, standing:
         return []
     # The multiples of the cadence alone: the dense probes of a start are younger than some runs. A left-out update has no probe.
     skipped = {row["step"] for row in log.rows if row.get("nonfinite/skipped")}
-    due = next((step for step in range(done - done % every, 0, -every) if step not in skipped), 0)
+    due = next((step for step in due_until(every, done) if step not in skipped), 0)
     last = _last_step(folder.probes)
     if not due or (last is not None and last >= due):
         return []

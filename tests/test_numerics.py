@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from configs.cadence import is_probed
 from configs.plan import make_plan, order_batch
-from configs.retention import is_probed
 from configs.schema import Log, RunConfig
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest

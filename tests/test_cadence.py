@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the rule, and what a run leaves by it."""
+"""Which checkpoints are saved and which stay: the rules, and what a run leaves by them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.retention import is_kept, is_saved, most_at_once, saved_and_kept
+from configs.cadence import is_kept, is_saved, most_at_once, saved_and_kept
 from configs.schema import Checkpoint
 from engine import checkpoint, export
 from tests.processes import ConfigFile, finish, losses, start
@@ -17,7 +17,7 @@ from tests.processes import ConfigFile, finish, losses, start
 engine = pytest.mark.engine
 
 
-def test_retention() -> None:
+def test_cadences_of_checkpoints() -> None:
     """Breaks if a policy saves or keeps other steps than it says."""
 
     def saved(**fields: Any) -> list[int]:

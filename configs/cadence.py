@@ -1,10 +1,13 @@
-"""Which steps are due, which are saved, and which checkpoints stay: pure functions of the configuration and the step."""
+"""Everything that is done once in a while: which steps are probed, evaluated, saved and written, and which checkpoints stay.
+
+Pure functions of the configuration and the step.
+"""
 
 from __future__ import annotations
 
 import math
 
-from configs.schema import Checkpoint, Log
+from configs.schema import Checkpoint, Eval, Log
 
 START, START_EVERY = 100, 10  # a start is decided in its first updates: they are probed more often
 
@@ -12,6 +15,21 @@ START, START_EVERY = 100, 10  # a start is decided in its first updates: they ar
 def is_due(every: int | None, step: int) -> bool:
     """Whether `step` is a multiple of a cadence; never without one."""
     return every is not None and step % every == 0
+
+
+def due_until(every: int, step: int) -> range:
+    """The multiples of a cadence from `step` down to 1, the latest first."""
+    return range(step - step % every, 0, -every)
+
+
+def is_evaluated(evaluation: Eval, step: int, steps: int) -> bool:
+    """Whether a run of `steps` updates has a validation loss after `step`: always at its start and at its end."""
+    return step in (0, steps) or is_due(evaluation.every, step)
+
+
+def is_written(log: Log, step: int) -> bool:
+    """Whether the rows up to `step` are written to the disk after it."""
+    return is_due(log.every, step)
 
 
 def is_probed(log: Log, step: int) -> bool:
@@ -31,7 +49,7 @@ def is_kept(checkpoint: Checkpoint, step: int) -> bool:
 
 
 def saved_and_kept(checkpoint: Checkpoint, steps: int) -> tuple[range, list[int]]:
-    """Whose checkpoints are there after a run of `steps` updates: the multiples of a cadence, and the other steps in order."""
+    """The steps whose checkpoints a run of `steps` updates leaves: the multiples of a cadence, and the other steps in order."""
     every = checkpoint.every
     if every is not None and checkpoint.keep_last is not None:  # of the cadence only multiples of keep_every outlive it
         every = math.lcm(every, checkpoint.keep_every) if checkpoint.keep_every is not None else None
