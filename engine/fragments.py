@@ -2,44 +2,28 @@
 
 A rank holds, of each parameter, either all of it (stage 0) or a contiguous piece of its flattened form (stages 1–3),
 or nothing. A Fragment is that piece: views of the masters, of the optimiser's moments and of the reduced gradient.
-Norms, clipping, checkpoints, averages and probes are written once, over fragments. This file alone knows where
-DeepSpeed keeps what.
+Norms, clipping, checkpoints, averages and probes are written once, over fragments. Where DeepSpeed keeps the pieces is for
+engine/zero.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.schema import Optim
+from engine import zero
 from engine.precision import dtype_name
+from engine.zero import Fragment
 from optim.averages import Averages
 from optim.optimizers import moments, zero_state
 
 NORM_CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Elements [start, start + len(weight)) of a flattened parameter.
-
-    `weight` (n,) views the masters. `flat` is the tensor the optimiser's state is keyed by, `offset` where the
-    fragment lies in it. `gradient()` gives the reduced gradient (n,) between the last backward and the step.
-    """
-
-    name: str
-    shape: torch.Size
-    start: int
-    weight: Tensor
-    flat: Tensor
-    offset: int
-    gradient: Callable[[], Tensor]
 
 
 class Fragments:
@@ -53,7 +37,7 @@ class Fragments:
         self.sharded = stage > 0
         self.names = [name for name, _ in ds.module.named_parameters()]
         self.shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in ds.module.named_parameters()}
-        self.local = {0: _stage_0, 1: _stages_1_2, 2: _stages_1_2, 3: _stage_3}[stage](ds)
+        self.local = zero.fragments_of(ds, stage)
         self._index = torch.tensor([self.names.index(f.name) for f in self.local], device=ds.device, dtype=torch.long)
         pieces: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(pieces, [(f.name, f.start, f.weight.numel()) for f in self.local])
@@ -119,8 +103,7 @@ class Fragments:
     def zero_gradients(self) -> None:
         """Zero what the step would apply, and what BF16_Optimizer holds of other ranks' pieces and would look at."""
         torch._foreach_zero_(self.gradients())
-        for flat in getattr(self.ds.optimizer, "fp32_groups_gradients_flat", ()):
-            flat.zero_()
+        zero.zero_other_gradients(self.ds)
 
     def weights(self) -> list[Tensor]:
         return [fragment.weight for fragment in self.local]
@@ -205,21 +188,13 @@ class Fragments:
     @torch.no_grad()
     def refresh(self) -> None:
         """Make the forward pass see the masters: DeepSpeed keeps its own copies at stages 1–3."""
-        zero = self.ds.optimizer
-        if self.stage in (1, 2):
-            zero.update_lp_params()
-        elif self.stage == 3:
-            zero._partition_all_parameters()
-            for sub_group in range(len(zero.fp16_groups)):
-                zero._reassign_or_swap_out_partitioned_parameters(sub_group)
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.refresh(self.ds, self.stage)
 
     @torch.no_grad()
     def check_forward(self, read: Callable[[str], Tensor]) -> None:
         """Compare the weights the forward pass sees with whole tensors; RuntimeError names the first that differs."""
         for name, parameter in self.ds.module.named_parameters():
-            with _whole(parameter, self.stage):
+            with zero.whole(parameter, self.stage):
                 if not torch.equal(parameter.detach().cpu(), read(name).to(parameter.dtype)):
                     raise RuntimeError(f"after loading, the forward pass sees other values of {name} than were loaded")
 
@@ -247,9 +222,7 @@ class Fragments:
         return dtype
 
     def _flats(self) -> list[Tensor]:
-        if self.stage == 3:  # DeepSpeed keeps its groups empty between steps
-            return list(self.ds.optimizer.fp32_partitioned_groups_flat)
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return zero.flat_masters(self.ds, self.stage, self.optimizer)
 
 
 def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -266,68 +239,3 @@ def square_sums(tensors: list[Tensor]) -> Tensor:
     norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
     squares = torch.stack(norms).double().square()
     return torch.stack([piece.sum() for piece in squares.split([len(pieces) for pieces in chunks])])
-
-
-def _stage_0(ds: Any) -> list[Fragment]:
-    def gradient(parameter: nn.Parameter) -> Callable[[], Tensor]:
-        return lambda: parameter.grad.view(-1)  # type: ignore[union-attr]
-
-    return [
-        Fragment(name, p.shape, 0, p.detach().view(-1), p, 0, gradient(p)) for name, p in ds.module.named_parameters()
-    ]
-
-
-def _stages_1_2(ds: Any) -> list[Fragment]:
-    """Pieces of flat partitions; also of BF16_Optimizer, which DeepSpeed uses for bf16 with float32 accumulation at stage 1."""
-    flats = [group["params"][0] for group in ds.optimizer.optimizer.param_groups]
-
-    def gradient(parameter: nn.Parameter, mapping: Any) -> Callable[[], Tensor]:
-        start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-
-        def read() -> Tensor:
-            found: Tensor = mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
-            whole = found.numel() == parameter.numel() and length < parameter.numel()
-            return found[start : start + length] if whole else found
-
-        return read
-
-    found = []
-    for name, p in ds.module.named_parameters():
-        mapping = p._hp_mapping
-        if mapping is not None:
-            flat, address = flats[mapping.param_group_index], mapping.hp_fragment_address
-            weight = flat.detach()[address.start : address.start + address.numel]
-            found.append(
-                Fragment(
-                    name, p.shape, mapping.lp_fragment_address.start, weight, flat, address.start, gradient(p, mapping)
-                )
-            )
-    return found
-
-
-def _stage_3(ds: Any) -> list[Fragment]:
-    """Every parameter is cut into equal pieces, the last ranks' padded beyond the parameter's end."""
-    zero = ds.optimizer
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    places = {id(p): (group, index) for group, params in enumerate(zero.fp16_groups) for index, p in enumerate(params)}
-
-    def gradient(group: int, index: int, length: int) -> Callable[[], Tensor]:
-        return lambda: zero.averaged_gradients[group][index].view(-1)[:length]
-
-    found = []
-    for name, p in ds.module.named_parameters():
-        group, index = places[id(p)]
-        _, offset, _ = zero.grad_position[zero.get_param_id(p)]
-        share = -(-p.ds_numel // ranks)
-        length = max(0, min(share, p.ds_numel - rank * share))
-        flat = zero.fp32_partitioned_groups_flat[group]
-        if length:
-            weight = flat.detach()[offset : offset + length]
-            found.append(Fragment(name, p.ds_shape, rank * share, weight, flat, offset, gradient(group, index, length)))
-    return found
-
-
-def _whole(parameter: nn.Parameter, stage: int) -> Any:
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3)

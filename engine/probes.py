@@ -17,8 +17,9 @@ from torch import Tensor
 
 from configs.cost import kind_of
 from data.loader import EvalBatch
-from engine.fragments import Fragment, slices, square_sums
+from engine.fragments import slices, square_sums
 from engine.trainer import Trainer
+from engine.zero import Fragment
 
 
 class Probe:
