@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import best_decay
 from analysis.command import Options, Result, add_runs, load_runs, options_of, show
 from analysis.compare import TRAIN, paired_final
+from analysis.published import P1, paper
 from analysis.runs import LAMBDA, Run, baseline_of, group_runs
 from configs.cautions import cautions
 from configs.cost import n_parameters
@@ -25,16 +26,20 @@ from configs.plan import make_plan, read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 
-P1 = {0.1: 1.65, 0.3: 4.95}  # λ → λ·Ση of P1's cosine runs
-LAW = "power law of 2505.13738, fitted with μP and decay to zero: τ = 1.084·(D/N)^−0.527"
+LAW = paper("2505.13738")["power_law"]
 
 
 def power_law(config: RunConfig) -> tuple[float, float]:
     """(τ_opt in fractions of the run, λ_opt = B/(η·τ_opt·D)); N all parameters, D the run's tokens, B tokens a step, η the peak."""
     batch = config.batch.tokens_per_step
     tokens = config.schedule.steps * batch
-    tau = 1.084 * (tokens / n_parameters(config.model)) ** -0.527
+    tau = LAW["coefficient"] * (tokens / n_parameters(config.model)) ** LAW["exponent"]
     return tau, batch / (config.optim.lr * tau * tokens)
+
+
+def _law() -> str:
+    factor, power = LAW["coefficient"], f"{LAW['exponent']:g}".replace("-", "−")
+    return f"power law of 2505.13738, fitted with μP and decay to zero: τ = {factor:g}·(D/N)^{power}"
 
 
 def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
@@ -77,12 +82,13 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         )
     if total is not None:
         rows.append(("Ση, Σηλ over the run", f"{total:.4g}, {decay_sum(config, steps):.4g}", "the schedule"))
-        same = ", ".join(f"{target / total:.3g} (as its {known:g})" for known, target in P1.items())
+        sums = paper(P1)["decay_sums"]["sums"]
+        same = ", ".join(f"{target / total:.3g} (as its {decay})" for decay, target in sums.items())
         rows.append(("λ with the λ·Ση of the published runs", same, "P1, 2310.04415: 124M parameters, 3.3 B tokens"))
     if adamw:
         fraction, best = power_law(config)
         ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
-        rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", LAW))
+        rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", _law()))
         findings.append(f"The power law asks for λ = {best:.3g}; this configuration has {lam:g}.")
     findings += [f"Warning: {text}." for text in cautions(config, summary)]
     if runs:

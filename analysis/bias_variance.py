@@ -21,7 +21,7 @@ from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, t
 from analysis.effective_lr import effective_lr
 from analysis.figures import Figure, Line, Panel, Style, band, shade
 from analysis.grouped import grouped
-from analysis.published import branch_curve, same_experiment
+from analysis.published import curves, published_line, same_experiment
 from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run
 from analysis.statistics import Interval, interval, mean_and_band
 from configs.errors import InputError
@@ -125,17 +125,16 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
     lines: list[Line] = []
     for group in groups:
         known = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
-        curves = [options.placed(run, curve) for run, curve in known]
-        if curves:
-            lines.append(band(mean_and_band(curves), group.name, looks[group.name]))
+        placed = [options.placed(run, curve) for run, curve in known]
+        if placed:
+            lines.append(band(mean_and_band(placed), group.name, looks[group.name]))
         rows = table[table["group"] == group.name]
         lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
         lines += _points(rows, "ema", f"{group.name}, average of the weights", cross, _scale(group, options))
-        published = branch_curve(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
+        published = curves("branches").get(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
         if published is not None:
-            x, y = published.index.to_numpy(dtype=float) * _scale(group, options), published.to_numpy()
-            lines.append(Line(x, y, f"published, λ = {group.decay:g}, branch end", "#888888", "dot", points=True))
+            lines.append(published_line(published, group.decay, options, {}, ", branch end"))
     late = [one.y if one.points else one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
     low, high = min(np.nanmin(y) for y in late), max(np.nanmax(y) for y in late)
     panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))

@@ -10,8 +10,10 @@ import pytest
 from analysis import laws, theory
 from analysis.__main__ import main
 from analysis.command import Options
-from analysis.published import COSINE, published_lines
+from analysis.published import P1, curves, paper, published_lines
 from analysis.read import load_run
+from configs.load import load_config
+from configs.schedule import lr_sum
 from tests.recorded import crossing_runs, write_run
 
 PLAIN = Options()
@@ -51,13 +53,11 @@ def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:
     """Breaks if the paper's curve is laid under another experiment's, or another λ's."""
-    from configs.load import load_config
-
     given = load_config("configs/gpt124m_wd0.1.json")[0].model_dump(mode="json")
     fields = {name: given[name] for name in ("model", "batch", "schedule", "optim")}
     same = load_run(write_run(tmp_path / "same", steps=50_000, upto=10, decay=0.1, **fields))
     (line,) = published_lines([same], PLAIN)
-    assert list(line.y) == list(COSINE[0.1])
+    assert list(line.y) == list(curves("cosine")[0.1])
     for i, (section, change) in enumerate(
         [
             ("optim", {"lr": 1e-3}),
@@ -69,3 +69,19 @@ def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) 
         other = {**fields, section: {**given[section], **change}}
         run = load_run(write_run(tmp_path / f"other{i}", steps=50_000, upto=10, decay=0.1, **other))
         assert not published_lines([run], PLAIN), change
+
+
+def test_what_is_kept_of_papers_is_whole() -> None:
+    """Breaks if a published figure loses its source, how it was read, a value, or the sum that its recipe has."""
+    for path in Path("analysis/papers").glob("*.json"):
+        for name, kept in paper(path.stem).items():
+            if isinstance(kept, dict):
+                assert kept["shows"], name
+                assert kept["source"], name
+                assert kept["how"], name
+    for name in ("cosine", "branches"):
+        kept = paper(P1)[name]
+        assert all(len(losses) == len(kept["steps"]) for losses in kept["loss"].values()), name
+    config = load_config(paper(P1)["recipe"])[0]
+    for decay, total in paper(P1)["decay_sums"]["sums"].items():
+        assert lr_sum(config) * float(decay) == pytest.approx(total, abs=0.005)
