@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
+from analysis.catalogue import CATALOGUE
 from configs.precision import TABLE
 from configs.reference_page import PAGE, filled
 from train import main
@@ -139,3 +140,19 @@ def test_precision_table() -> None:
         assert cells[:4] == [dtypes.weights, dtypes.masters, dtypes.accumulation, dtypes.moments], precision
         assert dtypes.accumulation == dtypes.reduction
         assert cells[4].startswith(short[dtypes.matmul]), precision
+
+
+def test_every_analysis_is_explained() -> None:
+    """Breaks if an analysis is added, or gets another name, and the page on reading figures does not have it."""
+    for name in CATALOGUE:
+        assert re.search(rf"`(python -m analysis )?{name}\b", PAGES["docs/analysis.md"]), name
+
+
+def test_trouble_quotes_real_messages() -> None:
+    """Breaks if docs/trouble.md quotes a message that the code no longer gives: a reader would search for it in vain."""
+    rooms = ("configs", "record", "data", "model", "optim", "engine", "weights", "slurm", "analysis")
+    files = [ROOT / "train.py", *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in files))  # strings in pieces, joined
+    for row in re.findall(r"^\| (?!symptom|---)(.*?) \|", PAGES["docs/trouble.md"], re.MULTILINE):
+        for quoted in re.findall(r"`([^`]+)`", row):
+            assert all(piece.strip() in code for piece in quoted.split("…") if not quoted.startswith("python")), quoted
