@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from configs.cadence import is_evaluated, is_saved
-from configs.cost import parameter_shapes
 from configs.echo import shown
 from configs.errors import InputError
 from configs.identity import differences, render_differences, with_paths
@@ -33,6 +32,7 @@ from configs.relations import check_reference
 from configs.render import prepare_command, render_plan
 from configs.schedule import lr_of_updates
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from data.manifest import Manifest, read_manifest
 from engine.devices import not_here
 from record.checkpoints import find_reference, parse_reference
@@ -176,7 +176,7 @@ def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Refere
     match, steps = config.schedule.match, config.schedule.steps
     if match is None:
         return None
-    tensors = list(parameter_shapes(config.model)) if match.scope == "tensor" else []
+    tensors = list(tensor_table(config.model)) if match.scope == "tensor" else []
     try:
         for run, same in ((match.reference, True), (match.own, False)):
             if run is not None and RunFolder(run).config.is_file():

@@ -20,7 +20,6 @@ from analysis.figures import Figure, Line, Panel, Style, line
 from analysis.grouped import Read, grouped, mean_line, trunks_of
 from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run
 from analysis.statistics import final, interval, smooth
-from configs.cost import kind_of
 
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 EXPECTED = {
@@ -52,6 +51,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
             if "/rotation/kind:" in column
         }
     )
+    notes += [
+        f"{run.path}: its configuration has no model that is known here, so no kinds of tensors: no prediction is compared"
+        for run in trunks
+        if not run.kinds and any("/predicted_" in column for column in map(str, run.probes))
+    ]
     if kinds:
         figures += [
             _by_kind("effective_lr_by_kind", "effective_lr", RATE_LABEL, kinds, groups, looks, options),
@@ -121,7 +125,7 @@ def _by_kind(
 def predicted(run: Run, quantity: str, kind: str) -> pd.Series:
     """The predicted rotation or RMS of a kind: the mean over its tensors that decay."""
     prefix = f"probe/predicted_{quantity}/"
-    columns = [c for c in map(str, run.probes) if c.startswith(prefix) and kind_of(c.removeprefix(prefix)) == kind]
+    columns = [column for name, its in run.kinds.items() if its == kind and (column := prefix + name) in run.probes]
     return run.probes[columns].mean(axis=1).dropna() if columns else pd.Series(dtype=float)
 
 

@@ -33,7 +33,6 @@ from record.run import RunFolder
 
 UPDATES, LAST = 150, 25  # the start, and how many of its last updates are the loss that seeds are compared by
 RANGE, NORM, SHARE = 0.05, 3.0, 0.2
-EMBEDDING = "wte.weight"
 
 
 def effective_rank(matrix: NDArray[np.floating]) -> float:
@@ -81,8 +80,12 @@ def _rank(run: Run, notes: list[str]) -> float:
     if not paths:
         notes.append(f"{run.path}: no checkpoint from step {UPDATES} on; save one with checkpoint.at [{UPDATES}]")
         return float("nan")
+    name = next((name for name, kind in run.kinds.items() if kind == "embedding"), None)
+    if name is None:
+        notes.append(f"{run.path}: its configuration has no model with a token embedding that is known here")
+        return float("nan")
     try:
-        return effective_rank(_tensor(paths[0], EMBEDDING))
+        return effective_rank(_tensor(paths[0], name))
     except (OSError, SafetensorError, TypeError) as error:  # numpy has no bfloat16
         notes.append(f"{paths[0]}: its embedding cannot be read here: {error}")
         return float("nan")

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from configs.errors import InputError
 from configs.plan import read_summary
+from configs.schema import Model
 from configs.sweep import all_cells, expand
+from configs.tensors import tensor_table
 from record.checkpoints import parse_reference
 from record.metrics import Log, read_log
 from record.run import UNKNOWN, RunFolder
@@ -100,6 +103,16 @@ class Run:
     def late_problems(self) -> list[str]:
         """What was wrong with the probes, if an analysis has read them: they are large, and most do not."""
         return self.probe_log.problems if "probe_log" in vars(self) else []
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """What each tensor is for, by the model that the run recorded; empty where that is no model of ours."""
+        names = {f"model.{name}": name for name in Model.model_fields}
+        try:
+            model = Model.model_validate({names[key]: value for key, value in self.fields.items() if key in names})
+        except ValidationError:
+            return {}
+        return {name: tensor.kind for name, tensor in tensor_table(model).items()}
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from configs.cost import decay_groups, n_parameters, parameter_shapes
+from configs.cost import n_parameters
+from configs.groups import decay_groups
 from configs.precision import TABLE
 from configs.schema import P1_WIDTH, RunConfig
+from configs.tensors import tensor_table
 
 if TYPE_CHECKING:
     from configs.plan import DataSummary
@@ -59,7 +61,7 @@ def _decay(config: RunConfig) -> list[str]:
     optim, schedule = config.optim, config.optim.decay_schedule
     if optim.decay_rule != "decoupled" and optim.algorithm == "adam":
         return []  # λw is divided by √v there: what it takes of a weight follows from the gradients
-    largest = max(decay for _, decay in decay_groups(parameter_shapes(config.model), optim).values())
+    largest = max(decay for _, decay in decay_groups(tensor_table(config.model), optim).values())
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
     # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.

@@ -1,103 +1,22 @@
-"""Cost arithmetic without torch: parameters, decay groups, FLOPs, memory, disk.
+"""Cost arithmetic without torch: parameters, FLOPs, memory, communication, disk.
 
-Shapes: V vocabulary, T seq_len, d n_embd, L n_layer. A test compares the parameter table with the live model.
+Shapes: V vocabulary, T seq_len, d n_embd, L n_layer.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from configs.echo import cut, shown
-from configs.errors import InputError
 from configs.precision import BYTES, TABLE
 from configs.schema import Model, Optim, RunConfig
-
-
-def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Every trainable tensor of the model, tied weights once, in the model's order."""
-    d = model.n_embd
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (model.vocab_size, d), "wpe.weight": (model.seq_len, d)}
-
-    def layernorm(name: str) -> None:
-        if model.layernorm_gain:
-            shapes[f"{name}.weight"] = (d,)
-            if model.bias:
-                shapes[f"{name}.bias"] = (d,)
-
-    def linear(name: str, d_in: int, d_out: int) -> None:
-        shapes[f"{name}.weight"] = (d_out, d_in)
-        if model.bias:
-            shapes[f"{name}.bias"] = (d_out,)
-
-    for i in range(model.n_layer):
-        layernorm(f"blocks.{i}.ln_1")
-        linear(f"blocks.{i}.attn.qkv", d, 3 * d)
-        linear(f"blocks.{i}.attn.proj", d, d)
-        layernorm(f"blocks.{i}.ln_2")
-        linear(f"blocks.{i}.mlp.fc", d, 4 * d)
-        linear(f"blocks.{i}.mlp.proj", 4 * d, d)
-    layernorm("ln_f")
-    if not model.tied_head:
-        shapes["head.weight"] = (model.vocab_size, d)
-    return shapes
+from configs.tensors import tensor_table
 
 
 @lru_cache(maxsize=64)  # a plan asks for every micro-batch that it considers
 def n_parameters(model: Model) -> int:
-    return sum(math.prod(shape) for shape in parameter_shapes(model).values())
-
-
-def is_decayed(name: str, shape: tuple[int, ...], mask: str) -> bool:
-    """Whether weight decay reaches a tensor under `optim.decay_mask`.
-
-    `matrices` (P1) decays embeddings too; `matmul` leaves out wte and wpe, also where wte is the tied head.
-    """
-    match mask:
-        case "all":
-            return True
-        case "matrices":
-            return len(shape) >= 2
-        case "matmul":
-            return len(shape) >= 2 and name not in ("wte.weight", "wpe.weight")
-    raise InputError(f"unknown decay mask {mask!r}")
-
-
-def kind_of(name: str) -> str:
-    """What a tensor is for: embedding, position, head, norm, or its place in the block (attn.qkv, mlp.proj)."""
-    known = {"wte.weight": "embedding", "wpe.weight": "position", "head.weight": "head"}
-    owner = name.rpartition(".")[0]
-    if "ln_" in owner:
-        return "norm"
-    return known.get(name) or ".".join(owner.split(".")[-2:])
-
-
-def decay_groups(shapes: dict[str, tuple[int, ...]], optim: Optim) -> dict[str, tuple[list[str], float]]:
-    """Partition of the tensors into optimiser groups: name → (tensors, λ). The same partition for every λ, λ = 0 included.
-
-    The first override whose pattern matches takes a tensor; the others go by the mask. Empty mask groups are left out.
-    InputError for an override or a mask that takes nothing.
-    """
-    patterns = [override.pattern for override in optim.decay_overrides]
-    if len(patterns) != len(set(patterns)):
-        raise InputError(f"optim.decay_overrides names a pattern twice: {shown(patterns)}")
-    groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
-    for name, shape in shapes.items():
-        found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
-        groups[found or ("decayed" if is_decayed(name, shape, optim.decay_mask) else "undecayed")].append(name)
-    for pattern in patterns:
-        if not groups[pattern]:
-            near = ", ".join(list(shapes)[:4])
-            raise InputError(
-                f"optim.decay_overrides: {cut(pattern)!r} takes none of the model's {len(shapes)} tensors ({near}, …)"
-            )
-    if not groups["decayed"] and not patterns:
-        raise InputError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(shapes)} tensors")
-    decay = {"decayed": optim.weight_decay, "undecayed": 0.0}
-    decay |= {override.pattern: override.weight_decay for override in optim.decay_overrides}
-    return {name: (names, decay[name]) for name, names in groups.items() if names}
+    return sum(tensor.size for tensor in tensor_table(model).values())
 
 
 def flops_per_token(model: Model) -> int:
@@ -105,12 +24,10 @@ def flops_per_token(model: Model) -> int:
 
     The head counts as a matmul whether or not it is tied; embedding look-ups and the causal half are not discounted.
     """
-    shapes = parameter_shapes(model)
-    matmul = sum(
-        math.prod(s) for n, s in shapes.items() if len(s) == 2 and n not in ("wte.weight", "wpe.weight", "head.weight")
-    )
-    head = model.vocab_size * model.n_embd
-    return 6 * (matmul + head) + 12 * model.n_layer * model.n_embd * model.seq_len
+    matmul = sum(tensor.size for tensor in tensor_table(model).values() if tensor.role == "matrix")
+    if model.tied_head:
+        matmul += model.vocab_size * model.n_embd
+    return 6 * matmul + 12 * model.n_layer * model.n_embd * model.seq_len
 
 
 # Dense peak, TFLOP/s, of bfloat16, TF32 and float32 (vendors' data sheets); the first whose words are all in a device's name.
@@ -154,7 +71,7 @@ def n_moments(optim: Optim) -> int:
 
 def bucket_elements(config: RunConfig) -> int:
     """Gradients that ranks exchange at once, at least the largest tensor. DeepSpeed's default is 5·10⁸, allocated whole."""
-    sizes = [math.prod(shape) for shape in parameter_shapes(config.model).values()]
+    sizes = [tensor.size for tensor in tensor_table(config.model).values()]
     return int(config.deepspeed.get("reduce_bucket_size", min(sum(sizes), max(50_000_000, *sizes))))
 
 

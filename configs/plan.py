@@ -13,10 +13,12 @@ from configs import cost, relations
 from configs.cadence import most_at_once
 from configs.cautions import cautions
 from configs.errors import InputError
+from configs.groups import Group, main_group, sized_groups
 from configs.identity import experiment, run_id
 from configs.precision import TABLE
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 
 GIB = 1 << 30
 FEWEST_DOCUMENTS = 16  # below it data.order documents is refused
@@ -89,13 +91,6 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Group:
-    tensors: int
-    parameters: int
-    weight_decay: float
-
-
-@dataclass(frozen=True)
 class Plan:
     experiment: dict[str, Any] | None  # None: the data is not prepared yet, or a branch's origin is not there yet
     run_id: str | None
@@ -124,13 +119,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         known = replace(self, reference=None)
         return {**asdict(known), "reference": self.reference.digest if self.reference else None}
-
-
-def main_group(groups: dict[str, Group]) -> str:
-    """The group whose λ stands for the run's in Σηλ: `decayed`; where overrides take all of it, the largest that decays."""
-    if "decayed" in groups:
-        return "decayed"
-    return max(groups, key=lambda name: (groups[name].weight_decay > 0, groups[name].parameters))
 
 
 def windows_in(tokens: int, seq_len: int) -> int:
@@ -179,16 +167,7 @@ def make_plan(
     digests = (origin.digest if origin else None, reference.digest if reference else None)
     asked = experiment(config, data.digest, *digests) if data and known else None
     factors = _factors(config, reference)
-    shapes = cost.parameter_shapes(config.model)
-    partition = cost.decay_groups(shapes, config.optim)
-    groups = {
-        name: Group(
-            len(names),
-            sum(math.prod(shapes[n]) for n in names),
-            weight_decay,
-        )
-        for name, (names, weight_decay) in partition.items()
-    }
+    groups = sized_groups(tensor_table(config.model), config.optim)
     main_decay = groups[main_group(groups)].weight_decay
     rates = lr_of_updates(config)
     _check_decay(config, rates, max(group.weight_decay for group in groups.values()))
@@ -244,8 +223,8 @@ def _factors(config: RunConfig, reference: Reference | None) -> list[float] | No
         return []
     if reference is None or reference.own is None:
         return None
-    shapes = cost.parameter_shapes(config.model)
-    sizes = {name: math.prod(shapes[name]) if name else 1 for name in reference.reference}
+    tensors = tensor_table(config.model)
+    sizes = {name: tensors[name].size if name else 1 for name in reference.reference}
     return [
         sum(reference.factor(t, {}, name) * size for name, size in sizes.items()) / sum(sizes.values())
         for t in range(config.schedule.steps)

@@ -125,7 +125,7 @@ def decay_sum(
 ) -> float:
     """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen.
 
-    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/plan.main_group). `rates` as of lr_sum.
+    `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/groups.main_group). `rates` as of lr_sum.
     """
     weight_decay = config.optim.weight_decay if weight_decay is None else weight_decay
     assert updates <= config.schedule.steps

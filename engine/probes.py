@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.cost import kind_of
+from configs.tensors import tensor_table
 from data.loader import EvalBatch
 from engine.fragments import slices, square_sums
 from engine.trainer import Trainer
@@ -74,10 +74,11 @@ class Probe:
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
         members: dict[str, list[int]] = {}
+        tensors = tensor_table(self.trainer.config.model)
         for i, name in enumerate(f.names):
             row |= _quantities(name, [i], table, sizes, rates, optim.algorithm)
             row |= self._equilibrium(name, groups[name])
-            members.setdefault(kind_of(name), []).append(i)
+            members.setdefault(tensors[name].kind, []).append(i)
         for kind, indices in members.items():
             row |= _quantities(f"kind:{kind}", indices, table, sizes, rates, optim.algorithm)
         if "adam" in table:

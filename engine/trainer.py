@@ -21,8 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.plan import Plan, main_group
+from configs.groups import main_group
+from configs.plan import Plan
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from data.loader import EvalBatch, StepBatch
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
@@ -56,7 +58,8 @@ class Trainer:
         self.config, self.plan, self.world = config, plan, world
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
-        self.optimizer = build_optimizer(dict(model.named_parameters()), config.optim, by_tensor)
+        tensors = tensor_table(config.model)
+        self.optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
         self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
         if any(self.optimizer.state.values()):
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
@@ -173,7 +176,7 @@ class Trainer:
 
     @property
     def weight_decay(self) -> float:
-        """λ_t of the group that stands for the run (configs/plan.main_group), read back from the optimiser."""
+        """λ_t of the group that stands for the run (configs/groups.main_group), read back from the optimiser."""
         return float(next(group["decay"] for group in self.optimizer.param_groups if _of(group) == self._main_group))
 
     def weight_norms(self) -> dict[str, float]:

@@ -14,8 +14,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Model
+from configs.tensors import tensor_table
 from model.linear import Linear
 from model.loss import cross_entropy_sum, logit_statistics
+
+RESIDUAL = ("attn.proj", "mlp.proj")  # kinds whose output is added to the residual stream: twice a block
 
 
 class Attention(nn.Module):
@@ -137,14 +140,17 @@ class GPT(nn.Module):
 
         Drawn on the CPU in the order of the parameters: the same weights on every device and rank.
         """
-        generator = torch.Generator().manual_seed(seed)
+        tensors, generator = tensor_table(self.config), torch.Generator().manual_seed(seed)
         residual = 1 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
-                std = self.config.init_std * (residual if name.endswith("proj.weight") else 1.0)
-                parameter.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            match tensors[name].role:
+                case "gain":
+                    parameter.fill_(1.0)
+                case "bias":
+                    parameter.fill_(0.0)
+                case "matrix" | "embedding":
+                    std = self.config.init_std * (residual if tensors[name].kind in RESIDUAL else 1.0)
+                    parameter.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))
 
     def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
         return torch.autocast(device.type, dtype=self.autocast) if self.autocast else nullcontext()

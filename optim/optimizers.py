@@ -6,14 +6,16 @@ step are rounded together, without which bfloat16 weights would not decay (optim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from configs.cost import decay_groups
+from configs.groups import decay_groups
 from configs.schedule import decay_factor
 from configs.schema import Optim, RunConfig
+from configs.tensors import TensorSpec
 from optim.sgd import SGD
 
 
@@ -24,13 +26,18 @@ def moments(config: Optim) -> tuple[str, ...]:
     return ("momentum_buffer",) if config.momentum else ()
 
 
-def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> list[dict[str, Any]]:
+def parameter_groups(
+    named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
+) -> list[dict[str, Any]]:
     """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
 
     With `by_tensor` each is a group of its own, for learning rates of their own; the updates are the same. Tied weights
     appear once, as named_parameters gives them. Raises InputError if a mask or pattern matches nothing.
     """
-    groups = decay_groups({name: tuple(p.shape) for name, p in named.items()}, config)
+    assert {name: tuple(p.shape) for name, p in named.items()} == {name: t.shape for name, t in tensors.items()}, (
+        "the model has other tensors than its table (configs/tensors.py)"
+    )
+    groups = decay_groups(tensors, config)
     if by_tensor:
         groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
     grouped = sorted(name for names, _ in groups.values() for name in names)
@@ -47,14 +54,16 @@ def parameter_groups(named: dict[str, nn.Parameter], config: Optim, by_tensor: b
     ]
 
 
-def build_optimizer(named: dict[str, nn.Parameter], config: Optim, by_tensor: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
+) -> torch.optim.Optimizer:
     """torch's fused Adam or AdamW (Loshchilov and Hutter, 1711.05101), or SGD (optim/sgd.py); η is set before each step.
 
     torch's fused SGD on CPUs leaves bfloat16 parameters as they are (pytorch/pytorch#191763).
 
     AdamW: p ← p(1 − ηλ), then p ← p − η·m̂/(√v̂ + ε). Under l2_coupled λp is added to the gradient first.
     """
-    groups = parameter_groups(named, config, by_tensor)
+    groups = parameter_groups(named, tensors, config, by_tensor)
     if config.algorithm == "sgd":
         return SGD(groups, config.momentum, config.decay_rule == "decoupled")
     kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW

@@ -52,6 +52,7 @@ def write_run(
             "seeds": {"init": seed, "data": seed},
             "schedule": {"steps": steps},
             "batch": {"tokens_per_step": 64},
+            "model": {"n_layer": 2, "n_head": 1, "n_embd": 8, "seq_len": 8, "vocab_size": 64},
         },
         fields,
     )

@@ -153,9 +153,10 @@ def test_weights_are_float32_by_name(
     """Breaks if the layout loses names, shapes, or the tied head's single copy."""
     from safetensors.torch import load_file
 
-    from configs.cost import parameter_shapes
+    from configs.tensors import tensor_table
 
     config = tiny_config({"parallel": {"zero_stage": 1}})
     weights = load_file(run_ranks(2, _trained_at_stage_1, config, tiny_data[1], tmp_path)[0] / "weights.safetensors")
-    assert {name: tuple(t.shape) for name, t in weights.items()} == parameter_shapes(config.model)
+    shapes = {name: tensor.shape for name, tensor in tensor_table(config.model).items()}
+    assert {name: tuple(t.shape) for name, t in weights.items()} == shapes
     assert {t.dtype for t in weights.values()} == {torch.float32}

@@ -11,10 +11,12 @@ import pytest
 
 from configs import cost
 from configs.editor_schema import editor_schema
+from configs.groups import decay_groups
 from configs.identity import experiment, run_id
 from configs.load import load_config, parse_override
 from configs.plan import DataSummary, make_plan
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from train import main
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -218,11 +220,11 @@ def test_plans_that_cannot_work(
 
 def test_groups_do_not_depend_on_lambda(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if λ = 0 changes the optimiser's structure."""
-    shapes = cost.parameter_shapes(tiny_config().model)
+    tensors = tensor_table(tiny_config().model)
 
     def sizes(mask: str) -> dict[str, int]:
         optim = tiny_config({"optim": {"decay_mask": mask}}).optim
-        return {name: len(names) for name, (names, _) in cost.decay_groups(shapes, optim).items()}
+        return {name: len(names) for name, (names, _) in decay_groups(tensors, optim).items()}
 
     assert sizes("matrices") == {"decayed": 10, "undecayed": 5}
     assert sizes("matmul") == {"decayed": 8, "undecayed": 7}

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from configs import cost
-from configs.plan import main_group, make_plan
+from configs.groups import decay_groups, main_group
+from configs.plan import make_plan
 from configs.schedule import decay_at, decay_factor, decay_sum
 from configs.schema import RunConfig
+from configs.tensors import TensorSpec, tensor_table
 from data.manifest import Manifest
 from engine.launch import start_world
 from optim.optimizers import build_optimizer, set_step
@@ -61,7 +62,7 @@ def test_formulas(algorithm: str, rule: str, more: dict[str, float], tiny_config
     generator = torch.Generator().manual_seed(0)
     w = nn.Parameter(torch.randn(3, 4, generator=generator, dtype=torch.float64))
     formulas = Formulas(config.optim, w, config.optim.weight_decay)
-    optimizer = build_optimizer({"w": w}, config.optim)
+    optimizer = build_optimizer({"w": w}, {"w": TensorSpec((3, 4), "w", "matrix")}, config.optim)
     for t in range(6):
         w.grad = torch.randn(3, 4, generator=generator, dtype=torch.float64)
         set_step(optimizer, config, t, 0.1 / (t + 1))
@@ -196,7 +197,7 @@ def test_overrides(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if the first match does not win, a tensor is in two groups, or the plan does not show a group's λ."""
     overrides = [{"pattern": "blocks.0.*", "weight_decay": 0.3}, {"pattern": "*.attn.*", "weight_decay": 0.0}]
     config = tiny_config({"optim": {"decay_overrides": overrides}})
-    groups = cost.decay_groups(cost.parameter_shapes(config.model), config.optim)
+    groups = decay_groups(tensor_table(config.model), config.optim)
     assert {name: (len(names), decay) for name, (names, decay) in groups.items()} == {
         "decayed": (4, 0.5), "undecayed": (3, 0.0), "blocks.0.*": (6, 0.3), "*.attn.*": (2, 0.0),
     }  # fmt: skip
@@ -215,7 +216,8 @@ def test_equilibrium_under_noise(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if AdamW's weights do not settle where 2305.17212 says: RMS √(η/2λ), rotation √(2ηλ(1−β₁)/(1+β₁)) a step."""
     config = tiny_config({"optim": {"lr": 0.01, "weight_decay": 0.5, "betas": [0.9, 0.99]}})
     w = nn.Parameter(torch.randn(400, 400, generator=torch.Generator().manual_seed(0)) * 0.05)
-    optimizer, generator = build_optimizer({"w": w}, config.optim), torch.Generator().manual_seed(1)
+    optimizer = build_optimizer({"w": w}, {"w": TensorSpec((400, 400), "w", "matrix")}, config.optim)
+    generator = torch.Generator().manual_seed(1)
     sizes, angles = [], []
     for t in range(1600):  # eight time constants 1/(ηλ) of 200 steps
         before = w.detach().clone()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.cost import parameter_shapes
 from configs.load import load_config
 from configs.schedule import lr_at
+from configs.tensors import tensor_table
 from record.metrics import read_metrics
 from tests.processes import ConfigFile, finish, losses, start, status
 
@@ -71,20 +70,20 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
         finish(start(by_tensor, tmp_path / f"stage{stage}", *options, ranks=2))
         for (_, one), (_, two) in zip(losses(tmp_path / f"stage{stage}"), losses(tmp_path / "tensors"), strict=True):
             assert one == pytest.approx(two, rel=1e-6), f"stage {stage}"
-    shapes = parameter_shapes(loaded.model)
+    tensors = tensor_table(loaded.model)
     rates = {
         name: [
             lr_at(loaded, t) * rows_of(tmp_path / "tensors")[t][f"norm/{name}"] / theirs[t][f"norm/{name}"]
             for t in range(6)
         ]
-        for name in shapes
+        for name in tensors
     }
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    mean = [sum(rates[n][t] * sizes[n] for n in shapes) / sum(sizes.values()) for t in range(6)]
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    mean = [sum(rates[n][t] * sizes[n] for n in tensors) / sum(sizes.values()) for t in range(6)]
     assert [rows_of(tmp_path / "tensors")[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(mean, rel=1e-6)
     for row in read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]:
         t = row["step"] - 1
-        for name in shapes:
+        for name in tensors:
             expected_rate = lr_at(loaded, t) / theirs[t][f"norm/{name}"]
             assert row[f"probe/effective_lr/{name}"] == pytest.approx(expected_rate, rel=1e-6), (t, name)
     assert len(read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]) == 2

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from configs.cost import parameter_shapes
 from configs.schema import Model, RunConfig
+from configs.tensors import tensor_table
 from engine.fragments import square_sums
 from model.gpt import GPT
 from model.loss import cross_entropy_sum
@@ -71,8 +71,8 @@ def test_equals_transformers_gpt2(bias: bool) -> None:
 def test_parameters_are_those_of_the_plan(fields: dict[str, Any]) -> None:
     """Breaks if the plan counts other parameters than the model has, or lists a tied weight twice."""
     live = {name: tuple(p.shape) for name, p in gpt(**fields).named_parameters()}
-    assert live == parameter_shapes(Model.model_validate(BASE | fields))
-    assert list(live) == list(parameter_shapes(Model.model_validate(BASE | fields)))
+    table = tensor_table(Model.model_validate(BASE | fields))
+    assert list(live.items()) == [(name, tensor.shape) for name, tensor in table.items()]
 
 
 def test_init() -> None:
@@ -170,7 +170,7 @@ def test_groups_partition_the_parameters(mask: str, tiny_config: Callable[..., R
     layouts = []
     for weight_decay in (0.0, 0.3):
         optim = tiny_config({"optim": {"decay_mask": mask, "weight_decay": weight_decay}}).optim
-        groups = parameter_groups(named, optim)
+        groups = parameter_groups(named, tensor_table(Model.model_validate(BASE)), optim)
         assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in named.values())
         assert {g["name"]: g["weight_decay"] for g in groups}["decayed"] == weight_decay
         layouts.append([g["parameter_names"] for g in groups])
@@ -182,7 +182,7 @@ def test_zero_gradient_decays_by_one_minus_eta_lambda(tiny_config: Callable[...,
     named = dict(gpt().named_parameters())
     before = {name: p.detach().clone() for name, p in named.items()}
     config = tiny_config({"optim": {"weight_decay": 0.25}})
-    optimizer = build_optimizer(named, config.optim)
+    optimizer = build_optimizer(named, tensor_table(Model.model_validate(BASE)), config.optim)
     for p in named.values():
         p.grad = torch.zeros_like(p)
     set_step(optimizer, config, 0, 0.1)

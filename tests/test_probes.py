@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from configs.cost import kind_of
 from configs.plan import make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from data.loader import TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from engine.launch import start_world
@@ -78,9 +78,9 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
     ]
     for case, config, run in zip(cases, configs, run_ranks(2, probed, configs, manifest)[0], strict=True):
         row, lr, bound = run["row"], lr_at(config, 1), 2e-2 if case[0] == "bf16-true" else 1e-5
-        members = {name: [name] for name in run["before"]}
+        members, tensors = {name: [name] for name in run["before"]}, tensor_table(config.model)
         for name in run["before"]:
-            members.setdefault(f"kind:{kind_of(name)}", []).append(name)
+            members.setdefault(f"kind:{tensors[name].kind}", []).append(name)
         members[""] = list(run["before"])  # the whole model
         for label, names in members.items():
             for key, value in quantities(run, names, lr, config.optim.algorithm).items():

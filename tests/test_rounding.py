@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import engine.trainer
-from configs import cost
 from configs.cautions import cautions
+from configs.groups import decay_groups
 from configs.plan import make_plan
-from configs.schema import Optim, RunConfig
+from configs.schema import RunConfig
+from configs.tensors import TensorSpec, tensor_table
 from data.manifest import Manifest
 from engine.launch import start_world
 from engine.network import build_model
@@ -77,7 +78,7 @@ def assert_law(config: RunConfig, start: dict[str, torch.Tensor], end: dict[str,
     """The rule's own shrinking of every tensor that it takes, within one rounding a step; no bit of the others."""
     optim, steps, true_bf16 = config.optim, config.schedule.steps, config.precision == "bf16-true"
     case = f"{config.precision}, stage {config.parallel.zero_stage}, {optim.algorithm}, {optim.decay_rule}, {optim.decay_mask}"
-    groups = cost.decay_groups(cost.parameter_shapes(config.model), optim)
+    groups = decay_groups(tensor_table(config.model), optim)
     decays = {name: decay for names, decay in groups.values() for name in names}
     for name, tensor in end.items():
         before, after, decay = start[name].double(), tensor.double(), decays[name]
@@ -128,7 +129,7 @@ def test_small_decay_reaches_bfloat16_weights(
         config = tiny_config({"optim": settings(algorithm, rule)["optim"] | {"lr": lr, "weight_decay": decay}})
         start = (torch.randn(300, 300, generator=torch.Generator().manual_seed(0)) * 0.05).to(dtype)
         w, generator = nn.Parameter(start.clone()), torch.Generator().manual_seed(1)
-        optimizer = build_optimizer({"w": w}, config.optim)
+        optimizer = build_optimizer({"w": w}, {"w": TensorSpec((300, 300), "w", "matrix")}, config.optim)
         check_rounding(optimizer, str(dtype).removeprefix("torch."))
         for _ in range(200):
             w.grad = (torch.randn(300, 300, generator=generator) * 0.1).to(dtype)
@@ -190,8 +191,8 @@ def refusal(config: RunConfig, manifest: Manifest) -> str:
     """What an engine says whose optimiser is torch's AdamW without fusing."""
     world = start_world("unfused", 120, None)
 
-    def unfused(named: dict[str, nn.Parameter], optim: Optim, by_tensor: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(named, optim, by_tensor), lr=0.0, fused=False)
+    def unfused(*tensors_of_the_model: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(*tensors_of_the_model), lr=0.0, fused=False)
 
     engine.trainer.build_optimizer = unfused  # type: ignore[assignment]
     try:
