@@ -1,13 +1,13 @@
 # make quickstart   environment, embedded corpus, six small runs (λ = 0 and 0.15, three seeds), their report and verdicts
 # make test         environment and the whole suite
-# make check        lint, types, and the tests that take seconds
+# make check        lint, types, and the tests that take seconds (also alone: make lint, types, quick-tests)
 # make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
 SWEEP := configs/sweeps/quickstart.json
 
-.PHONY: quickstart test check system-deps
+.PHONY: quickstart test check lint types quick-tests system-deps
 
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
@@ -24,9 +24,16 @@ quickstart: .venv/run
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 
-check: .venv/dev
+check: lint types quick-tests
+
+lint: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+types: .venv/dev
 	$(BIN)/mypy
+
+quick-tests: .venv/dev
 	$(BIN)/python -m pytest -q -m "not engine and not gpu"
 
 system-deps:

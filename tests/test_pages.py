@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
 import subprocess
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from pydoc_data.topics import topics
 from unittest.mock import patch
 
 import pytest
@@ -25,7 +28,18 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
 NO_OPTIONS = {"configs.editor_schema", "configs.reference_page", "tests.test_identities", "pytest"}  # they only act
-SHELL = {".", "cat", "cp", "touch", "kill", "pip", "git", "bash", "END"}  # of these only the files are looked at
+SHELL = {
+    ".",
+    "pre-commit",
+    "cat",
+    "cp",
+    "touch",
+    "kill",
+    "pip",
+    "git",
+    "bash",
+    "END",
+}  # of these only the files are looked at
 # What a command needs that a machine for tests may lack stands behind it, for the reader too. None of them is started here.
 NEEDS = re.compile(r"# .*\bneeds? (a cluster|a GPU|hours|the network)")
 
@@ -66,6 +80,9 @@ def test_something_is_checked() -> None:
     assert {words_of(line)[0] for line in COMMANDS.values()} - SHELL == {"make", "deepspeed", "python"}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*found in sys.modules:RuntimeWarning"
+)  # a module that runs, and is imported elsewhere
 @pytest.mark.parametrize("line", COMMANDS.values(), ids=COMMANDS.keys())
 def test_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a documented command names a target, module, configuration or option that is not there."""
@@ -85,6 +102,30 @@ def test_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         if named[0] not in NO_OPTIONS:
             for option in (word.partition("=")[0] for word in words if word.startswith("--")):
                 assert option in usage(*named), option
+
+
+@pytest.mark.engine
+def test_own_text(tmp_path: Path) -> None:
+    """Breaks if a stranger with a text file does not get from the README's first screen to two runs and their curves.
+
+    The lines are run as they stand, with a shorter schedule and this Python; what is shown of a run must be what one prints.
+    """
+    block, shown = re.findall(r"```(?:sh)?\n(.*?)```", README, re.DOTALL)[:2]
+    lines = [line for line in block.splitlines() if not line.startswith(("make ", ". "))]
+    script = (
+        "\n".join(["set -e", *lines]).replace('"steps": 200', '"steps": 60').replace("python ", f"{sys.executable} ")
+    )
+    (tmp_path / "book.txt").write_text("\n\n".join(topics.values()))
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    for line in shown.splitlines():
+        words = re.split(r"  +|:|\d", line.strip())[0]
+        assert words in ended.stderr, line
+    assert "λ = 0.5 minus λ = 0" in ended.stdout
+    assert len(list((tmp_path / "runs").glob("book-*/status.json"))) == 2
+    assert (tmp_path / "runs" / "book-curves" / "loss.png").is_file()
 
 
 def test_needs_are_said() -> None:
@@ -115,6 +156,15 @@ def test_make_targets(target: str) -> None:
     """Breaks if the README and the Makefile lose one of the promised targets."""
     assert f"make {target}" in README
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [".pre-commit-config.yaml", ".github/workflows/test.yml", ".ci/run"])
+def test_machines_call_the_makefile(name: str) -> None:
+    """Breaks if a hook or a workflow calls a target that is gone: it would fail where nobody of us looks."""
+    targets = set(re.findall(r"(?:run:|entry:|^|=1) ?make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE))
+    assert targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_experiments_table() -> None:
