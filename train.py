@@ -9,14 +9,12 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 preempted. Under a lau
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,21 +24,16 @@ from configs.cadence import is_evaluated, is_saved
 from configs.echo import shown
 from configs.errors import InputError
 from configs.identity import differences, render_differences, with_paths
-from configs.load import load_config, read_json, validate
-from configs.plan import Origin, Plan, Reference, make_plan
-from configs.relations import check_reference
+from configs.load import load_config
+from configs.plan import Plan, make_plan
 from configs.render import prepare_command, render_plan
-from configs.schedule import lr_of_updates
 from configs.schema import RunConfig
-from configs.tensors import tensor_table
 from data.manifest import Manifest, read_manifest
 from engine.devices import not_here
-from record.checkpoints import find_reference, parse_reference
-from record.checkpoints import read_manifest as read_checkpoint
+from record.lineage import find_leader, find_origin
 from record.lock import hold
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
-from record.norms import read_norms
 from record.recorder import Recorder
 from record.run import EXIT_CODES, RunFolder, State
 
@@ -63,14 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         config, given = load_config(args.config, (args.set or []) + branch + moved)
         manifest = read_manifest(config.data.path)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
-        origin = find_origin(config, args.dry_run, args.run_dir)
-        plan = make_plan(
-            config,
-            ranks,
-            manifest.summary() if manifest else None,
-            origin,
-            find_norms(config, args.dry_run, args.run_dir),
-        )
+        # A plan can do without what does not exist yet, a run cannot.
+        origin = find_origin(config, args.run_dir, required=not args.dry_run)
+        leader = find_leader(config, args.run_dir, required=not args.dry_run)
+        plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin, leader)
         problem = not_here(config.precision)  # before the seconds that torch takes to import
         if args.dry_run:
             if problem:  # the run may be meant for another machine
@@ -142,59 +131,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
         parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
     return args
-
-
-def find_origin(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Origin | None:
-    """The checkpoint that a branch starts from. InputError if it is not there.
-
-    A branch that has begun knows it from its own folder, so that the trunk may go; a plan can do without it, and says so.
-    """
-    if config.branch is None:
-        return None
-    if parse_reference(config.branch.origin)[1] is None:
-        raise InputError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
-    try:
-        manifest = read_checkpoint(find_reference(config.branch.origin))
-    except InputError as error:
-        known = RunFolder(run_dir).read_plan().get("origin") if run_dir is not None else None
-        if known and known["reference"] == config.branch.origin:
-            return Origin(**known)
-        if not dry_run:
-            raise
-        logger.info("branch.origin is not there yet: %s", error)
-        return None
-    windows = manifest.counters["windows"]
-    trunk = RunFolder(parse_reference(config.branch.origin)[0])
-    return Origin(config.branch.origin, manifest.digest, manifest.step, windows, manifest.experiment, trunk.data_path())
-
-
-def find_norms(config: RunConfig, dry_run: bool, run_dir: Path | None) -> Reference | None:
-    """The norms that schedule.match follows. InputError if they are not all there.
-
-    A run that has begun has them in its own folder, so that the reference may go; a plan can do without, and says so.
-    """
-    match, steps = config.schedule.match, config.schedule.steps
-    if match is None:
-        return None
-    tensors = list(tensor_table(config.model)) if match.scope == "tensor" else []
-    try:
-        for run, same in ((match.reference, True), (match.own, False)):
-            if run is not None and RunFolder(run).config.is_file():
-                theirs = validate(read_json(RunFolder(run).config), str(RunFolder(run).config))
-                check_reference(config, theirs, run, same)
-        rates = list(lr_of_updates(config))
-        reference = read_norms(match.reference, rates, steps, match.norm, tensors)
-        own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
-    except InputError as error:
-        known = RunFolder(run_dir).read_norms() if run_dir is not None else {}
-        if known.get("match") == match.model_dump(mode="json"):
-            return Reference(known["digest"], known["reference"], known["own"])
-        if not dry_run:
-            raise
-        logger.info("schedule.match: %s", error)
-        return None
-    digest = hashlib.sha256(json.dumps([reference, own], sort_keys=True).encode()).hexdigest()
-    return Reference(digest, reference, own)
 
 
 def missing_data(config: RunConfig, given: dict[str, Any], run_dir: Path | None) -> str:
@@ -327,9 +263,9 @@ def join_world(config: RunConfig, folder: RunFolder) -> World:
 def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> None:
     """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
     folder.create(session.config.model_dump(mode="json"), given, session.experiment, session.plan.as_dict())
-    match, norms = session.config.schedule.match, session.plan.reference
-    if match is not None and norms is not None:
-        folder.write_norms({"match": match.model_dump(mode="json"), **asdict(norms)})
+    match, leader = session.config.schedule.match, session.plan.leader
+    if match is not None and leader is not None:
+        folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
     row, last = session.describe(), folder.last_start()
     for key in ("device", "threads_per_rank", "machine", "deterministic", "compiled", "attention"):
         if last is not None and last.get(key, row[key]) != row[key]:

@@ -22,7 +22,8 @@ from analysis.runs import LAMBDA, Run, baseline_of, group_runs
 from configs.cautions import cautions
 from configs.cost import n_parameters
 from configs.load import load_config
-from configs.plan import make_plan, read_summary
+from configs.plan import make_plan
+from configs.prepared import read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 

@@ -20,7 +20,7 @@ from analysis.runs import (
     table_of,
 )
 from configs.errors import InputError
-from record.checkpoints import parse_reference
+from record.checkpoints import split_address
 from record.files import read_object
 from record.metrics import read_log
 from record.run import LARGEST, UNKNOWN, RunFolder
@@ -84,13 +84,13 @@ def check_fields(fields: dict[str, Any]) -> None:
         if not isinstance(text := fields.get(name) or "", str) or "\0" in text:
             raise InputError(f"config.json: {name} is {text!r:.40}, not a text")
     origin = fields.get("branch.origin")
-    if origin and parse_reference(origin)[1] is None:
+    if origin and split_address(origin)[1] is None:
         raise InputError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
 
 
 def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
     """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
-    place, step = parse_reference(reference)
+    place, step = split_address(reference)
     try:
         folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
         if folder is None:

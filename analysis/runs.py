@@ -15,11 +15,11 @@ import pandas as pd
 from pydantic import ValidationError
 
 from configs.errors import InputError
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.schema import Model
 from configs.sweep import all_cells, expand
 from configs.tensors import tensor_table
-from record.checkpoints import parse_reference
+from record.checkpoints import split_address
 from record.metrics import Log, read_log
 from record.run import UNKNOWN, RunFolder
 
@@ -71,7 +71,7 @@ class Run:
         given = self.fields.get("branch.origin")
         if not given:
             return None
-        path, step = parse_reference(str(given))
+        path, step = split_address(str(given))
         return None if step is None else (path, step)
 
     @property

@@ -5,16 +5,12 @@ Nothing here refuses a run: what cannot be right is an error in configs/schema.p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from configs.cost import n_parameters
 from configs.groups import decay_groups
 from configs.precision import TABLE
+from configs.prepared import DataSummary
 from configs.schema import P1_WIDTH, RunConfig
 from configs.tensors import tensor_table
-
-if TYPE_CHECKING:
-    from configs.plan import DataSummary
 
 P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6e-4 over 0.02
 # Below and above these η/init_std is far from there: at 0.25 with a short warm-up seeds lay 0.1 nats apart.

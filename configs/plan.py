@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from configs import cost, relations
+from configs import cost
 from configs.cadence import most_at_once
 from configs.cautions import cautions
 from configs.errors import InputError
 from configs.groups import Group, main_group, sized_groups
 from configs.identity import experiment, run_id
+from configs.origin import Leader, Origin, first_window, planned_factors
 from configs.precision import TABLE
+from configs.prepared import DataSummary, check_prepared
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
+from configs.windows import train_windows
 
 GIB = 1 << 30
-FEWEST_DOCUMENTS = 16  # below it data.order documents is refused
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What a plan needs to know of prepared data (from its manifest)."""
-
-    digest: str
-    vocab_size: int
-    train_tokens: int
-    val_tokens: int
-    train_documents: int | None = None  # None: not known
-    ends_known: bool = True  # whether documents' ends can be seen in the tokens
-
-
-def read_summary(folder: str | Path) -> DataSummary | None:
-    """What the manifest of prepared data says, taken at its word (data/manifest.py checks it); None where there is none."""
-    path = Path(folder) / "manifest.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        train = known["train"]
-        return DataSummary(
-            known["digest"],
-            known["vocab_size"],
-            train["tokens"],
-            known["val"]["tokens"],
-            train.get("documents"),
-            ends_known(known.get("format", 1), known.get("eot"), known.get("tokenizer", {})),
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
-
-
-def ends_known(manifest_format: int, eot: int | None, tokenizer: dict[str, Any]) -> bool:
-    """Whether the end of a document can be seen in the tokens of prepared data.
-
-    Adopted data of format 1 whose tokenizer is unknown has an ordinary token as its end of text: it says nothing.
-    """
-    return eot is not None and not (manifest_format == 1 and tokenizer.get("kind") == "unknown")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a plan needs to know of the checkpoint a branch starts from (from its manifest). `reference`: RUN@STEP."""
-
-    reference: str
-    digest: str
-    step: int
-    windows: int  # how far in its order it has read
-    experiment: dict[str, Any]
-    data_path: str | None = None  # where its run's data lay; None: not known
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Recorded norms before each update, by tensor ("" for the whole model), that schedule.match follows."""
-
-    digest: str
-    reference: dict[str, list[float]]
-    own: dict[str, list[float]] | None  # None: the live norms
-
-    def factor(self, t: int, live: dict[str, float], name: str = "") -> float:
-        """‖w_t‖/R_t of update t (0-based)."""
-        mine = self.own[name][t] if self.own is not None else live[name]
-        return mine / self.reference[name][t]
 
 
 @dataclass(frozen=True)
@@ -113,37 +47,15 @@ class Plan:
     lr_sum: float | None  # the mean over parameters where they differ; None: it follows from the run's live norms
     decay_sum: float | None
     origin: Origin | None = None
-    reference: Reference | None = None
+    leader: Leader | None = None
     cautions: tuple[str, ...] = ()  # what is legal and hardly meant
 
     def as_dict(self) -> dict[str, Any]:
-        known = replace(self, reference=None)
-        return {**asdict(known), "reference": self.reference.digest if self.reference else None}
-
-
-def windows_in(tokens: int, seq_len: int) -> int:
-    """Windows of seq_len targets that a stream holds: neighbours share one token, the tail is dropped."""
-    return max(0, (tokens - 1) // seq_len)
-
-
-def train_windows(config: RunConfig, tokens: int) -> int:
-    """Windows of one epoch of a training split of `tokens` tokens, after data.train_tokens."""
-    if config.data.train_tokens is not None:
-        tokens = min(tokens, config.data.train_tokens)
-    return windows_in(tokens, config.model.seq_len)
-
-
-def eval_windows(config: RunConfig, tokens: int) -> int:
-    """Validation windows: as many as eval.tokens asks and the split holds."""
-    return min(max(1, config.eval.tokens // config.model.seq_len), windows_in(tokens, config.model.seq_len))
-
-
-def order_batch(config: RunConfig, t: int) -> int:
-    """Which global batch of the data order update t reads (both from 0): t, and past the ranges of data.skip_steps."""
-    for first, last in config.data.skip_steps:
-        if t >= first - 1:
-            t += last - first + 1
-    return t
+        """As it stands in plan.json: of the leader only the digest, its norms have a file of their own."""
+        fields = asdict(replace(self, origin=None, leader=None))
+        del fields["leader"]
+        fields["origin"] = self.origin.as_dict() if self.origin else None
+        return {**fields, "reference": self.leader.digest if self.leader else None}
 
 
 def make_plan(
@@ -151,31 +63,24 @@ def make_plan(
     ranks: int,
     data: DataSummary | None,
     origin: Origin | None = None,
-    reference: Reference | None = None,
+    leader: Leader | None = None,
 ) -> Plan:
     """Derive the plan; InputError where the batch does not divide, the data does not suffice, or a branch does not fit."""
-    first_window = relations.first_window(config, data, origin) if origin else 0
+    start = first_window(config, data, origin) if origin else 0
     if data is not None:
-        _check_data(config, data, first_window)
+        check_prepared(config, data, start)
     micro_batch = _micro_batch(config, ranks)
-    if config.log.noise_scale and config.sequences_per_step == micro_batch:
-        raise InputError(
-            f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
-            "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
-        )
-    known = (origin is not None or config.branch is None) and (reference is not None or config.schedule.match is None)
-    digests = (origin.digest if origin else None, reference.digest if reference else None)
-    asked = experiment(config, data.digest, *digests) if data and known else None
-    factors = _factors(config, reference)
+    micro_steps = config.sequences_per_step // ranks // micro_batch
+    _check_noise_scale(config, micro_batch)
+    fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
-    main_decay = groups[main_group(groups)].weight_decay
     rates = lr_of_updates(config)
     _check_decay(config, rates, max(group.weight_decay for group in groups.values()))
+    sum_of_lr, sum_of_decay = _sums(config, planned_factors(config, leader), groups[main_group(groups)], rates)
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
-    micro_steps = config.sequences_per_step // ranks // micro_batch
     return Plan(
-        experiment=asked,
-        run_id=run_id(asked) if asked is not None else None,
+        experiment=fields,
+        run_id=run_id(fields) if fields is not None else None,
         ranks=ranks,
         sequences_per_step=config.sequences_per_step,
         micro_batch=micro_batch,
@@ -183,7 +88,7 @@ def make_plan(
         steps=config.schedule.steps,
         tokens=config.schedule.steps * config.batch.tokens_per_step,
         tokens_available=available,
-        first_window=first_window,
+        first_window=start,
         n_parameters=cost.n_parameters(config.model),
         groups=groups,
         flops_per_token=cost.flops_per_token(config.model),
@@ -192,12 +97,40 @@ def make_plan(
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
-        lr_sum=lr_sum(config, factors, rates) if factors is not None else None,
-        decay_sum=decay_sum(config, config.schedule.steps, factors, main_decay, rates) if factors is not None else None,
+        lr_sum=sum_of_lr,
+        decay_sum=sum_of_decay,
         origin=origin,
-        reference=reference,
+        leader=leader,
         cautions=cautions(config, data),
     )
+
+
+def _experiment(
+    config: RunConfig, data: DataSummary | None, origin: Origin | None, leader: Leader | None
+) -> dict[str, Any] | None:
+    """The fields of the run's identity; None while something that they depend on does not exist yet."""
+    lacks_origin = config.branch is not None and origin is None
+    lacks_leader = config.schedule.match is not None and leader is None
+    if data is None or lacks_origin or lacks_leader:
+        return None
+    return experiment(config, data.digest, origin.digest if origin else None, leader.digest if leader else None)
+
+
+def _sums(
+    config: RunConfig, factors: list[float] | None, main: Group, rates: array[float]
+) -> tuple[float | None, float | None]:
+    """Ση and Σηλ of the run; None where they follow from norms that only the run will have."""
+    if factors is None:
+        return None, None
+    return lr_sum(config, factors, rates), decay_sum(config, config.schedule.steps, factors, main.weight_decay, rates)
+
+
+def _check_noise_scale(config: RunConfig, micro_batch: int) -> None:
+    if config.log.noise_scale and config.sequences_per_step == micro_batch:
+        raise InputError(
+            f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
+            "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
+        )
 
 
 def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None:
@@ -215,20 +148,6 @@ def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None
         raise InputError(
             f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
         )
-
-
-def _factors(config: RunConfig, reference: Reference | None) -> list[float] | None:
-    """What the learning rate of each update is multiplied by, as far as it is known before the run; empty for by nothing."""
-    if config.schedule.match is None:
-        return []
-    if reference is None or reference.own is None:
-        return None
-    tensors = tensor_table(config.model)
-    sizes = {name: tensors[name].size if name else 1 for name in reference.reference}
-    return [
-        sum(reference.factor(t, {}, name) * size for name, size in sizes.items()) / sum(sizes.values())
-        for t in range(config.schedule.steps)
-    ]
 
 
 def _micro_batch(config: RunConfig, ranks: int) -> int:
@@ -256,53 +175,3 @@ def _micro_batch(config: RunConfig, ranks: int) -> int:
             f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"
         )
     return asked
-
-
-def check_documents(config: RunConfig, documents: int, tokens: int) -> None:
-    """InputError where data.order documents would shuffle too few: whole documents move, so most neighbours stay."""
-    if config.data.order == "documents" and documents < FEWEST_DOCUMENTS:
-        limit = " within data.train_tokens" if config.data.train_tokens else ""
-        raise InputError(
-            f"data.order documents shuffles whole documents, and the training split in {config.data.path} has {documents} of "
-            f"{tokens // max(documents, 1):,} tokens on average{limit}: that is hardly a shuffle; use data.order windows "
-            f"(the default), or data of {FEWEST_DOCUMENTS} documents or more"
-        )
-
-
-def _check_data(config: RunConfig, data: DataSummary, first_window: int) -> None:
-    if not data.ends_known and not config.data.cross_document_attention:
-        raise InputError(
-            f"data.cross_document_attention false needs tokens that say where a document ends, and those in {config.data.path} "
-            "do not (no end-of-text token); leave it true, or prepare the text again with data.prepare"
-        )
-    if not data.ends_known and config.data.order == "documents":
-        raise InputError(
-            f"data.order documents needs the ends of documents, and the tokens in {config.data.path} do not say where they are "
-            "(no end-of-text token); use data.order windows (the default), or prepare the text again with data.prepare"
-        )
-    if data.train_documents is not None:
-        check_documents(config, data.train_documents, data.train_tokens)
-    if data.vocab_size > config.model.vocab_size:
-        raise InputError(
-            f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
-            f"set model.vocab_size to at least {data.vocab_size}"
-        )
-    if (config.data.train_tokens or 0) > data.train_tokens:
-        raise InputError(
-            f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
-        )
-    windows = train_windows(config, data.train_tokens) * config.data.epochs - first_window
-    needed = (order_batch(config, config.schedule.steps - 1) + 1) * config.sequences_per_step
-    if needed > windows:
-        left = max(0, windows)
-        beyond = " beyond what the trunk read" if first_window else ""
-        raise InputError(
-            f"schedule.steps {config.schedule.steps} need {needed} windows of {config.model.seq_len} tokens, the data in "
-            f"{config.data.path} has {left}{beyond}; at most {left // config.sequences_per_step} steps, or more data, "
-            "or data.epochs"
-        )
-    if eval_windows(config, data.val_tokens) < 1:
-        raise InputError(
-            f"the validation split in {config.data.path} has {data.val_tokens} tokens, less than one window of "
-            f"{config.model.seq_len + 1}; prepare it with a larger --val-fraction"
-        )

@@ -8,8 +8,9 @@ from pathlib import PurePath
 
 from configs import cost
 from configs.echo import cut
-from configs.plan import GIB, Plan, order_batch
+from configs.plan import GIB, Plan
 from configs.schema import RunConfig
+from configs.windows import windows_read
 
 
 def render_plan(config: RunConfig, plan: Plan) -> str:
@@ -74,7 +75,7 @@ def _left_out(config: RunConfig) -> str:
 
 def _room(config: RunConfig, plan: Plan) -> str:
     """How far a branch of this run's end could read on."""
-    read = plan.first_window + (order_batch(config, plan.steps - 1) + 1) * plan.sequences_per_step
+    read = windows_read(config, plan.steps, plan.first_window)
     steps = ((plan.tokens_available or 0) // config.model.seq_len - read) // plan.sequences_per_step
     if steps < 1:
         return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"

@@ -39,7 +39,7 @@ from configs.load import (
     with_absolute_data,
     with_points,
 )
-from configs.plan import DataSummary
+from configs.prepared import DataSummary
 from configs.schema import RunConfig, Section, setting
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import InputError
-from configs.plan import check_documents, eval_windows, order_batch, train_windows
+from configs.prepared import check_documents
 from configs.schema import RunConfig
+from configs.windows import eval_windows, order_batch, train_windows
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
 from data.shards import TokenStream, sha256_of

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from configs.errors import InputError
-from configs.plan import DataSummary, ends_known
+from configs.prepared import DataSummary, ends_known
 from data.shards import Shard
 from record.files import plain_name, read_regular
 

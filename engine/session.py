@@ -15,9 +15,10 @@ from configs import cost
 from configs.cadence import is_probed, is_written
 from configs.errors import InputError
 from configs.identity import differences, render_differences
-from configs.plan import Plan, order_batch
+from configs.plan import Plan
 from configs.schedule import lr_at
 from configs.schema import Branch, RunConfig
+from configs.windows import windows_read
 from data.loader import Prefetcher, StepBatch, TrainData, eval_batches, step_batches, verify_split
 from data.manifest import Manifest
 from engine import checkpoint
@@ -29,10 +30,9 @@ from engine.network import build_model
 from engine.precision import set_matmul_precision
 from engine.probes import Probe
 from engine.trainer import StepResult, Trainer
-from record.checkpoints import complete, find, find_reference, read_manifest
+from record.checkpoints import complete, find, find_address, read_manifest
 from record.environment import environment
-from record.metrics import lost_steps, read_log
-from record.norms import TENSOR
+from record.metrics import TENSOR_NORM, lost_steps, read_log
 from record.recorder import Recorder
 from record.run import RunFolder, State
 from record.watch import LossWatch
@@ -128,7 +128,7 @@ class Session:
 
     def _start_branch(self, branch: Branch) -> None:
         """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
-        path = on_first_rank(lambda: find_reference(branch.origin))
+        path = on_first_rank(lambda: find_address(branch.origin))
         checkpoint.check(path)
         counters = checkpoint.load(path, self.trainer.fragments, branch.optimizer == "keep", branch=True)
         self.watch = self._make_watch({**counters["watch"], "above_since": None})
@@ -244,7 +244,7 @@ class Session:
             "order_digest": self.order_digest,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
-            "windows": self._windows_read(),
+            "windows": windows_read(self.config, self.step, self.plan.first_window),
             "watch": self.watch.state,
         }
         start = time.perf_counter()
@@ -262,23 +262,18 @@ class Session:
         divergence = self.watch.divergence
         return ("diverged", divergence) if divergence else ("done", "")
 
-    def _windows_read(self) -> int:
-        """How far in its order the run has read."""
-        batches = order_batch(self.config, self.step - 1) + 1 if self.step else 0
-        return self.plan.first_window + batches * self.config.sequences_per_step
-
     def _norms(self) -> dict[str, float]:
         norms = self._live = self.trainer.weight_norms()
         row = {"weights/norm": norms[""], "weights/norm_decayed": norms["decayed"]}
         tensors = self.trainer.fragments.names if self.config.log.tensor_norms else []
-        return row | {TENSOR + name: norms[name] for name in tensors}
+        return row | {TENSOR_NORM + name: norms[name] for name in tensors}
 
     def _factors(self) -> dict[str, float] | None:
         """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
-        reference, match = self.plan.reference, self.config.schedule.match
-        if reference is None or match is None:
+        leader, match = self.plan.leader, self.config.schedule.match
+        if leader is None or match is None:
             return None
-        live = {} if reference.own is not None else self._live or self.trainer.weight_norms()
+        live = {} if leader.own is not None else self._live or self.trainer.weight_norms()
         if match.norm == "weights/norm_decayed" and live:
             live = {"": live["decayed"]}
-        return {name: reference.factor(self.step, live, name) for name in reference.reference}
+        return {name: leader.factor(self.step, live, name) for name in leader.norms}

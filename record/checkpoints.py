@@ -1,4 +1,4 @@
-"""Checkpoints as records: their manifests, which are complete, which one a reference means. Needs no torch."""
+"""Checkpoints as records: their manifests, which are complete, which one an address (RUN@STEP) means. Needs no torch."""
 
 from __future__ import annotations
 
@@ -154,24 +154,24 @@ def find(folder: Path, step: int | None) -> Path:
     return wanted[-1]
 
 
-def find_reference(text: str) -> Path:
+def find_address(address: str) -> Path:
     """The checkpoint that `RUN@STEP`, or `RUN` for its newest, means. InputError if there is none."""
-    run, step = parse_address(text)
+    run, step = parse_address(address)
     return find(RunFolder(run).checkpoints, step)
 
 
-def parse_reference(text: str) -> tuple[Path, int | None]:
-    """`RUN@STEP` → (run folder, step); without @STEP the step is None."""
-    folder, at, step = text.rpartition("@")
-    return (Path(folder), int(step)) if at and step.isdecimal() and len(step) < 16 else (Path(text), None)
-
-
-def parse_address(text: str) -> tuple[Path, int | None]:
-    """As `parse_reference`, of what somebody has typed. InputError if what follows the @ is neither a step nor part of a name."""
-    folder, step = parse_reference(text)
-    if step is None and "@" in text and not folder.exists():
-        after = text.rpartition("@")[2]
+def parse_address(address: str) -> tuple[Path, int | None]:
+    """As `split_address`, of what somebody has typed. InputError if what follows the @ is neither a step nor part of a name."""
+    folder, step = split_address(address)
+    if step is None and "@" in address and not folder.exists():
+        after = address.rpartition("@")[2]
         raise InputError(
-            f"{text}: expected a number after @ (found {after[:40]!r}), or a run folder of that whole name"
+            f"{address}: expected a number after @ (found {after[:40]!r}), or a run folder of that whole name"
         )
     return folder, step
+
+
+def split_address(address: str) -> tuple[Path, int | None]:
+    """`RUN@STEP` → (run folder, step); without @STEP the step is None."""
+    folder, at, step = address.rpartition("@")
+    return (Path(folder), int(step)) if at and step.isdecimal() and len(step) < 16 else (Path(address), None)

@@ -45,6 +45,7 @@ from typing import Any
 from record.files import parse_json, read_regular
 from record.run import LARGEST
 
+TENSOR_NORM = "norm/"  # the column of one tensor's norm: norm/blocks.0.attn.qkv.weight
 WORST = 5  # so many damaged lines and missing pieces of one file are named, the others counted
 HIGHEST = sys.float_info.max
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from configs.errors import InputError
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.sweep import Cell, all_cells, expand
 from slurm.cells import Standing, accounted, queue, standings
 

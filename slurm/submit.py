@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from configs.errors import InputError
-from configs.identity import experiment
-from configs.plan import Origin, Plan, make_plan, order_batch, read_summary
-from configs.relations import check_reference
+from configs.origin import Origin, check_leader, followed_runs, planned_origin
+from configs.plan import Plan, make_plan
+from configs.prepared import read_summary
 from configs.render import prepare_command
 from configs.sweep import Cell, Stages, all_cells, expand
 from record.lock import hold
@@ -96,9 +96,9 @@ def _check(stages: Stages, ranks: int) -> None:
         match, parent = cell.config.schedule.match, cell.parent
         try:
             if match is not None and parent is not None:
-                for folder, same in ((match.reference, True), (match.own, False)):
+                for folder, same_schedule in followed_runs(match):
                     if folder == str(parent.folder):
-                        check_reference(cell.config, parent.config, folder, same)
+                        check_leader(cell.config, parent.config, folder, same_schedule)
             data = read_summary(cell.config.data.path)
             plans[cell.folder] = make_plan(cell.config, ranks, data, _origin(cell, plans) if data else None)
         except InputError as error:
@@ -109,11 +109,8 @@ def _origin(cell: Cell, plans: dict[Path, Plan]) -> Origin | None:
     """The checkpoint that a branch will start from, as its trunk's plan foretells it; None for a run that is no branch."""
     if cell.parent is None or cell.step is None or cell.config.branch is None:
         return None
-    trunk, data = cell.parent.config, read_summary(cell.parent.config.data.path)
-    windows = (order_batch(trunk, cell.step - 1) + 1) * trunk.sequences_per_step
-    known = experiment(trunk, data.digest if data else "")
-    first = plans[cell.parent.folder].first_window
-    return Origin(cell.config.branch.origin, "", cell.step, first + windows, known, trunk.data.path)
+    trunk, start = cell.parent.config, plans[cell.parent.folder].first_window
+    return planned_origin(trunk, read_summary(trunk.data.path), start, cell.step, cell.config.branch.origin)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import Cell, expand
 from slurm import submit as submit_command

@@ -14,7 +14,8 @@ from configs.editor_schema import editor_schema
 from configs.groups import decay_groups
 from configs.identity import experiment, run_id
 from configs.load import load_config, parse_override
-from configs.plan import DataSummary, make_plan
+from configs.plan import make_plan
+from configs.prepared import DataSummary
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from train import main

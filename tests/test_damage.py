@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.__main__ import main
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 from data.manifest import Manifest

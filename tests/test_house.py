@@ -45,6 +45,28 @@ def test_arrows(room: str) -> None:
         assert room in ("model", "optim", "engine") or "torch" not in found, f"{path} imports torch"
 
 
+def neighbours(path: Path) -> set[str]:
+    """The files of its own room that a file imports, also inside functions and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == path.parent.name:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            room, _, name = node.module.rpartition(".")
+            found |= {name} if room == path.parent.name else set()
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_circle_inside_a_room(room: str) -> None:
+    """Breaks if two files of a room need each other, so that neither can be read first."""
+    files = {path.stem: neighbours(path) for path in (ROOT / room).glob("*.py")}
+    while ready := [name for name, needs in files.items() if not needs & set(files)]:
+        for name in ready:
+            del files[name]
+    assert not files, f"{room}: a circle among {sorted(files)}"
+
+
 def test_rooms_are_packages_or_absent() -> None:
     """Breaks if a room loses its __init__ and its modules can no longer be run with -m."""
     for room in ROOMS:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from configs.load import load_config
-from configs.plan import DataSummary, make_plan
+from configs.plan import make_plan
+from configs.prepared import DataSummary
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 

@@ -30,7 +30,7 @@ def effective(run: Path, key: str = "weights/norm") -> list[float]:
 
 
 def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
-    """Breaks if a matched run's effective learning rate is not its reference's, in closed or open loop; if matching a run
+    """Breaks if a matched run's effective learning rate is not its leader's, in closed or open loop; if matching a run
     to itself changes a bit, also with a group per tensor; or if a resume does."""
     reference, undecayed = tmp_path / "reference", tmp_path / "undecayed"
     strong = {"optim": {"weight_decay": 5.0}}
@@ -105,7 +105,7 @@ def test_references_that_do_not_fit(config_file: ConfigFile, tmp_path: Path) -> 
         ({"reference": str(tmp_path / "none")}, {}, "is no run folder to match"),
         ({"reference": str(tmp_path / "run"), "scope": "tensor"}, {}, "record it with log.tensor_norms true"),
         ({"reference": str(tmp_path / "run")}, {"steps": 5}, "a matched run takes the same steps"),
-        ({"reference": str(tmp_path / "run")}, {"final_lr_fraction": 0.5}, "run has its reference's schedule"),
+        ({"reference": str(tmp_path / "run")}, {"final_lr_fraction": 0.5}, "run has its leader's schedule"),
         ({"reference": str(tmp_path / "run"), "scope": "tensor", "norm": "weights/norm_decayed"}, {}, "leave norm out"),
     ]
     for match, schedule, message in cases:

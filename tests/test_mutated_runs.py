@@ -16,7 +16,7 @@ import pytest
 from analysis import advise, gate, report
 from analysis.command import Options, late_notes, load_runs, write
 from configs.load import load_config
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 from record.run import RunFolder

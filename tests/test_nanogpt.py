@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.plan import make_plan, read_summary
+from configs.plan import make_plan
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from data import inspect
 from data.loader import TrainData, verify_split

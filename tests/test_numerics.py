@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from configs.cadence import is_probed
-from configs.plan import make_plan, order_batch
+from configs.plan import make_plan
 from configs.schema import Log, RunConfig
+from configs.windows import order_batch
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.devices import no_cuda, not_here

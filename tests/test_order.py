@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.plan import FEWEST_DOCUMENTS, make_plan, train_windows, windows_in
+from configs.plan import make_plan
+from configs.prepared import FEWEST_DOCUMENTS
 from configs.schema import RunConfig
+from configs.windows import train_windows, windows_in
 from data.loader import IGNORED, Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from data.order import Permutation, WindowOrder, shuffled

@@ -14,7 +14,8 @@ import pytest
 
 import train
 from configs.load import load_config
-from configs.plan import make_plan, read_summary
+from configs.plan import make_plan
+from configs.prepared import read_summary
 from configs.sweep import all_cells, expand
 from data.manifest import Manifest
 from data.prepare import Options, prepare

@@ -15,7 +15,8 @@ from analysis.command import Options
 from analysis.read import load_run
 from analysis.runs import find_runs
 from configs.identity import experiment, run_id
-from configs.plan import DataSummary, make_plan
+from configs.plan import make_plan
+from configs.prepared import DataSummary
 from configs.schema import RunConfig
 from data import prepare
 from slurm import submit

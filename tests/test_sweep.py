@@ -13,7 +13,7 @@ import pytest
 
 import train
 from configs.load import SWEEP_KEYS
-from configs.plan import read_summary
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import Cell, Sweep, all_cells, expand
 from slurm import status as status_command

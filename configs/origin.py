@@ -1,0 +1,173 @@
+"""What a run starts from and what it follows: a checkpoint of a trunk (`branch`), the norms of a leader (`schedule.match`).
+
+RUN@STEP is the *address* of a checkpoint; the *leader* is the run whose effective learning rate a matched run takes over.
+record/lineage.py reads both from run folders. In plan.json, norms.json and the configuration the address and the leader are
+called `reference`: that name stays, so that folders and configurations of earlier versions are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from configs.errors import InputError
+from configs.identity import differences, experiment, render_differences, with_paths
+from configs.prepared import DataSummary
+from configs.schedule import lr_of_updates
+from configs.schema import Match, Optim, RunConfig
+from configs.tensors import tensor_table
+from configs.windows import windows_read
+
+NOT_THE_ORDER = ("data.cross_document_attention", "data.skip_steps")  # fields of `data` that leave the order as it is
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a plan needs to know of the checkpoint that a branch starts from."""
+
+    address: str
+    digest: str
+    step: int
+    windows: int  # how far in its order the trunk had read
+    experiment: dict[str, Any]  # the trunk's
+    data_path: str | None = None  # where the trunk's data lay; None: not known
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in plan.json."""
+        fields = asdict(self)
+        return {"reference": fields.pop("address"), **fields}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Origin:
+        """The opposite of `as_dict`. KeyError or TypeError for what is no such record."""
+        fields = dict(record)
+        return cls(fields.pop("reference"), **fields)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """Recorded norms before each update, by tensor ("" for the whole model), that schedule.match follows."""
+
+    digest: str
+    norms: dict[str, list[float]]
+    own: dict[str, list[float]] | None  # recorded norms that stand for this run's; None: its live norms
+
+    def factor(self, t: int, live: dict[str, float], name: str = "") -> float:
+        """‖w_t‖/R_t of update t (0-based)."""
+        mine = self.own[name][t] if self.own is not None else live[name]
+        return mine / self.norms[name][t]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in norms.json."""
+        return {"digest": self.digest, "reference": self.norms, "own": self.own}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Leader:
+        """The opposite of `as_dict`. KeyError for what is no such record."""
+        return cls(record["digest"], record["reference"], record["own"])
+
+
+def planned_origin(trunk: RunConfig, data: DataSummary | None, first_window: int, step: int, address: str) -> Origin:
+    """The checkpoint of `step` as it will be when its trunk, which begins at `first_window`, has been trained.
+
+    Its digest is not known before.
+    """
+    fields = experiment(trunk, data.digest if data else "")
+    return Origin(address, "", step, windows_read(trunk, step, first_window), fields, trunk.data.path)
+
+
+def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) -> int:
+    """Where in the order a branch begins.
+
+    InputError if it has another model or optimiser than its trunk, or shall read on in an order that is another.
+    """
+    assert config.branch is not None
+    ours = experiment(config, data.digest if data else "")
+    model = differences(ours.get("model", {}), origin.experiment.get("model", {}), "model.")
+    if model:
+        raise InputError(f"branch.origin {config.branch.origin} is of another model:\n{render_differences(model)}")
+    mine, trunks = _optimizer(ours), _optimizer(origin.experiment)
+    if config.branch.optimizer == "keep" and mine != trunks:
+        raise InputError(
+            f"branch.optimizer keep: this branch is of {mine}, the state in {origin.address} of {trunks}; "
+            "set branch.optimizer to drop, or keep the trunk's algorithm and whether it has momentum"
+        )
+    if config.branch.data == "restart":
+        return 0
+    order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
+    order += differences(
+        {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
+    )
+    order = [row for row in order if row[0] not in NOT_THE_ORDER]
+    if order:
+        table = render_differences(with_paths(order, config.data.path, origin.data_path))
+        raise InputError(
+            f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
+        )
+    return origin.windows
+
+
+def _optimizer(experiment_fields: dict[str, Any]) -> str:
+    """What of the optimiser decides which state it has."""
+    given = experiment_fields.get("optim", {})
+    algorithm, momentum = (given.get(name, Optim.model_fields[name].default) for name in ("algorithm", "momentum"))
+    return str(algorithm) if algorithm == "adam" else f"{algorithm} {'with' if momentum else 'without'} momentum"
+
+
+def followed_runs(match: Match) -> list[tuple[str, bool]]:
+    """The run folders whose recorded norms a matched run needs, each with whether its schedule must be this run's."""
+    return [(match.reference, True), *([(match.own, False)] if match.own is not None else [])]
+
+
+def check_leader(config: RunConfig, theirs: RunConfig, folder: str, same_schedule: bool = True) -> None:
+    """InputError if a run of `theirs` (in `folder`) cannot be what schedule.match of `config` follows.
+
+    `same_schedule`: whether its learning rates must be those planned here, so that the factor on them is the ratio of norms.
+    """
+    steps, match = config.schedule.steps, config.schedule.match
+    assert match is not None
+    if theirs.schedule.steps != steps:
+        raise InputError(
+            f"{folder} is a run of {theirs.schedule.steps} steps, this one has {steps}: a matched run takes the same steps"
+        )
+    rows = differences(config.model.model_dump(), theirs.model.model_dump(), "model.")
+    rows += differences(
+        {"tokens_per_step": config.batch.tokens_per_step}, {"tokens_per_step": theirs.batch.tokens_per_step}, "batch."
+    )
+    if rows:
+        table = render_differences(rows)
+        raise InputError(f"{folder} is of another model or batch, whose norms mean nothing here:\n{table}")
+    if match.scope == "tensor" and not theirs.log.tensor_norms:
+        raise InputError(
+            f"{folder} has no norms of single tensors; record it with log.tensor_norms true, or match by model"
+        )
+    if same_schedule and theirs.schedule.match is None:
+        check_rates(folder, enumerate(lr_of_updates(theirs), 1), lr_of_updates(config))
+
+
+def check_rates(folder: str, rates: Iterable[tuple[int, float]], ours: Sequence[float]) -> None:
+    """InputError where a leader's learning rate, given as (update from 1, rate), is not this run's of that update."""
+    for step, rate in rates:
+        if abs(rate - ours[step - 1]) > 1e-9 * ours[step - 1]:
+            raise InputError(
+                f"{folder} has learning rate {rate:g} in step {step}, this run's schedule {ours[step - 1]:g}: a matched run has "
+                "its leader's schedule, so that the factor on it is the ratio of the norms"
+            )
+
+
+def planned_factors(config: RunConfig, leader: Leader | None) -> list[float] | None:
+    """What the learning rate of each update is multiplied by; empty for by nothing.
+
+    The mean over parameters where tensors have their own. None where it follows from norms that only the run will have.
+    """
+    if config.schedule.match is None:
+        return []
+    if leader is None or leader.own is None:
+        return None
+    tensors = tensor_table(config.model)
+    sizes = {name: tensors[name].size if name else 1 for name in leader.norms}
+    return [
+        sum(leader.factor(t, {}, name) * size for name, size in sizes.items()) / sum(sizes.values())
+        for t in range(config.schedule.steps)
+    ]

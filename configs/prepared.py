@@ -1,0 +1,116 @@
+"""What a plan knows of prepared data, and whether that data is enough for a configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import InputError
+from configs.schema import RunConfig
+from configs.windows import eval_windows, train_windows, windows_read
+
+FEWEST_DOCUMENTS = 16  # below it data.order documents is refused
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a plan needs to know of prepared data (from its manifest)."""
+
+    digest: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+    train_documents: int | None = None  # None: not known
+    ends_known: bool = True  # whether documents' ends can be seen in the tokens
+
+
+def read_summary(folder: str | Path) -> DataSummary | None:
+    """What the manifest of prepared data says, taken at its word (data/manifest.py checks it); None where there is none."""
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        train = manifest["train"]
+        return DataSummary(
+            manifest["digest"],
+            manifest["vocab_size"],
+            train["tokens"],
+            manifest["val"]["tokens"],
+            train.get("documents"),
+            ends_known(manifest.get("format", 1), manifest.get("eot"), manifest.get("tokenizer", {})),
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest of prepared data ({error!r}); prepare the data again") from None
+
+
+def ends_known(manifest_format: int, eot: int | None, tokenizer: dict[str, Any]) -> bool:
+    """Whether the end of a document can be seen in the tokens of prepared data.
+
+    Adopted data of format 1 whose tokenizer is unknown has an ordinary token as its end of text: it says nothing.
+    """
+    return eot is not None and not (manifest_format == 1 and tokenizer.get("kind") == "unknown")
+
+
+def check_prepared(config: RunConfig, data: DataSummary, first_window: int) -> None:
+    """InputError if a run of `config` that begins at `first_window` of the order cannot be trained on this data."""
+    if not data.ends_known:
+        _check_needs_no_ends(config)
+    if data.train_documents is not None:
+        check_documents(config, data.train_documents, data.train_tokens)
+    if data.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"the data in {config.data.path} has a vocabulary of {data.vocab_size}, model.vocab_size is {config.model.vocab_size}; "
+            f"set model.vocab_size to at least {data.vocab_size}"
+        )
+    if (config.data.train_tokens or 0) > data.train_tokens:
+        raise InputError(
+            f"data.train_tokens {config.data.train_tokens} exceeds the {data.train_tokens} training tokens in {config.data.path}"
+        )
+    _check_enough(config, data, first_window)
+
+
+def _check_needs_no_ends(config: RunConfig) -> None:
+    """InputError where the tokens do not say where a document ends, and the configuration needs it."""
+    if not config.data.cross_document_attention:
+        raise InputError(
+            f"data.cross_document_attention false needs tokens that say where a document ends, and those in {config.data.path} "
+            "do not (no end-of-text token); leave it true, or prepare the text again with data.prepare"
+        )
+    if config.data.order == "documents":
+        raise InputError(
+            f"data.order documents needs the ends of documents, and the tokens in {config.data.path} do not say where they are "
+            "(no end-of-text token); use data.order windows (the default), or prepare the text again with data.prepare"
+        )
+
+
+def check_documents(config: RunConfig, documents: int, tokens: int) -> None:
+    """InputError where data.order documents would shuffle too few: whole documents move, so most neighbours stay."""
+    if config.data.order == "documents" and documents < FEWEST_DOCUMENTS:
+        limit = " within data.train_tokens" if config.data.train_tokens else ""
+        raise InputError(
+            f"data.order documents shuffles whole documents, and the training split in {config.data.path} has {documents} of "
+            f"{tokens // max(documents, 1):,} tokens on average{limit}: that is hardly a shuffle; use data.order windows "
+            f"(the default), or data of {FEWEST_DOCUMENTS} documents or more"
+        )
+
+
+def _check_enough(config: RunConfig, data: DataSummary, first_window: int) -> None:
+    """InputError where the training split has too few windows for the steps, or the validation split not one."""
+    windows = train_windows(config, data.train_tokens) * config.data.epochs - first_window
+    needed = windows_read(config, config.schedule.steps)
+    if needed > windows:
+        left = max(0, windows)
+        beyond = " beyond what the trunk read" if first_window else ""
+        raise InputError(
+            f"schedule.steps {config.schedule.steps} need {needed} windows of {config.model.seq_len} tokens, the data in "
+            f"{config.data.path} has {left}{beyond}; at most {left // config.sequences_per_step} steps, or more data, "
+            "or data.epochs"
+        )
+    if eval_windows(config, data.val_tokens) < 1:
+        raise InputError(
+            f"the validation split in {config.data.path} has {data.val_tokens} tokens, less than one window of "
+            f"{config.model.seq_len + 1}; prepare it with a larger --val-fraction"
+        )
