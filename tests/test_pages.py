@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -19,8 +20,10 @@ from unittest.mock import patch
 import pytest
 
 from analysis.catalogue import CATALOGUE
+from configs.load import load_config
 from configs.precision import TABLE
 from configs.reference_page import PAGE, filled
+from configs.sweep import all_cells, expand
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +105,20 @@ def test_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         if named[0] not in NO_OPTIONS:
             for option in (word.partition("=")[0] for word in words if word.startswith("--")):
                 assert option in usage(*named), option
+
+
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```json" in text])
+def test_examples(name: str, tmp_path: Path) -> None:
+    """Breaks if a configuration or a sweep that a page shows whole is refused."""
+    for text in re.findall(r"```json\n(.*?)```", PAGES[name], re.DOTALL):
+        given = json.loads(text)
+        given["base"] = str(ROOT / "configs" / Path(given["base"]).name)
+        path = tmp_path / "example.json"
+        path.write_text(json.dumps(given))
+        if "axes" in given:
+            assert len(all_cells(expand(path, tmp_path, lambda _: None)[1])) == 21  # as the page counts them
+        else:
+            load_config(path)
 
 
 @pytest.mark.engine
