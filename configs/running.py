@@ -1,0 +1,175 @@
+"""Sections of a configuration that say how a run goes: batches, devices, evaluation, checkpoints, its start, its records."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from configs.echo import shown
+from configs.errors import InputError
+from configs.section import PATH, Section, setting
+
+
+class Batch(Section):
+    tokens_per_step: int = setting(
+        ...,
+        "tokens of one update over all ranks; accumulation is derived from it",
+        because="every divisor is a possible micro-batch",
+        ge=1,
+        le=1 << 30,
+    )
+    micro_batch: int | None = setting(
+        None,
+        "sequences per device and forward pass; null: the largest divisor that fits memory_gib",
+        operational=True,
+        ge=1,
+    )
+    memory_gib: float = setting(
+        8.0, "bound on the activations of one micro-batch when micro_batch is null", operational=True, gt=0
+    )
+
+
+class Parallel(Section):
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True
+    )
+    timeout_s: float = setting(
+        1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0, le=365 * 86400
+    )
+    threads_per_rank: int | None = setting(
+        None,
+        "CPU threads of a rank; null: OMP_NUM_THREADS, and cores over local ranks where it is not set",
+        operational=True,
+        ge=1,
+    )
+    deterministic: bool = setting(
+        False,
+        "only algorithms that give the same bits each time: slower on a GPU, nothing new on a CPU",
+        operational=True,
+    )
+    compile: bool | None = setting(
+        None,
+        "torch.compile of the blocks; null: on CUDA, where a C++ compiler is found (docs/speed.md)",
+        operational=True,
+    )
+    recompute: bool = setting(
+        False,
+        "keep only each block's input for the backward pass and run the block again: less memory, more time",
+        operational=True,
+    )
+
+
+class Eval(Section):
+    every: int | None = setting(
+        None, "updates between validations; null: only at the start and the end", operational=True, ge=1
+    )
+    tokens: int = setting(
+        1 << 20, "validation tokens: fixed windows spread over the validation split (all, where it has fewer)", ge=1
+    )
+
+
+class Averages(Section):
+    ema: tuple[float, ...] = setting(
+        (),
+        "coefficients c of averages of the weights, a ← c·a + (1 − c)·w after each update, begun at the run's first weights "
+        "(P1: 0.99); kept in float32, evaluated beside the model, part of the checkpoint",
+        operational=True,
+    )
+
+    @model_validator(mode="after")
+    def _coefficients(self) -> Averages:
+        if not all(0 < c < 1 for c in self.ema) or len(set(self.ema)) != len(self.ema):
+            raise InputError(f"ema {shown(self.ema)}: distinct coefficients between 0 and 1")
+        return self
+
+
+class Checkpoint(Section):
+    every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
+    at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True, max_length=10_000)
+    log_spaced: int | None = setting(
+        None,
+        "save n steps in every factor of ten too, and keep them",
+        operational=True,
+        because="from there on every step is saved; set checkpoint.every to 1",
+        ge=1,
+        le=1000,
+    )
+    keep_last: int | None = setting(None, "delete all but the newest k; null keeps all", operational=True, ge=1)
+    keep_every: int | None = setting(None, "with keep_last: keep the multiples of n as well", operational=True, ge=1)
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> Checkpoint:
+        if self.keep_every is not None and self.keep_last is None:
+            raise InputError("keep_every goes with keep_last; without it every checkpoint is kept")
+        if any(step < 1 for step in self.at):
+            raise InputError(f"checkpoint.at {shown(self.at)}: steps start at 1")
+        return self
+
+
+class Branch(Section):
+    """A run that starts from another run's checkpoint. Its steps and tokens are its own."""
+
+    origin: str = setting(
+        ...,
+        "RUN@STEP; the identity takes the checkpoint's digest instead",
+        operational=True,
+        min_length=1,
+        max_length=PATH,
+    )
+    optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
+    data: Literal["continue", "restart"] = setting(
+        "continue", "read on in the trunk's order, nothing twice, or begin the order again (P1)"
+    )
+
+
+class Numerics(Section):
+    nonfinite: Literal["stop", "skip"] = setting(
+        "stop", "a non-finite loss or gradient: end the run as diverged, or leave out the update and go on"
+    )
+    max_skipped: int = setting(10, "with skip: updates left out before the run ends as diverged", ge=1)
+    divergence_margin: float | None = setting(
+        None,
+        "a run whose smoothed loss ends this many nats above its lowest ends as diverged; it is trained to its end "
+        "all the same (P1's bfloat16 study)",
+        operational=True,
+        gt=0,
+    )
+    spike_deviations: float = setting(
+        8.0,
+        "a loss or gradient norm this many robust deviations above the recent ones is recorded as a spike; 0: none",
+        operational=True,
+        ge=0,
+    )
+
+
+class Log(Section):
+    every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
+    probe_every: int | None = setting(
+        100,
+        "updates between probes (record/probes.py), and every tenth of the first hundred; null: none",
+        operational=True,
+        ge=1,
+    )
+    noise_scale: bool = setting(
+        False, "probe the gradient noise scale too; needs several micro-batches or ranks", operational=True
+    )
+    tensor_norms: bool = setting(False, "also the norm of every tensor, in every row", operational=True)
+    wandb: Literal["disabled", "offline", "online"] = setting(
+        "disabled",
+        "mirror the metrics to Weights & Biases; where it is not disabled, WANDB_MODE wins (record/mirror.py)",
+        operational=True,
+    )
+    wandb_kinds: bool = setting(False, "mirror the probes of each kind of tensor too", operational=True)
+
+    @model_validator(mode="after")
+    def _noise_needs_probes(self) -> Log:
+        if self.noise_scale and self.probe_every is None:
+            raise InputError("noise_scale is probed: set probe_every, or leave noise_scale out")
+        return self
+
+
+class Seeds(Section):
+    init: int = setting(0, "initial weights", ge=0, lt=1 << 63)
+    data: int = setting(0, "data order", ge=0, lt=1 << 63)
+    dropout: int = setting(0, "dropout masks", ge=0, lt=1 << 63)
