@@ -13,38 +13,60 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.outcome import write_result
-from tests.recorded import base_curve, write_run
+from record.metrics import MetricsLog
+from record.run import RunFolder
 
 LIMIT_S, LIMIT_BYTES = 60, 2 << 30
 
 
 def make(folder: Path, runs: int, steps: int) -> int:
-    """Run folders of 20 seeds or fewer a λ; returns their bytes."""
+    """Run folders of 20 seeds or fewer a λ, whose losses fall and, by λ, differ a little; returns their bytes."""
+    step = np.arange(steps + 1)
     columns = {
-        "optim/lr": lambda s: 6e-4 * np.cos(s / steps * 1.4),
-        "optim/decay_sum": lambda s: 1e-5 * s,
-        "optim/grad_norm": lambda s: 0.3 + 1e-6 * s,
-        "weights/norm": lambda s: 100 + 1e-3 * s,
-        "weights/norm_decayed": lambda s: 99 + 1e-3 * s,
-        "time/step_s": lambda s: 0.31 + 1e-7 * s,
-        "perf/tokens_per_s": lambda s: 47_064.14 + 1e-3 * s,
+        "optim/lr": 6e-4 * np.cos(step / steps * 1.4),
+        "optim/decay_sum": 1e-5 * step,
+        "optim/grad_norm": 0.3 + 1e-6 * step,
+        "weights/norm": 100 + 1e-3 * step,
+        "weights/norm_decayed": 99 + 1e-3 * step,
+        "time/step_s": 0.31 + 1e-7 * step,
+        "perf/tokens_per_s": 47_064.14 + 1e-3 * step,
     }
     for i in range(runs):
         decay, seed = (0.0, 0.1, 0.2, 0.3, 0.6)[i % 5], i // 5
-        write_run(
-            folder / f"run{i}",
-            lambda s, k=decay: base_curve(s / 20) + 0.01 * k * (1 - s / steps),  # type: ignore[misc]
-            decay=decay,
-            seed=seed,
-            steps=steps,
-            eval_every=500,
-            columns=columns,
-        )
+        noise = 0.02 * np.random.default_rng(seed).standard_normal(steps + 1)
+        curve = 3 + 4 * np.exp(-step / 3000) + 0.01 * decay * (1 - step / steps)
+        write_run(RunFolder(folder / f"run{i}"), decay, seed, curve, columns | {"train/loss": curve + noise})
     return sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+
+
+def write_run(run: RunFolder, decay: float, seed: int, curve: NDArray[np.float64], columns: dict[str, Any]) -> None:
+    """A finished run of these columns by step, with a validation of `curve` every 500 updates."""
+    steps = len(curve) - 1
+    experiment = {
+        "optim": {"weight_decay": decay, "lr": 0.1},
+        "seeds": {"init": seed, "data": seed},
+        "schedule": {"steps": steps},
+        "batch": {"tokens_per_step": 64},
+    }
+    config = experiment | {"name": run.path.name, "precision": "fp32"}
+    run.create(config, config, experiment, {"n_parameters": 1000})
+    lists = {name: values.tolist() for name, values in columns.items()}
+    rows = []
+    for step in range(steps + 1):
+        row = {"step": step, "tokens": 64 * step} | {name: values[step] for name, values in lists.items()}
+        if step % 500 == 0 or step == steps:
+            row["val/loss"] = float(curve[step])
+        rows.append(row)
+    log = MetricsLog(run.metrics)
+    log.write(rows)
+    log.close()
+    run.write_status("done", steps, steps)
 
 
 def main() -> int:

@@ -21,40 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.made import write_data
 from benchmarks.outcome import RESULTS, write_result
 from configs.load import validate
 from configs.schema import RunConfig
 from data.loader import TrainData, step_batches
-from data.manifest import Manifest, Split
+from data.manifest import Manifest
 from data.prepare import Options, prepare
-from data.shards import Shard
 from data.sources import open_source
 from data.tokenizer import train_sentencepiece
-
-SHARD_TOKENS = 1 << 27
-
-
-def sparse_data(folder: Path, tokens: int, documents: int) -> Manifest:
-    """A data set of zeros with evenly spaced documents."""
-    folder.mkdir()
-    splits = {}
-    for split, count, docs in (("train", tokens, documents), ("val", 10_000, 10)):
-        shards = []
-        for index, start in enumerate(range(0, count, SHARD_TOKENS)):
-            shard = Shard(f"{split}_{index:05d}.bin", min(SHARD_TOKENS, count - start), "")
-            with open(folder / shard.file, "wb") as file:
-                file.truncate(2 * shard.tokens)
-            shards.append(shard)
-        ends = np.linspace(count // docs, count, docs).astype("<u8")
-        ends.tofile(folder / f"{split}_docs.bin")
-        splits[split] = Split(
-            tokens=count, documents=docs, shards=shards, docs_file=f"{split}_docs.bin", docs_sha256=""
-        )
-    return Manifest(
-        source={}, options={}, tokenizer={}, vocab_size=50257, eot=50256, dtype="uint16", **splits
-    ).with_digest()
 
 
 def configured(folder: Path, manifest: Manifest, seq_len: int, order: str) -> RunConfig:
@@ -135,8 +110,8 @@ def opening(folder: Path, manifest: Manifest) -> dict[str, float]:
 def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        billion = sparse_data(folder / "billion", 10**9, 10**6)
-        corpus = sparse_data(folder / "corpus", 9 * 10**9, 8 * 10**6)
+        billion = write_data(folder / "billion", (10**9, 10**6), (10_000, 10), sparse=True)
+        corpus = write_data(folder / "corpus", (9 * 10**9, 8 * 10**6), (10_000, 10), sparse=True)
         result = {
             "preparation": preparation(folder),
             "loader_tokens_per_s": loading(folder / "billion", billion),

@@ -34,7 +34,7 @@ step gpt124m-bf16-mixed-deterministic 30 "${large[@]}" "${small[@]}" --set paral
 step gpt124m-fp32 30 "${large[@]}" "${small[@]}" --set precision=fp32 --steps 4 --rounds 1
 step gpt774m-bf16-mixed 55 --config configs/gpt774m.json --set batch.memory_gib=48 "${small[@]}" --steps 6 --rounds 1
 step micro 15 --config configs/gpt_micro.json --steps 20 --rounds 1
-part checkpoint 15 "$python" -m benchmarks.checkpoint --config configs/gpt124m_ctx1024.json --rounds 1 --out "$work/checkpoint.json"
+part checkpoint 15 "$python" -m benchmarks.checkpoint_times --config configs/gpt124m_ctx1024.json --rounds 1 --out "$work/checkpoint.json"
 part means 45 "$python" -m benchmarks.means "${large[@]}" "${small[@]}" --means eager whole --rounds 1 --out "$work/means.json"
 
 wait $data

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from record.run import RunFolder
-from tests.ranks import free_port
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def launch(given: dict[str, Any], ranks: int, work: Path, environ: dict[str, str] | None = None) -> RunFolder:

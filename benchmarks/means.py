@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from torch.nn import functional as F
 
 import model.gpt
 import model.linear
+from benchmarks.bare import update_seconds
 from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from engine.launch import device_name, start_world
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
-from engine.network import build_model
 from engine.precision import set_matmul_precision
 
+WARM_UP = 2  # updates that are not counted
 MEANS = {
     "shipped": "",
     "malloc": "memory mapped anew for every tensor, as glibc does by default (CPU)",
@@ -61,12 +61,14 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p:
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(q.shape)
 
 
-def update_seconds(config: RunConfig, means: str, updates: int) -> dict[str, Any]:
-    """Seconds of each update after the first two, and the peak of memory."""
+def measured(config: RunConfig, means: str, updates: int) -> dict[str, Any]:
+    """Seconds of each counted update of the bare loop with this means, and the peak of memory."""
     world = start_world("means", 600, config.parallel.threads_per_rank)
     set_matmul_precision(config.precision, world.device)
-    asked = {"compile": {"compile": True}, "eager": {"compile": False}, "recompute": {"recompute": True}}.get(means, {})
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=asked)})
+    changed = {"compile": {"compile": True}, "eager": {"compile": False}, "recompute": {"recompute": True}}.get(
+        means, {}
+    )
+    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=changed)})
     if means == "whole":
         model.gpt.cross_entropy_sum = whole_logits  # type: ignore[assignment]
     if means == "mkl":
@@ -77,27 +79,11 @@ def update_seconds(config: RunConfig, means: str, updates: int) -> dict[str, Any
         keep_freed_memory()
     plan = make_plan(config, 1, None)
     pieces = min(config.sequences_per_step, (4 if means == "quarter" else 1) * plan.micro_steps)
-    tokens = torch.randint(
-        0, config.model.vocab_size, (config.sequences_per_step, config.model.seq_len + 1), device=world.device
-    )
-    network = build_model(config, 0, world.device)
-    network.init_weights(0)
-    network.to(world.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=means != "unfused", foreach=False)
     forget_peak(world.device)
-    seconds = []
-    for _ in range(updates + 2):
-        begun = time.perf_counter()
-        for micro in tokens.split(config.sequences_per_step // pieces):
-            loss = network(micro[:, :-1], micro[:, 1:]) / config.batch.tokens_per_step
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        seconds.append(time.perf_counter() - begun)
+    micro_batch = config.sequences_per_step // pieces
+    seconds = update_seconds(config, 0, world.device, micro_batch, updates + WARM_UP, means != "unfused")
     peak, device = peak_bytes(world.device), device_name(world.device)
-    return {"seconds": seconds[2:], "peak_bytes": peak, "device": device, "tokens": tokens[:, 1:].numel()}
+    return {"seconds": seconds[WARM_UP:], "peak_bytes": peak, "device": device}
 
 
 def main() -> int:
@@ -112,7 +98,7 @@ def main() -> int:
     args = parser.parse_args()
     config, _ = load_config(args.config, args.set)
     if args.child:
-        print(json.dumps(update_seconds(config, args.child, args.updates)))
+        print(json.dumps(measured(config, args.child, args.updates)))
         return 0
     gpu = torch.cuda.is_available()
     left_out = {"malloc", "huge", "compile"} if gpu else {"eager"}
@@ -131,7 +117,7 @@ def main() -> int:
     median = {n: statistics.median(s for run in found for s in run["seconds"]) for n, found in runs.items()}
     peak = {n: max(run["peak_bytes"] for run in found) for n, found in runs.items()}
     result = {
-        "tokens_per_s": {n: runs[n][0]["tokens"] / s for n, s in median.items()},
+        "tokens_per_s": {n: config.batch.tokens_per_step / s for n, s in median.items()},
         "time_over_shipped": {n: s / median["shipped"] for n, s in median.items()},
         "memory_over_shipped": {n: bytes_ / peak["shipped"] for n, bytes_ in peak.items()},
         "peak_bytes": peak,

@@ -4,8 +4,7 @@
     python -m benchmarks.train_step --config configs/gpt124m_wd0.1.json --set batch.tokens_per_step=8192 \\
         --peer "python /path/to/nanoGPT/train.py … --log_interval=1"
 
-The bare loop has the same model, precision, micro-batch, accumulation, clipping and fused AdamW, its tokens already in
-memory, and no DeepSpeed, data order, metrics or norms. The matmul rate is that of model.linear.product at the model's own
+The bare loop is that of benchmarks/bare.py. The matmul rate is that of model.linear.product at the model's own
 shapes, weighted by their FLOPs. A peer is a command that prints `time <milliseconds>ms` for each update of as many tokens,
 as nanoGPT does; of several (one for each micro-batch, say) the one that is fastest in a first run is the peer. Each round
 measures all of them in turn; figures are medians over the updates of all rounds. Also measured: the seconds and the peak
@@ -32,6 +31,8 @@ import torch
 import torch.distributed as dist
 
 import train
+from benchmarks.bare import matmul_rate, update_seconds
+from benchmarks.made import write_data
 from benchmarks.outcome import RESULTS, write_result
 from benchmarks.spans import Spans
 from configs import cost
@@ -42,14 +43,12 @@ from data.loader import Prefetcher
 from data.manifest import Manifest
 from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
-from engine.network import build_model
+from engine.network import is_compiled
 from engine.precision import set_matmul_precision
 from engine.session import Session
-from model.linear import product
 from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder
 from record.run import RunFolder
-from tests.synthetic import write_synthetic
 
 WARM_UP = 2  # updates of each round that are not counted
 LAUNCHED = 3  # updates of the run as a process
@@ -95,48 +94,6 @@ class Bench:
         gc.collect()  # a compiled model is in a cycle
         return [b - a for a, b in pairwise(clock.times)][WARM_UP - 1 :]
 
-    def bare(self) -> list[float]:
-        """Seconds of each step of a bare loop."""
-        config, plan, device = self.config, self.plan, self.world.device
-        model = build_model(config, self.manifest.eot, device)
-        model.init_weights(0)
-        model.to(device)
-        groups = [
-            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": config.optim.weight_decay},
-            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=True)
-        tokens = torch.randint(0, 64, (plan.micro_steps, plan.micro_batch, config.model.seq_len + 1), device=device)
-        times = [time.perf_counter()]
-        for _ in range(config.schedule.steps):
-            for micro in tokens:
-                loss = model(micro[:, :-1], micro[:, 1:]) / config.batch.tokens_per_step
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()
-            times.append(time.perf_counter())
-        return [b - a for a, b in pairwise(times)][WARM_UP:]
-
-    def matmul_rate(self) -> float:
-        """FLOP/s of the model's matrix products alone, forward shapes, one micro-batch: their FLOPs over their time."""
-        model, device = self.config.model, self.world.device
-        dtype = torch.bfloat16 if self.config.precision.startswith("bf16") else torch.float32
-        rows, d = self.plan.micro_batch * model.seq_len, model.n_embd
-        shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * model.n_layer + [(d, model.vocab_size)]
-        seconds = {}
-        for inner, outer in set(shapes):
-            x, weight = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, outer))
-            product(x, weight)  # the first is slower
-            times: list[float] = []
-            while len(times) < 5 or sum(times) < 0.02:
-                begun = Spans.now()
-                product(x, weight)
-                times.append(Spans.now() - begun)
-            seconds[inner, outer] = statistics.median(times)
-        return sum(2 * rows * a * b for a, b in shapes) / sum(seconds[shape] for shape in shapes)
-
     def launched(self) -> dict[str, float]:
         """Of `python train.py`: seconds to row 0 on disk, when the first update begins; peak memory of its updates, bytes."""
         given = self.config.model_dump(mode="json")
@@ -158,7 +115,7 @@ class Bench:
         peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(metrics)[0])
         before = (RunFolder(run).last_start() or {})["memory_before_bytes"]
         found = {"launch_to_first_step_s": seconds, "peak_memory_bytes": peak}
-        if self.world.device.type == "cuda":  # on a CPU the heap keeps what is freed: benchmarks.memory
+        if self.world.device.type == "cuda":  # on a CPU the heap keeps what is freed: benchmarks.memory_estimate
             estimate = self.plan.state_bytes + self.plan.activation_bytes
             found["estimate_over_measured"] = estimate / (peak - before)
         return found
@@ -229,9 +186,8 @@ def main() -> int:
         config = validate(given, args.config)
         if config.precision in ("bf16-master", "bf16-true"):
             raise SystemExit(f"the bare loop has no equivalent of {config.precision}: use fp32, tf32 or bf16-mixed")
-        manifest = write_synthetic(
-            folder / "data", config.batch.tokens_per_step * args.steps + 1, 2 * config.model.seq_len
-        )
+        tokens = config.batch.tokens_per_step * args.steps + 1
+        manifest = write_data(folder / "data", (tokens, tokens // 512 + 1), (2 * config.model.seq_len, 1))
         plan = make_plan(config, 1, manifest.summary())
         parallel = config.parallel
         world = start_world("benchmark", 600, parallel.threads_per_rank, parallel.deterministic)
@@ -249,13 +205,15 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
     config, plan = bench.config, bench.plan
     tried = {peer: statistics.median(peer_seconds(peer)) for peer in peers} if len(peers) > 1 else {}
     peer = min(tried or peers, key=lambda peer: tried.get(peer, 0.0), default=None)
-    if bench.world.device.type == "cpu":
+    device = bench.world.device
+    if device.type == "cpu":
         keep_freed_memory()  # for the bare loop too
     seconds: dict[str, list[float]] = {"train.py": [], "bare": [], **({"peer": []} if peer else {})}
     probed, matmul = [], []
     for index in range(rounds):
-        matmul.append(bench.matmul_rate())
-        seconds["bare"] += bench.bare()
+        matmul.append(matmul_rate(config, plan.micro_batch, device))
+        bare = update_seconds(config, bench.manifest.eot, device, plan.micro_batch, config.schedule.steps)
+        seconds["bare"] += bare[WARM_UP:]
         *plain, with_probe = bench.loop(f"run{index}")
         seconds["train.py"] += plain
         probed.append(with_probe)
@@ -267,7 +225,6 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
     update = {name: statistics.median(times) for name, times in seconds.items()}
     rates = {name: config.batch.tokens_per_step / s for name, s in update.items()}
     flops = rates["train.py"] * cost.flops_per_token(config.model)
-    device = device_name(bench.world.device)
     # What a probe adds to its step, spread over the steps between probes at the default cadence, as a fraction of them.
     probe = (statistics.median(probed) / update["train.py"] - 1) / (Log().probe_every or 1)
     return {
@@ -277,7 +234,7 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
         "flop_per_s": flops,
         "matmul_flop_per_s": statistics.median(matmul),
         "fraction_of_matmul": flops / statistics.median(matmul),
-        "mfu": cost.mfu(config.model, rates["train.py"], device, config.precision, 1),
+        "mfu": cost.mfu(config.model, rates["train.py"], device_name(device), config.precision, 1),
         "spans_over_update": total / sum(spanned),
         "share_of_time": {name: s / total for name, s in sorted(spans.seconds.items(), key=lambda item: -item[1])},
         "probe_cost": probe,
@@ -286,10 +243,10 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
         "tokens_per_step": config.batch.tokens_per_step,
         "micro_batch": plan.micro_batch,
         "precision": config.precision,
-        "compiled": build_model(config, 0, bench.world.device).compiled,
+        "compiled": is_compiled(config, device),
         "recompute": config.parallel.recompute,
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": device_name(device),
     }
 
 

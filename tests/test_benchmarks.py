@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cost_tables import estimate
 from benchmarks.outcome import RESULTS
-from benchmarks.scaling import estimate
+from benchmarks.pages import MARKED, TABLES, filled, pages
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
@@ -29,10 +29,10 @@ PEER, SLOWER = (
             ["--steps", "6", "--rounds", "1", "--peer", SLOWER, "--peer", PEER],
             {"ratio", "launch_to_first_step_s", "mfu"},
         ),
-        ("memory", ["--cases", "0"], {"cases"}),
-        ("ranks", ["--steps", "3", "--stages", "0"], {"ratio_to_one_rank"}),
+        ("memory_estimate", ["--cases", "0"], {"cases"}),
+        ("rank_scaling", ["--steps", "3", "--stages", "0"], {"ratio_to_one_rank"}),
         ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
-        ("checkpoint", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
+        ("checkpoint_times", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
     ],
 )
 def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Path) -> None:
@@ -53,11 +53,26 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
         assert 0.1 < result["fraction_of_matmul"] < 1.5
 
 
-@pytest.mark.parametrize("page", ["scaling", "speed"])
-def test_page_is_what_the_results_say(page: str) -> None:
-    """Breaks if a page of figures and the code or the committed results drift apart."""
-    module = importlib.import_module(f"benchmarks.{page}")
-    assert module.DOC.read_text() == module.render(), f"run python -m benchmarks.{page}"
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+def test_page_is_what_the_results_say(path: Path) -> None:
+    """Breaks if a table of a page and the code or the committed results drift apart, or its markers do not close."""
+    text = path.read_text()
+    assert len(MARKED.findall(text)) == text.count("<!-- table:") == text.count("<!-- end -->")
+    assert text == filled(text), "run python -m benchmarks.pages"
+
+
+def test_every_table_stands_on_a_page() -> None:
+    """Breaks if a page loses a table, its name, or a marker, and the test above passes on air."""
+    names = [name for path in pages() for _, name, _ in MARKED.findall(path.read_text())]
+    assert sorted(names) == sorted(TABLES)
+
+
+def test_a_page_keeps_its_words() -> None:
+    """Breaks if filling a table touches anything but what stands between its markers, or a wrong name is a traceback."""
+    page = "Words | a |\n<!-- table: gpus -->\nold\n<!-- end -->\nmore\n"
+    assert filled(page) == page.replace("old", TABLES["gpus"]())
+    with pytest.raises(SystemExit, match="no table 'gpu'"):
+        filled(page.replace("gpus", "gpu"))
 
 
 def test_memory_of_the_plan_is_what_runs_took() -> None:

@@ -67,6 +67,12 @@ def test_no_circle_inside_a_room(room: str) -> None:
     assert not files, f"{room}: a circle among {sorted(files)}"
 
 
+def test_benchmarks_need_no_tests() -> None:
+    """Breaks if a benchmark leans on what only the suite has."""
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert "tests" not in imports(path), path
+
+
 def test_rooms_are_packages_or_absent() -> None:
     """Breaks if a room loses its __init__ and its modules can no longer be run with -m."""
     for room in ROOMS:

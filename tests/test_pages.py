@@ -184,13 +184,6 @@ def test_machines_call_the_makefile(name: str) -> None:
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_experiments_table() -> None:
-    """Breaks if the costs of the study's experiments are not those of the sweep files."""
-    from benchmarks.scaling import experiments
-
-    assert experiments() in EVERYTHING
-
-
 def test_every_field_is_documented() -> None:
     """Breaks if docs/configuration.md lags behind the schema; `python -m configs.reference_page` fills it anew."""
     assert filled(PAGE.read_text()) == PAGE.read_text(), "run python -m configs.reference_page"

@@ -1,6 +1,6 @@
 """The plan's memory against the memory that train.py takes, per rank, on this machine.
 
-    python -m benchmarks.memory --config configs/gpt124m_wd0.1.json
+    python -m benchmarks.memory_estimate --config configs/gpt124m_wd0.1.json
 
 Each case is a real run of two updates of two micro-steps under the deepspeed launcher, the second one probed.
 Measured is the peak of rank 0 during the updates less that of the same run with a model of next to nothing; estimated is
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launched import launch
+from benchmarks.made import write_data
 from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config, merge, validate
 from record.metrics import read_metrics
-from tests.synthetic import write_synthetic
 
 CASES = [("fp32", 0, 1, 4), ("fp32", 1, 1, 4), ("fp32", 1, 2, 4), ("fp32", 2, 2, 4), ("fp32", 3, 2, 4),
          ("bf16-mixed", 0, 1, 4), ("bf16-mixed", 1, 2, 4), ("bf16-master", 1, 2, 4), ("bf16-true", 1, 1, 4),
@@ -69,7 +69,7 @@ def _peak(given: dict[str, Any], ranks: int, work: Path, environ: dict[str, str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_estimate", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="only these, counted from 0")
@@ -81,14 +81,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / "data"
             settings = settings_of(*case, config.model.seq_len)
-            write_synthetic(data, 8 * settings["batch"]["tokens_per_step"] + 1, config.model.vocab_size)
+            write_data(data, (8 * settings["batch"]["tokens_per_step"] + 1, 8), (4096, 8))
             given_case = merge(merge(given, settings), {"data": {"path": str(data), "train_tokens": None}})
             validate(given_case, args.config)
             name = name_of(*case)
             found[name] = measure(given_case, case[2], Path(work))
             print(name, found[name], flush=True)
     out = args.out or RESULTS / f"memory-{Path(args.config).stem}-cpu.json"
-    write_result(out, "memory", {"cases": found})
+    write_result(out, "memory_estimate", {"cases": found})
     return 0
 
 

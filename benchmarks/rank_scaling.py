@@ -1,6 +1,6 @@
 """What ranks cost on one machine: a run on several ranks against the same run on one, in turn.
 
-    python -m benchmarks.ranks --config configs/gpt124m_wd0.1.json --set batch.tokens_per_step=8192 --ranks 2
+    python -m benchmarks.rank_scaling --config configs/gpt124m_wd0.1.json --set batch.tokens_per_step=8192 --ranks 2
 
 On a CPU one rank has all cores and each of N an N-th of them; the ratio is what exchanging gradients leaves.
 """
@@ -14,14 +14,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.launched import launch
+from benchmarks.made import write_data
 from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config, merge, validate
 from record.metrics import read_metrics
-from tests.synthetic import write_synthetic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_scaling", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--ranks", type=int, default=2)
@@ -38,7 +38,7 @@ def main() -> int:
     seconds: dict[str, list[float]] = {f"ZeRO {stage}, {ranks} rank(s)": [] for stage, ranks in cases}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        write_synthetic(work / "data", tokens * args.steps + 1, 2 * config.model.seq_len)
+        write_data(work / "data", (tokens * args.steps + 1, args.steps), (2 * config.model.seq_len, 1))
         for turn in range(args.rounds):
             for (stage, ranks), found in zip(cases, seconds.values(), strict=True):
                 changed = {
@@ -63,7 +63,7 @@ def main() -> int:
     path = args.out or RESULTS / f"ranks-{Path(args.config).stem}-{config.precision}.json"
     for name, ratio in result["ratio_to_one_rank"].items():
         print(f"{name}: {result['tokens_per_s'][name]:,.0f} tokens/s, {ratio:.3f} of one rank")
-    write_result(path, "ranks", result)
+    write_result(path, "rank_scaling", result)
     return 0
 
 

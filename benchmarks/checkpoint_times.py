@@ -1,6 +1,6 @@
 """Our checkpoint format against DeepSpeed's own: seconds to save and load, bytes.
 
-    python -m benchmarks.checkpoint --config configs/gpt124m_wd0.1.json --set precision=fp32
+    python -m benchmarks.checkpoint_times --config configs/gpt124m_wd0.1.json --set precision=fp32
 
 One rank, alternating, medians. Both end with the data on disk (fsync). Ours includes the hash of every file, on save
 and on load, and on load the check that the forward pass sees the loaded weights.
@@ -47,7 +47,7 @@ def size(folder: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_times", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=3)
@@ -83,7 +83,7 @@ def main() -> int:
     }
     path = args.out or RESULTS / f"checkpoint-{Path(args.config).stem}-{config.precision}-{world.device.type}.json"
     print({name: value for name, value in result.items() if name.endswith(("_s", "_bytes"))})
-    write_result(path, "checkpoint", result)
+    write_result(path, "checkpoint_times", result)
     return 0
 
 
