@@ -17,8 +17,9 @@ import pandas as pd
 from analysis import best_decay
 from analysis.command import Options, Result, add_runs, load_runs, options_of, show
 from analysis.compare import TRAIN, paired_final
+from analysis.pairing import baseline_of, group_runs
 from analysis.published import P1, paper
-from analysis.runs import LAMBDA, Run, baseline_of, group_runs
+from analysis.runs import LAMBDA, Run
 from configs.cautions import cautions
 from configs.cost import n_parameters
 from configs.load import load_config

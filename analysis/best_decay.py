@@ -14,7 +14,8 @@ import pandas as pd
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twins, unlike_kernels
 from analysis.figures import DASHES, Figure, Heat, Line, Panel
-from analysis.runs import LAMBDA, RATE, Group, Run, by_seed, field_name, group_runs, label, shown
+from analysis.pairing import Group, by_seed, group_runs
+from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
 from analysis.seeds import disagreements
 from analysis.statistics import final, interval, optimum, seed_count
 

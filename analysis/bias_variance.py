@@ -21,8 +21,9 @@ from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, t
 from analysis.effective_lr import effective_lr
 from analysis.figures import Figure, Line, Panel, Style, band, shade
 from analysis.grouped import grouped
+from analysis.pairing import Group, baseline_of
 from analysis.published import curves, published_line, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Group, Run, baseline_of, differing_fields, find_run
+from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Run, differing_fields, find_run
 from analysis.statistics import Interval, interval, mean_and_band
 from configs.errors import InputError
 

@@ -8,7 +8,8 @@ from functools import cache
 
 import pandas as pd
 
-from analysis.runs import Group, Run, baseline_of, pairs
+from analysis.pairing import Group, baseline_of, pairs
+from analysis.runs import Run
 from analysis.statistics import MARGIN, MIDRUN, Interval, diverged_at, final, interval
 from record.run import UNKNOWN
 

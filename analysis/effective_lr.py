@@ -18,7 +18,8 @@ from analysis.command import Options, Result
 from analysis.compare import TRAIN, divergence, is_ended, sound, twins
 from analysis.figures import Figure, Line, Panel, Style, line
 from analysis.grouped import Read, grouped, mean_line, trunks_of
-from analysis.runs import FOLLOWS, STARTS, Group, Run, by_seed, find_run
+from analysis.pairing import Group, by_seed
+from analysis.runs import FOLLOWS, STARTS, Run, find_run
 from analysis.statistics import final, interval, smooth
 
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"

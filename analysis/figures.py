@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 
-from analysis.runs import LAMBDA, Group, Run, shown
+from analysis.pairing import Group
+from analysis.runs import LAMBDA, Run, shown
 
 POINTS = 800  # a line has at most so many, each the mean of its neighbours
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}

@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from analysis.command import Options, Result
 from analysis.compare import TRAIN
 from analysis.figures import Figure, Line, Panel, line, styles
-from analysis.runs import Group, Run, group_runs
+from analysis.pairing import Group, group_runs
+from analysis.runs import Run
 from record.checkpoints import complete, step_of
 from record.run import RunFolder
 

@@ -14,7 +14,8 @@ from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, ended, verdict
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import grouped, trunks_of
-from analysis.runs import Group, Run, baseline_of, by_seed, pairs
+from analysis.pairing import Group, baseline_of, by_seed, pairs
+from analysis.runs import Run
 from analysis.statistics import final, interval, smooth
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from analysis.command import Options
 from analysis.compare import one_a_seed, reached, sound, twins, unlike_kernels
 from analysis.figures import Line, Style, line, styles
-from analysis.runs import Group, Run, group_runs
+from analysis.pairing import Group, group_runs
+from analysis.runs import Run
 from analysis.statistics import mean_and_band
 
 Read = Callable[[Run], pd.Series]

@@ -27,8 +27,9 @@ from analysis.compare import (
 )
 from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, seed_lines
 from analysis.grouped import diverged_lines, grouped, trunks_of
+from analysis.pairing import Group, baseline_of, by_seed
 from analysis.published import published_lines
-from analysis.runs import LAMBDA, Group, Run, baseline_of, by_seed
+from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, mean_and_band, smooth
 

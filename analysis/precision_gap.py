@@ -14,7 +14,8 @@ from analysis.command import Options, Result
 from analysis.compare import TRAIN, divergence, every_loss, paired_final, twins
 from analysis.figures import Figure, Line, Panel, Style, after_the_start
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
-from analysis.runs import LAMBDA, PRECISION, RATE, Group, Run, pairs
+from analysis.pairing import Group, pairs
+from analysis.runs import LAMBDA, PRECISION, RATE, Run
 from analysis.statistics import smooth
 
 

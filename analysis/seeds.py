@@ -12,7 +12,8 @@ import numpy as np
 
 from analysis.compare import TRAIN, VALIDATION, ended, loss_of
 from analysis.gate import LAST, UPDATES
-from analysis.runs import Group, Run, by_seed
+from analysis.pairing import Group, by_seed
+from analysis.runs import Run
 from analysis.statistics import seed_count
 
 SPREAD = 0.03  # nats: the standard deviation over seeds of the loss at the end, of one group, above which it is said

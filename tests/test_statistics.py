@@ -13,8 +13,8 @@ import pytest
 from analysis import best_decay, generalisation, loss_curves
 from analysis.command import Options
 from analysis.compare import divergence, paired_final
+from analysis.pairing import group_runs
 from analysis.read import load_run
-from analysis.runs import group_runs
 from analysis.statistics import Interval, crossing, crossing_interval, interval, optimum
 from tests.recorded import base_curve, load, write_run
 

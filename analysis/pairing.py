@@ -1,0 +1,86 @@
+"""Which runs belong together: groups that make one curve, the group that others are compared with, and twins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.runs import LAMBDA, PRECISION, SEEDS, Run, differing_fields, label
+from configs.errors import InputError
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone (or in what the caller did not ask to see): one curve."""
+
+    name: str
+    fields: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def decay(self) -> float:
+        return self.runs[0].decay
+
+    @property
+    def precision(self) -> str:
+        return str(self.runs[0].fields.get(PRECISION, "fp32"))
+
+
+def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group], list[str]]:
+    """Groups by every field in which the runs differ, or by the fields asked, ordered by their values; seeds make no group.
+
+    Returns (groups, notes); a note for every group whose runs differ in more than their seeds.
+    """
+    names = by if by is not None else [name for name in differing_fields(runs) if not name.startswith(SEEDS)]
+    if unknown := [name for name in names if not any(name in run.fields for run in runs)]:
+        raise InputError(
+            f"no run has the field {unknown[0]!r}; fields that differ: {', '.join(differing_fields(runs))}"
+        )
+    members: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: [_order(run.fields.get(name)) for name in names] + [_order(run.seeds)]):
+        members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
+    groups, notes = [], []
+    for inside in members.values():
+        name = label(inside[0], names) if names or len(inside) == 1 else "all runs"
+        groups.append(Group(name, {field: inside[0].fields.get(field) for field in names}, inside))
+        if hidden := [field for field in differing_fields(inside) if not field.startswith(SEEDS)]:
+            notes.append(f"{name}: its {len(inside)} runs differ in more than seeds: {', '.join(hidden)}")
+        elif len({run.seeds for run in inside}) < len(inside):
+            notes.append(f"{name}: {len(inside)} runs, but only {len({run.seeds for run in inside})} seeds")
+    return groups, notes
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, int | float):
+        return (0, float(value), "")
+    return (1, 0.0, json.dumps(value))
+
+
+def baseline_of(group: Group, groups: list[Group]) -> Group:
+    """The group that differs from `group` in λ alone and has the smallest λ; where λ does not vary, the first group."""
+    if all(LAMBDA not in g.fields for g in groups):
+        return groups[0]
+    rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
+    alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]
+    return min(alike, key=lambda g: g.decay)
+
+
+def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
+    """Twins of the two groups: the same seeds, so the same initial weights and the same windows in every step, and alike in
+    every field but those that the groups differ in."""
+    compared = {name for name in {*group.fields, *base.fields} if group.fields.get(name) != base.fields.get(name)}
+
+    def alike(one: Run, other: Run) -> bool:
+        names = (one.varied | other.varied) - compared
+        return one.seeds == other.seeds and all(one.fields.get(name) == other.fields.get(name) for name in names)
+
+    return [(run, twin) for run in group.runs for twin in base.runs if alike(run, twin)]
+
+
+def by_seed(values: list[tuple[Run, float]]) -> dict[str, float]:
+    """Seeds → value: the mean over runs that share their seeds, so that copies count once."""
+    found: dict[str, list[float]] = {}
+    for run, value in values:
+        found.setdefault(run.seeds, []).append(value)
+    return {seeds: sum(members) / len(members) for seeds, members in found.items()}
