@@ -39,8 +39,8 @@ from record.run import EXIT_CODES, RunFolder, State
 
 if TYPE_CHECKING:
     from engine.launch import World
-    from engine.session import Session
     from engine.stopping import StopRequest
+    from engine.training import Training
 
 logger = logging.getLogger("train")
 
@@ -174,7 +174,7 @@ def run(
     manifest: Manifest,
     plan: Plan,
     folder: RunFolder,
-    resume: str,
+    how: str,
     step: int | None,
     profile: int = 0,
 ) -> State:
@@ -187,7 +187,8 @@ def run(
 
     from engine.agree import on_every_rank, on_first_rank
     from engine.profiling import profiled
-    from engine.session import Session
+    from engine.resume import resume
+    from engine.training import begin, open_data
 
     world = join_world(config, folder)
     first = world.rank == 0
@@ -195,44 +196,46 @@ def run(
         on_first_rank(lambda: note_early_stop(folder, plan.steps, reason))
         dist.destroy_process_group()
         return "preempted"
-    session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
+    data = on_every_rank(lambda: open_data(config, manifest, plan, world))
     logger.info("%s", render_plan(config, plan))
+    training: Training | None = None
     with ExitStack() as stack:
         recorder = Recorder(None, None, config.batch.tokens_per_step)
 
         def open_folder() -> None:
             nonlocal recorder
             stack.enter_context(hold(folder.path))
-            check_folder(folder, session.experiment, resume, config.data.path)
+            check_folder(folder, plan.experiment or {}, how, config.data.path)
             recorder = make_recorder(config, folder)
 
         on_first_rank(open_folder)
         try:
-            session.start(recorder)
-            path = session.restore(resume, step)
+            training = begin(config, plan, folder, world, data, recorder)
+            path = resume(training, how, step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
-            on_first_rank(lambda: note_start(folder, session, given))
-            tick = stack.enter_context(
-                profiled(profile if first else 0, folder.path, session.step, plan.steps - session.step)
-            )
+            on_first_rank(lambda: note_start(training, given))
+            left = plan.steps - training.progress.step
+            tick = stack.enter_context(profiled(profile if first else 0, folder.path, training.progress.step, left))
             try:
-                state, reason = train(session, stop, tick)
-            except InputError as error:  # from here on a InputError is no longer the user's
+                state, reason = train(training, stop, tick)
+            except InputError as error:  # from here on an InputError is no longer the user's
                 raise RuntimeError(f"training failed: {error}") from error
         except InputError:  # bad input: the folder's status stays what it was
             raise
         except BaseException as error:
             if first:
-                folder.write_status("failed", session.step, plan.steps, f"{type(error).__name__}: {error}")
+                reached = training.progress.step if training is not None else 0
+                folder.write_status("failed", reached, plan.steps, f"{type(error).__name__}: {error}")
             raise
         finally:
             recorder.close_log()
         dist.barrier()  # nobody says that all is well before all is
+        progress = training.progress
         if first:
-            folder.write_status(state, session.step, plan.steps, reason, session.order_digest)
+            folder.write_status(state, progress.step, plan.steps, reason, progress.order_digest)
             stop.clear_file()
     ending = f" ({reason})" if reason else ""
-    logger.info("%s: %s at step %d of %d%s", folder.path, state, session.step, plan.steps, ending)
+    logger.info("%s: %s at step %d of %d%s", folder.path, state, progress.step, plan.steps, ending)
     recorder.close_mirror()
     dist.destroy_process_group()
     return state
@@ -244,11 +247,12 @@ def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFo
 
     from engine.agree import on_every_rank
     from engine.replay import replay
-    from engine.session import Session
+    from engine.training import begin, open_data
 
     world = join_world(config, folder)
-    session = on_every_rank(lambda: Session(config, manifest, plan, folder, world))
-    replay(session, step, print if world.rank == 0 else lambda _: None)
+    data = on_every_rank(lambda: open_data(config, manifest, plan, world))
+    training = begin(config, plan, folder, world, data, Recorder(None, None, 1))
+    replay(training, step, print if world.rank == 0 else lambda _: None)
     dist.destroy_process_group()
     return EXIT_CODES["done"]
 
@@ -260,13 +264,14 @@ def join_world(config: RunConfig, folder: RunFolder) -> World:
     return start_world(str(folder.path), parallel.timeout_s, parallel.threads_per_rank, parallel.deterministic)
 
 
-def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> None:
+def note_start(training: Training, given: dict[str, Any]) -> None:
     """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
-    folder.create(session.config.model_dump(mode="json"), given, session.experiment, session.plan.as_dict())
-    match, leader = session.config.schedule.match, session.plan.leader
+    config, plan, folder, progress = training.config, training.plan, training.folder, training.progress
+    folder.create(config.model_dump(mode="json"), given, training.experiment, plan.as_dict())
+    match, leader = config.schedule.match, plan.leader
     if match is not None and leader is not None:
         folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
-    row, last = session.describe(), folder.last_start()
+    row, last = training.describe(), folder.last_start()
     for key in ("device", "threads_per_rank", "machine", "deterministic", "compiled", "attention"):
         if last is not None and last.get(key, row[key]) != row[key]:
             logger.warning(
@@ -276,50 +281,66 @@ def note_start(folder: RunFolder, session: Session, given: dict[str, Any]) -> No
                 row[key],
             )
     folder.record_start(row)
-    folder.write_status("running", session.step, session.plan.steps, "", session.order_digest)
+    folder.write_status("running", progress.step, plan.steps, "", progress.order_digest)
 
 
-def train(session: Session, stop: StopRequest, tick: Callable[[], None] = lambda: None) -> tuple[State, str]:
-    """The loop: between steps evaluate, save, stop, in this order; then one step. Returns how it ended and why.
+def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lambda: None) -> tuple[State, str]:
+    """The loop: between updates evaluate, save, stop, in this order; then one update. Returns how it ended and why.
 
     `tick` is called after each update.
     """
-    config, steps = session.config, session.plan.steps
-    resumed_at, reason = session.step, ""
-    batches = session.batches()
-    bar = tqdm(
-        total=steps * config.batch.tokens_per_step,
-        initial=session.step * config.batch.tokens_per_step,
-        desc=config.name,
-        unit=" tokens",
-        unit_scale=True,
-        disable=session.world.rank != 0,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-    )
+    from engine.update import update
+
+    config, steps, progress = training.config, training.plan.steps, training.progress
+    resumed_at, reason = progress.step, ""
+    batches, bar = training.batches(), progress_bar(training)
     try:
         while True:
-            done, fresh = session.step == steps, session.step > resumed_at
-            evaluation_due = is_evaluated(config.eval, session.step, steps)
-            if evaluation_due and session.evaluated < session.step and not reason:  # to stop is more urgent
-                reason = "" if session.evaluate(lambda: stop.pending) else stop_reason(stop)
-            if fresh and (reason or is_saved(config.checkpoint, session.step, steps)):
-                session.save()
+            done, fresh = progress.step == steps, progress.step > resumed_at
+
+            # Evaluate: where it is due and was not done before this start. To stop is more urgent.
+            due = is_evaluated(config.eval, progress.step, steps)
+            if due and progress.evaluated < progress.step and not reason:
+                reason = "" if training.evaluate(lambda: stop.pending) else stop_reason(stop)
+
+            # Save: where it is due, and before every end.
+            if fresh and (reason or is_saved(config.checkpoint, progress.step, steps)):
+                training.save()
+
+            # Stop.
             if reason:
                 return "preempted", reason
             if done:
-                return session.outcome()
-            result = session.train_step(batches, lambda: stop.pending)
+                divergence = progress.watch.divergence
+                return ("diverged", divergence) if divergence else ("done", "")
+
+            # One update. Whether a rank wishes to stop travels with it.
+            outcome = update(training, batches, lambda: stop.pending)
             tick()
-            if not (result.applied or result.skipped or result.abandoned):
-                return "diverged", f"loss {result.loss}, gradient norm {result.grad_norm} in update {session.step + 1}"
-            reason = stop_reason(stop) if result.stop else ""
-            if result.abandoned:
-                continue
-            bar.set_postfix_str(f"step {session.step:,} of {steps:,}, loss {result.loss:.3f}", refresh=False)
-            bar.update(config.batch.tokens_per_step)
+            if outcome.ended == "refused":
+                what = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+                return "diverged", f"{what} in update {progress.step + 1}"
+            reason = stop_reason(stop) if outcome.stop else ""
+            if outcome.ended != "abandoned":
+                bar.set_postfix_str(f"step {progress.step:,} of {steps:,}, loss {outcome.loss:.3f}", refresh=False)
+                bar.update(config.batch.tokens_per_step)
     finally:
         bar.close()
         batches.close()
+
+
+def progress_bar(training: Training) -> tqdm[NoReturn]:
+    """In tokens, on rank 0. Where nobody watches it, every 15 s."""
+    tokens_per_step = training.config.batch.tokens_per_step
+    return tqdm(
+        total=training.plan.steps * tokens_per_step,
+        initial=training.progress.step * tokens_per_step,
+        desc=training.config.name,
+        unit=" tokens",
+        unit_scale=True,
+        disable=training.world.rank != 0,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+    )
 
 
 def stop_reason(stop: StopRequest) -> str:

@@ -23,9 +23,9 @@ from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
 from engine import checkpoint
+from engine.engine import Engine
 from engine.launch import start_world
 from engine.network import build_model
-from engine.trainer import Trainer
 
 
 def timed(act: Callable[[], Any]) -> float:
@@ -34,8 +34,8 @@ def timed(act: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def deepspeed_save(trainer: Trainer, folder: Path) -> None:
-    trainer.ds.save_checkpoint(str(folder), tag="one")
+def deepspeed_save(engine: Engine, folder: Path) -> None:
+    engine.ds.save_checkpoint(str(folder), tag="one")
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -57,7 +57,7 @@ def main() -> int:
     world = start_world("checkpoint", 600, None)
     model = build_model(config, 0, world.device)
     model.init_weights(0)
-    trainer = Trainer(model, config, make_plan(config, 1, None), world)
+    engine = Engine(model, config, make_plan(config, 1, None), world)
     times: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(dir=".") as temporary:
@@ -65,10 +65,10 @@ def main() -> int:
             ours, theirs = Path(temporary) / f"ours{index}", Path(temporary) / f"theirs{index}"
             path = ours / "step_00000001"
             acts: list[tuple[str, Callable[[], Any]]] = [
-                ("ours_save_s", lambda ours=ours: checkpoint.save(ours, 1, trainer.fragments, {}, {})),
-                ("deepspeed_save_s", lambda theirs=theirs: deepspeed_save(trainer, theirs)),
-                ("ours_load_s", lambda path=path: (checkpoint.check(path), checkpoint.load(path, trainer.fragments))),
-                ("deepspeed_load_s", lambda theirs=theirs: trainer.ds.load_checkpoint(str(theirs), tag="one")),
+                ("ours_save_s", lambda ours=ours: checkpoint.save(ours, 1, engine.fragments, {}, {})),
+                ("deepspeed_save_s", lambda theirs=theirs: deepspeed_save(engine, theirs)),
+                ("ours_load_s", lambda path=path: (checkpoint.check(path), checkpoint.load(path, engine.fragments))),
+                ("deepspeed_load_s", lambda theirs=theirs: engine.ds.load_checkpoint(str(theirs), tag="one")),
             ]
             for name, act in acts:
                 times.setdefault(name, []).append(timed(act))

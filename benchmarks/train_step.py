@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import engine.update
 import train
 from benchmarks.bare import matmul_rate, update_seconds
 from benchmarks.made import write_data
@@ -45,7 +46,7 @@ from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
 from engine.network import is_compiled
 from engine.precision import set_matmul_precision
-from engine.session import Session
+from engine.training import Training, begin, open_data
 from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder
 from record.run import RunFolder
@@ -79,18 +80,21 @@ class Bench:
         """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included."""
         run = RunFolder(self.folder / name)
         run.create(self.config.model_dump(mode="json"), {}, self.plan.experiment or {}, self.plan.as_dict())
-        session = Session(self.config, self.manifest, self.plan, run, self.world)
+        data = open_data(self.config, self.manifest, self.plan, self.world)
         clock = Clock(MetricsLog(run.metrics), None, self.plan.tokens)
         clock.times = []
-        session.start(clock)
+        training = begin(self.config, self.plan, run, self.world, data, clock)
+        if spans is not None:
+            spans.watch(engine.update, "update", "rest")  # before train.train looks for it
 
         def after_update() -> None:
             if spans is not None and len(clock.times) == WARM_UP:
-                _watch(spans, session)
+                spans.seconds.clear()
+                _watch(spans, training)
             if spans is not None and len(clock.times) == self.config.schedule.steps - 1:  # the last is probed
                 spans.stop()
 
-        train.train(session, NeverStop(), after_update)  # type: ignore[arg-type]
+        train.train(training, NeverStop(), after_update)  # type: ignore[arg-type]
         gc.collect()  # a compiled model is in a cycle
         return [b - a for a, b in pairwise(clock.times)][WARM_UP - 1 :]
 
@@ -121,20 +125,18 @@ class Bench:
         return found
 
 
-def _watch(spans: Spans, session: Session) -> None:
+def _watch(spans: Spans, training: Training) -> None:
     """Name what an update does."""
-    trainer = session.trainer
     spans.watch(Prefetcher, "__next__", "data")
-    spans.watch(trainer.ds, "forward", "forward")
-    spans.watch(trainer.ds, "backward", "backward")
-    spans.watch(trainer.ds, "step", "optimiser")
-    spans.watch(trainer.fragments, "square_norms", "norms")
-    spans.watch(session, "_norms", "logging")
-    spans.watch(session.recorder, "add", "logging")
-    spans.watch(session.recorder, "flush", "logging")
+    spans.watch(training.engine.ds, "forward", "forward")
+    spans.watch(training.engine.ds, "backward", "backward")
+    spans.watch(training.engine.ds, "step", "optimiser")
+    spans.watch(training.engine.fragments, "square_norms", "norms")
+    spans.watch(training, "measure_norms", "logging")
+    spans.watch(training.recorder, "add", "logging")
+    spans.watch(training.recorder, "flush", "logging")
     for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast", "reduce"):
         spans.watch(dist, name, "communication")
-    spans.watch(session, "train_step", "rest")
 
 
 def peer_seconds(command: str) -> list[float]:

@@ -50,6 +50,11 @@ class Plan:
     leader: Leader | None = None
     cautions: tuple[str, ...] = ()  # what is legal and hardly meant
 
+    @property
+    def targets_per_step(self) -> int:
+        """Of all ranks together: what the loss of an update is the mean over."""
+        return self.tokens // self.steps
+
     def as_dict(self) -> dict[str, Any]:
         """As it stands in plan.json: of the leader only the digest, its norms have a file of their own."""
         fields = asdict(replace(self, origin=None, leader=None))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from configs.schema import Optim
 from engine import zero
 from engine.precision import dtype_name
 from engine.zero import Fragment
+from optim.algorithms import moments, zero_state
 from optim.averages import Averages
-from optim.optimizers import moments, zero_state
 
 NORM_CHUNK = 1 << 16
 
@@ -139,6 +140,12 @@ class Fragments:
             weight.copy_(tensor)
         self.refresh()
 
+    @cached_property
+    def groups_of_pieces(self) -> list[dict[str, Any]]:
+        """The optimiser's group of each local fragment. The groups are the optimiser's own, so their λ and η are those of now."""
+        groups = self.groups()
+        return [groups[fragment.name] for fragment in self.local]
+
     def groups(self) -> dict[str, dict[str, Any]]:
         """The optimiser's group of each parameter, by the parameter's name."""
         return {name: group for group in self.optimizer.param_groups for name in group["parameter_names"]}
@@ -146,12 +153,10 @@ class Fragments:
     @property
     def optimizer_step(self) -> int:
         """Adam's step count, on which every piece of state must agree; 0 for an optimiser that counts none."""
-        if self.config.algorithm != "adam":
-            return 0
-        steps = {int(state["step"].item()) for state in self.optimizer.state.values()}
-        if len(steps) != 1:
+        steps = {int(state["step"].item()) for state in self.optimizer.state.values() if "step" in state}
+        if len(steps) > 1:
             raise RuntimeError(f"the optimiser's state disagrees about its step: {sorted(steps)}")
-        return steps.pop()
+        return steps.pop() if steps else 0
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:

@@ -8,6 +8,7 @@ without it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,32 +18,40 @@ from torch import Tensor
 
 from configs.tensors import tensor_table
 from data.loader import EvalBatch
+from engine.engine import Engine
 from engine.fragments import slices, square_sums
-from engine.trainer import Trainer
 from engine.zero import Fragment
 
 
 class Probe:
     """Looks at one update: `look` before it is applied, `finish` after."""
 
-    def __init__(self, trainer: Trainer, batch: EvalBatch) -> None:
+    def __init__(self, engine: Engine, batch: EvalBatch) -> None:
         """`batch`: of the validation windows, for the whole model's quantities."""
-        self.trainer, self.fragments, self.batch = trainer, trainer.fragments, batch
-        self.micro = torch.zeros((), dtype=torch.float64, device=trainer.ds.device)
-        parameters = trainer.ds.module.parameters() if trainer.config.log.noise_scale else ()
+        self.engine, self.fragments, self.batch = engine, engine.fragments, batch
+        self.micro = torch.zeros((), dtype=torch.float64, device=engine.ds.device)
+        parameters = engine.ds.module.parameters() if engine.config.log.noise_scale else ()
         self._hooks = [parameter.register_hook(self._note) for parameter in parameters]
 
     def look(self, gradients: list[Tensor]) -> None:
-        """Shown the reduced gradients before they are clipped."""
+        """Shown the reduced gradients before they are clipped. `seconds`: how long it looked, which is no time of the update."""
+        began = self._now()
         for hook in self._hooks:
             hook.remove()
         self.before = [weight.clone() for weight in self.fragments.weights()]  # not while activations are held
         self.grad_squares = self.fragments.square_norms(gradients)
-        penalty = self.trainer.config.optim.decay_rule == "l2_loss"
+        penalty = self.engine.config.optim.decay_rule == "l2_loss"
         plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
         self.big = self.fragments.square_norms(plain).sum().item()
         pairs = zip(gradients, self.before, strict=True)
         self.products = self.fragments.sums((g.float() * w.float() for g, w in slices(*pair)) for pair in pairs)
+        self.seconds = self._now() - began
+
+    def _now(self) -> float:
+        """The time when the device has done what it was given; else the backward pass, still under way, would be counted."""
+        if self.engine.ds.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
         """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
@@ -57,7 +66,7 @@ class Probe:
         return self._tensors() | self._model() | self._noise()
 
     def _tensors(self) -> dict[str, float]:
-        f, optim = self.fragments, self.trainer.config.optim
+        f, optim = self.fragments, self.engine.config.optim
         groups = f.groups()
         rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
@@ -74,7 +83,7 @@ class Probe:
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
         members: dict[str, list[int]] = {}
-        tensors = tensor_table(self.trainer.config.model)
+        tensors = tensor_table(self.engine.config.model)
         for i, name in enumerate(f.names):
             row |= _quantities(name, [i], table, sizes, rates, optim.algorithm)
             row |= self._equilibrium(name, groups[name])
@@ -84,12 +93,12 @@ class Probe:
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
         row["probe/max"] = max(table["max"])
-        row["probe/effective_lr"] = _effective_lr(self.trainer.lr, math.sqrt(sum(table["before2"])), optim.algorithm)
+        row["probe/effective_lr"] = _effective_lr(self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm)
         return row
 
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         """Where AdamW's decoupled decay takes a tensor under noise (2305.17212), by its own η and λ."""
-        optim, lr, decay = self.trainer.config.optim, group["lr"], group["decay"]
+        optim, lr, decay = self.engine.config.optim, group["lr"], group["decay"]
         if optim.algorithm != "adam" or optim.decay_rule != "decoupled" or not decay:
             return {}
         rotation = math.sqrt(2 * lr * decay * (1 - optim.betas[0]) / (1 + optim.betas[0]))
@@ -125,9 +134,9 @@ class Probe:
         return row
 
     def _statistics(self) -> list[float]:
-        ds = self.trainer.ds
+        ds = self.engine.ds
         ds.eval()
-        found = ds(*self.trainer.on_device(self.batch), statistics=True)
+        found = ds(*self.engine.on_device(self.batch), statistics=True)
         ds.train()
         counted = torch.full((1,), self.batch.counted, dtype=torch.float64, device=ds.device)
         sums, largest = torch.cat([found[:3], counted]), found[3:]
@@ -140,9 +149,9 @@ class Probe:
 
     def _noise(self) -> dict[str, float]:
         """McCandlish et al. (1812.06162, appendix A): |G|² and tr Σ without bias, from micro-batches and the whole batch."""
-        if not self.trainer.config.log.noise_scale:
+        if not self.engine.config.log.noise_scale:
             return {}
-        plan, length = self.trainer.plan, self.trainer.config.model.seq_len
+        plan, length = self.engine.plan, self.engine.config.model.seq_len
         dist.all_reduce(self.micro)
         pieces = plan.micro_steps * plan.ranks
         # A hook sees the gradient of loss·ranks/tokens_per_step; times the micro-steps it is that of the micro-batch's mean.

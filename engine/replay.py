@@ -17,37 +17,36 @@ from torch import Tensor, nn
 from configs.errors import InputError
 from engine import checkpoint
 from engine.agree import on_first_rank
-from engine.session import Session
+from engine.resume import load
+from engine.training import Training
+from engine.update import update
 from record.checkpoints import complete, step_of
 from record.metrics import read_metrics
-from record.recorder import Recorder
 
 COLUMNS = ("‖w‖", "max|w|", "‖g‖", "max|g|", "not finite")
 MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "momentum_buffer": "m"}
 
 
-def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
-    """Run update `step` (counted from 1) of the session's run from the nearest sound checkpoint before it; collective.
+def replay(training: Training, step: int, show: Callable[[str], None]) -> None:
+    """Run update `step` (counted from 1) of a run, just built, from the nearest sound checkpoint before it; collective.
 
     Shows, per tensor: norm and largest element of the weight before, of the gradient before clipping, the gradient's
     elements that are not finite, Adam's moments after, and the relative update; per block of the model the largest
     activation on any rank. InputError if the step lies outside the run.
     """
-    if not 1 <= step <= session.plan.steps:
-        raise InputError(f"--replay {step}: the run has steps 1 to {session.plan.steps}")
-    folder = session.folder.checkpoints
+    if not 1 <= step <= training.plan.steps:
+        raise InputError(f"--replay {step}: the run has steps 1 to {training.plan.steps}")
+    folder = training.folder.checkpoints
     earlier = on_first_rank(lambda: [path for path in complete(folder) if step_of(path) < step])
     path = next((found for found in reversed(earlier) if _is_sound(found, show)), None)
-    session.start(Recorder(None, None, 1))
-    session.load(path)
+    load(training, path)
     show(f"replay of step {step} from {path or 'the start'}")
-    fragments, batches = session.trainer.fragments, session.batches()
+    fragments, batches = training.engine.fragments, training.batches()
     try:
-        while session.step < step - 1:
-            result = session.train_step(batches, lambda: False)
-            if not (result.applied or result.skipped):
+        while training.progress.step < step - 1:
+            if update(training, batches).ended == "refused":
                 raise InputError(
-                    f"--replay {step}: the run ends at step {session.step + 1}, whose update is not finite"
+                    f"--replay {step}: the run ends at step {training.progress.step + 1}, whose update is not finite"
                 )
         before = [weight.clone() for weight in fragments.weights()]
         columns = [fragments.square_norms(before).sqrt(), fragments.maxima(before)]
@@ -56,8 +55,8 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
             norms = fragments.square_norms(gradients).sqrt()
             columns.extend([norms, fragments.maxima(gradients), fragments.nonfinite(gradients)])
 
-        activations = _Activations(session.trainer.ds.module)
-        result = session.train_step(batches, lambda: False, look)
+        activations = _Activations(training.engine.ds.module)
+        outcome = update(training, batches, look=look)
     finally:
         batches.close()
     moments = [[fragments.view(fragment, kind) for fragment in fragments.local] for kind in fragments.moments]
@@ -66,12 +65,12 @@ def replay(session: Session, step: int, show: Callable[[str], None]) -> None:
     columns.append(fragments.square_norms(change).sqrt() / columns[0])
     table = {name: [column[i].item() for column in columns] for i, name in enumerate(fragments.names)}
     titles = [*COLUMNS, *(f"‖{MOMENTS[name]}‖" for name in fragments.moments), "‖Δw‖/‖w‖"]
-    show(_render(table, titles) + "\n\n" + activations.render(session.world.device))
-    recorded = next((row for row in read_metrics(session.folder.metrics)[0] if row["step"] == step), {})
+    show(_render(table, titles) + "\n\n" + activations.render(training.world.device))
+    recorded = next((row for row in read_metrics(training.folder.metrics)[0] if row["step"] == step), {})
     known = recorded.get("train/loss")
     show(
-        f"\nloss {result.loss:.6f}, gradient norm {result.grad_norm:.6g}, learning rate {session.trainer.lr:.6g}, "
-        f"{'applied' if result.applied else 'not applied'}; "
+        f"\nloss {outcome.loss:.6f}, gradient norm {outcome.grad_norm:.6g}, learning rate {training.engine.lr:.6g}, "
+        f"{'applied' if outcome.ended == 'applied' else 'not applied'}; "
         + ("no loss of this step is recorded" if known is None else f"recorded loss {known:.6f}")
     )
 

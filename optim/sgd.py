@@ -7,7 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.schema import Optim
+
+ABOUT = "the gradient, or its moving sum with optim.momentum, times η; decay as the rule says"
 CHUNK = 1 << 22  # elements whose float32 copies are held at once
+
+
+def moments(config: Optim) -> tuple[str, ...]:
+    return ("momentum_buffer",) if config.momentum else ()
+
+
+def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
+    """η is set before each step. Not torch's fused SGD: on CPUs it leaves bfloat16 parameters as they are (pytorch#191763)."""
+    return SGD(groups, config.momentum, config.decay_rule == "decoupled")
+
+
+def counts(flat: Tensor) -> dict[str, Tensor]:
+    """Nothing is counted."""
+    return {}
+
+
+def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
+    """Always: see SGD."""
+    return True
 
 
 class SGD(torch.optim.SGD):

@@ -1,19 +1,20 @@
-"""Live trainers for tests that run several cases in one process group."""
+"""Live trainings for tests that run several cases in one process group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from configs.plan import make_plan
-from configs.schedule import lr_at
 from configs.schema import RunConfig
-from data.loader import TrainData, step_batches
+from data.loader import StepBatch, step_batches
 from data.manifest import Manifest
 from engine.launch import World
-from engine.network import build_model
-from engine.precision import set_matmul_precision
-from engine.trainer import Trainer
+from engine.training import Training, begin, open_data
+from engine.update import update
+from record.recorder import Recorder
+from record.run import RunFolder
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")  # what AdamW's checkpoints hold
 
@@ -27,20 +28,28 @@ class Step:
     digest: str
 
 
-def make_trainer(config: RunConfig, manifest: Manifest, world: World) -> Trainer:
-    set_matmul_precision(config.precision, world.device)
-    model = build_model(config, manifest.eot, world.device)
-    model.init_weights(config.seeds.init)
-    return Trainer(model, config, make_plan(config, world.ranks, manifest.summary()), world)
+def make_training(config: RunConfig, manifest: Manifest, world: World) -> Training:
+    """A run at step 0 that records nothing."""
+    plan = make_plan(config, world.ranks, manifest.summary())
+    data = open_data(config, manifest, plan, world)
+    return begin(
+        config, plan, RunFolder("no such run"), world, data, Recorder(None, None, config.batch.tokens_per_step)
+    )
 
 
-def train_steps(trainer: Trainer, manifest: Manifest, steps: Iterable[int]) -> list[Step]:
-    """Run the given updates of the configuration's order."""
-    config, world, wanted, found = trainer.config, trainer.world, set(steps), []
-    data = TrainData(config.data.path, manifest, config)
-    for batch in step_batches(data, min(wanted), None, trainer.plan.micro_batch, world.rank, world.ranks):
-        if batch.step in wanted:
-            result = trainer.step(batch, lr_at(config, batch.step))
-            norms = trainer.weight_norms()
-            found.append(Step(result.loss, result.grad_norm, norms[""], norms["decayed"], batch.digest))
-    return found
+def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
+    """Take the given updates of the configuration's order, from whatever state the engine is in; none is probed."""
+    rows = []
+    for step in steps:
+        training.progress.step, batch = step, batch_of(training, step)
+        outcome = update(training, iter([batch]), look=lambda _: None)
+        assert outcome.ended == "applied", outcome
+        norms = training.engine.weight_norms()
+        rows.append(Step(outcome.loss, outcome.grad_norm, norms[""], norms["decayed"], batch.digest))
+    return rows
+
+
+def batch_of(training: Training, step: int) -> StepBatch:
+    """This rank's batch of an update, with the digest of an order that was read from its start."""
+    plan, world = training.plan, training.world
+    return next(islice(step_batches(training.data, 0, None, plan.micro_batch, world.rank, world.ranks), step, None))

@@ -8,4 +8,4 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - as an engine does; it loads the compiler
 
 import engine.checkpoint
-import engine.trainer  # noqa: F401
+import engine.update  # noqa: F401

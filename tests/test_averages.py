@@ -17,7 +17,7 @@ from engine import checkpoint, evaluate, export
 from engine.launch import start_world
 from record.checkpoints import find
 from record.metrics import read_metrics
-from tests.live import make_trainer, train_steps
+from tests.live import make_training, train_steps
 from tests.processes import ConfigFile, finish, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
@@ -31,22 +31,22 @@ def averaged_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) ->
     world = start_world("averages", 120, None)
     found = []
     for index, config in enumerate(configs):
-        whole = make_trainer(config, manifest, world)
-        history = [whole.fragments.gather("weights", 0)]
+        whole = make_training(config, manifest, world)
+        history = [whole.engine.fragments.gather("weights", 0)]
         for step in range(6):
-            train_steps(whole, manifest, range(step, step + 1))
-            history.append(whole.fragments.gather("weights", 0))
-        ends = {kind: whole.fragments.gather(kind, 0) for kind in whole.fragments.averages.kinds}
-        with whole.fragments.swapped("ema_0.9"):
-            swapped = whole.fragments.gather("weights", 0)
-        back = whole.fragments.gather("weights", 0)
-        first = make_trainer(config, manifest, world)
-        train_steps(first, manifest, range(3))
-        middle = checkpoint.save(folder / str(index), 3, first.fragments, {}, {})
-        second = make_trainer(config, manifest, world)
-        checkpoint.load(middle, second.fragments)
-        train_steps(second, manifest, range(3, 6))
-        again = {kind: second.fragments.gather(kind, 0) for kind in second.fragments.averages.kinds}
+            train_steps(whole, range(step, step + 1))
+            history.append(whole.engine.fragments.gather("weights", 0))
+        ends = {kind: whole.engine.fragments.gather(kind, 0) for kind in whole.engine.fragments.averages.kinds}
+        with whole.engine.fragments.swapped("ema_0.9"):
+            swapped = whole.engine.fragments.gather("weights", 0)
+        back = whole.engine.fragments.gather("weights", 0)
+        first = make_training(config, manifest, world)
+        train_steps(first, range(3))
+        middle = checkpoint.save(folder / str(index), 3, first.engine.fragments, {}, {})
+        second = make_training(config, manifest, world)
+        checkpoint.load(middle, second.engine.fragments)
+        train_steps(second, range(3, 6))
+        again = {kind: second.engine.fragments.gather(kind, 0) for kind in second.engine.fragments.averages.kinds}
         found.append({"history": history, "ends": ends, "swapped": swapped, "back": back, "again": again})
     return found
 

@@ -17,7 +17,7 @@ from data.manifest import Manifest
 from engine import checkpoint
 from engine.launch import start_world
 from record.checkpoints import complete
-from tests.live import KINDS, make_trainer, train_steps
+from tests.live import KINDS, make_training, train_steps
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
@@ -30,17 +30,17 @@ def resumed_runs(configs: list[RunConfig], manifest: Manifest, folder: Path) -> 
     found = []
     for index, config in enumerate(configs):
         torch.compiler.reset()  # as in a new process; and what one process compiles is bounded
-        whole = make_trainer(config, manifest, world)
-        straight = train_steps(whole, manifest, range(6))
-        end = checkpoint.save(folder / f"{index}a", 6, whole.fragments, {}, {})
-        first = make_trainer(config, manifest, world)
-        before = train_steps(first, manifest, range(3))
-        middle = checkpoint.save(folder / f"{index}b", 3, first.fragments, {"note": 1}, {})
+        whole = make_training(config, manifest, world)
+        straight = train_steps(whole, range(6))
+        end = checkpoint.save(folder / f"{index}a", 6, whole.engine.fragments, {}, {})
+        first = make_training(config, manifest, world)
+        before = train_steps(first, range(3))
+        middle = checkpoint.save(folder / f"{index}b", 3, first.engine.fragments, {"note": 1}, {})
         torch.compiler.reset()
-        second = make_trainer(config, manifest, world)
-        counters = checkpoint.load(middle, second.fragments)
-        after = train_steps(second, manifest, range(3, 6))
-        again = checkpoint.save(folder / f"{index}c", 6, second.fragments, {}, {})
+        second = make_training(config, manifest, world)
+        counters = checkpoint.load(middle, second.engine.fragments)
+        after = train_steps(second, range(3, 6))
+        again = checkpoint.save(folder / f"{index}c", 6, second.engine.fragments, {}, {})
         found.append({"straight": straight, "resumed": before + after, "files": (end, again), "counters": counters})
     return found
 
@@ -50,9 +50,9 @@ def saved_again(configs: list[RunConfig], manifest: Manifest, source: Path, fold
     world = start_world("reshard", 120, None)
     found = []
     for index, config in enumerate(configs):
-        trainer = make_trainer(config, manifest, world)
-        checkpoint.load(source, trainer.fragments)
-        found.append(checkpoint.save(folder / f"{world.ranks}_{index}", 3, trainer.fragments, {}, {}))
+        training = make_training(config, manifest, world)
+        checkpoint.load(source, training.engine.fragments)
+        found.append(checkpoint.save(folder / f"{world.ranks}_{index}", 3, training.engine.fragments, {}, {}))
     return found
 
 
@@ -94,9 +94,9 @@ def test_files_do_not_know_stage_or_ranks(
 
 def _trained_at_stage_1(config: RunConfig, manifest: Manifest, folder: Path) -> Path:
     world = start_world("source", 120, None)
-    trainer = make_trainer(config, manifest, world)
-    train_steps(trainer, manifest, range(3))
-    return checkpoint.save(folder / "source", 3, trainer.fragments, {}, {})
+    training = make_training(config, manifest, world)
+    train_steps(training, range(3))
+    return checkpoint.save(folder / "source", 3, training.engine.fragments, {}, {})
 
 
 def assert_same_files(one: Path, other: Path, kinds: tuple[str, ...] = KINDS) -> None:

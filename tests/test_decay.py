@@ -20,9 +20,10 @@ from configs.schema import RunConfig
 from configs.tensors import TensorSpec, tensor_table
 from data.manifest import Manifest
 from engine.launch import start_world
-from optim.optimizers import build_optimizer, set_step
+from optim.algorithms import build_optimizer
+from optim.parameter_groups import set_step
 from record.metrics import read_metrics
-from tests.live import make_trainer, train_steps
+from tests.live import make_training, train_steps
 from tests.plain import Formulas, plain_run
 from tests.processes import ConfigFile, finish, start
 from tests.ranks import run_ranks
@@ -75,9 +76,11 @@ def engine_ends(configs: list[RunConfig], manifest: Manifest) -> list[Any]:
     world = start_world("decay", 120, None)
     found = []
     for config in configs:
-        trainer = make_trainer(config, manifest, world)
-        steps = train_steps(trainer, manifest, range(config.schedule.steps))
-        found.append(([s.loss for s in steps], [s.grad_norm for s in steps], trainer.fragments.gather("weights", 0)))
+        training = make_training(config, manifest, world)
+        steps = train_steps(training, range(config.schedule.steps))
+        found.append(
+            ([s.loss for s in steps], [s.grad_norm for s in steps], training.engine.fragments.gather("weights", 0))
+        )
     return found
 
 

@@ -32,13 +32,13 @@ CONFIG: dict[str, Any] = {
 
 def golden_run(folder: Path) -> list[dict[str, float]]:
     from engine.launch import start_world
-    from tests.live import make_trainer, train_steps
+    from tests.live import make_training, train_steps
 
     config = validate({**CONFIG, "data": {"path": str(folder)}}, "golden")
     manifest = read_manifest(folder)
     assert manifest is not None
     world = start_world("golden", 60, 1)
-    steps = train_steps(make_trainer(config, manifest, world), manifest, range(20))
+    steps = train_steps(make_training(config, manifest, world), range(20))
     return [{"loss": s.loss, "grad_norm": s.grad_norm, "norm": s.norm, "norm_decayed": s.norm_decayed} for s in steps]
 
 

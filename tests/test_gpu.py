@@ -16,7 +16,7 @@ from engine.launch import start_world
 from engine.network import build_model
 from engine.precision import set_matmul_precision
 from model import loss
-from tests.live import make_trainer, train_steps
+from tests.live import make_training, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 from tests.test_checkpoint import assert_same_files, resumed_runs
@@ -64,7 +64,7 @@ def test_resume_is_bit_identical(
 
 def deterministic_run(config: RunConfig, manifest: Manifest) -> list[float]:
     world = start_world("deterministic", 120, None, deterministic=True)
-    return [step.loss for step in train_steps(make_trainer(config, manifest, world), manifest, range(6))]
+    return [step.loss for step in train_steps(make_training(config, manifest, world), range(6))]
 
 
 def test_deterministic_mode(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:

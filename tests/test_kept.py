@@ -81,12 +81,12 @@ def load_and_save(data: Path, out: Path) -> None:
     from data.manifest import read_manifest
     from engine import checkpoint
     from engine.launch import start_world
-    from tests.live import make_trainer
+    from tests.live import make_training
 
     config = validate({**read_json(RUN / "config.json"), "data": {"path": str(data)}}, "kept")
     manifest = read_manifest(data)
     assert manifest is not None
-    fragments = make_trainer(config, manifest, start_world("kept", 60, 1)).fragments
+    fragments = make_training(config, manifest, start_world("kept", 60, 1)).engine.fragments
     counters = checkpoint.load(RUN / "checkpoints" / "step_00000020", fragments)
     checkpoint.save(out, 20, fragments, counters, {})
 

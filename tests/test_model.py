@@ -14,7 +14,8 @@ from configs.tensors import tensor_table
 from engine.fragments import square_sums
 from model.gpt import GPT
 from model.loss import cross_entropy_sum
-from optim.optimizers import build_optimizer, parameter_groups, set_step
+from optim.algorithms import build_optimizer
+from optim.parameter_groups import parameter_groups, set_step
 
 BASE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "seq_len": 24, "vocab_size": 100}
 

@@ -17,11 +17,11 @@ import torch
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
-from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.launch import start_world
+from engine.update import update
 from model.gpt import GPT
-from tests.live import KINDS, make_trainer, train_steps
+from tests.live import KINDS, batch_of, make_training, train_steps
 from tests.plain import plain_run
 from tests.ranks import run_ranks
 
@@ -44,20 +44,20 @@ def engine_runs(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, 
     world = start_world("parity", 120, None)
     found = []
     for config in configs:
-        trainer = make_trainer(config, manifest, world)
-        start = trainer.fragments.gather("weights", 0)
-        start_step = trainer.fragments.optimizer_step
-        steps = train_steps(trainer, manifest, range(config.schedule.steps))
-        end = trainer.fragments.gather("weights", 0)
+        training = make_training(config, manifest, world)
+        start = training.engine.fragments.gather("weights", 0)
+        start_step = training.engine.fragments.optimizer_step
+        steps = train_steps(training, range(config.schedule.steps))
+        end = training.engine.fragments.gather("weights", 0)
         found.append(
             {
                 "start": start,
                 "start_step": start_step,
                 "steps": steps,
                 "end": end,
-                "end_step": trainer.fragments.optimizer_step,
-                "dtypes": trainer.dtypes,
-                "decay": [g["weight_decay"] for g in trainer.optimizer.param_groups],
+                "end_step": training.engine.fragments.optimizer_step,
+                "dtypes": training.engine.dtypes,
+                "decay": [g["weight_decay"] for g in training.engine.optimizer.param_groups],
             }
         )
     return found
@@ -110,10 +110,10 @@ def decay_of_one_update(configs: list[RunConfig], manifest: Manifest) -> list[di
         ends = []
         for weight_decay in (0.0, 0.5):
             optim = config.optim.model_copy(update={"weight_decay": weight_decay, "lr": 0.5})
-            trainer = make_trainer(config.model_copy(update={"optim": optim}), manifest, world)
-            start = trainer.fragments.gather("weights", 0)
-            train_steps(trainer, manifest, range(1))
-            ends.append(trainer.fragments.gather("weights", 0))
+            training = make_training(config.model_copy(update={"optim": optim}), manifest, world)
+            start = training.engine.fragments.gather("weights", 0)
+            train_steps(training, range(1))
+            ends.append(training.engine.fragments.gather("weights", 0))
         if world.rank == 0:
             weights = {name: tensor.double() for name, tensor in start.items()}
             taken = {name: (ends[0][name].double() - ends[1][name].double()) for name in weights}
@@ -140,18 +140,18 @@ def nan_gradient(configs: list[RunConfig], manifest: Manifest) -> list[dict[str,
     world = start_world("nan", 120, None)
     found = []
     for config in configs:
-        trainer = make_trainer(config, manifest, world)
-        train_steps(trainer, manifest, range(2))
-        before = {kind: trainer.fragments.gather(kind, 0) for kind in KINDS}
+        training = make_training(config, manifest, world)
+        train_steps(training, range(2))
+        before = {kind: training.engine.fragments.gather(kind, 0) for kind in KINDS}
         if world.rank == world.ranks - 1:
-            poisoned = list(trainer.ds.module.parameters())[3]
+            poisoned = list(training.engine.ds.module.parameters())[3]
             poisoned.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
-        data = TrainData(config.data.path, manifest, config)
-        batch = next(step_batches(data, 2, None, trainer.plan.micro_batch, world.rank, world.ranks))
-        result = trainer.step(batch, 1e-2)
-        after = {kind: trainer.fragments.gather(kind, 0) for kind in KINDS}
+        outcome = update(training, iter([batch_of(training, 2)]))
+        after = {kind: training.engine.fragments.gather(kind, 0) for kind in KINDS}
         same = world.rank > 0 or all(torch.equal(before[k][n], after[k][n]) for k in KINDS for n in before[k])
-        found.append({"applied": result.applied, "loss": result.loss, "norm": result.grad_norm, "same": same})
+        found.append(
+            {"applied": outcome.ended == "applied", "loss": outcome.loss, "norm": outcome.grad_norm, "same": same}
+        )
     return found
 
 

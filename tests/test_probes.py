@@ -19,10 +19,11 @@ from data.loader import TrainData, eval_batches, step_batches
 from data.manifest import Manifest
 from engine.launch import start_world
 from engine.probes import Probe
+from engine.update import update
 from model.gpt import GPT
 from model.loss import logit_statistics
 from record.metrics import read_metrics
-from tests.live import make_trainer, train_steps
+from tests.live import make_training, train_steps
 from tests.processes import ConfigFile, finish, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
@@ -35,17 +36,17 @@ def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]
     world = start_world("probes", 120, None)
     found = []
     for config in configs:
-        trainer = make_trainer(config, manifest, world)
-        train_steps(trainer, manifest, range(1))
+        training = make_training(config, manifest, world)
+        train_steps(training, range(1))
         validation = eval_batches(config.data.path, manifest, config, 2, world.rank, world.ranks)
         batches = step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, world.rank, world.ranks)
-        before = trainer.fragments.gather("weights", 0)
-        probe = Probe(trainer, validation[0])
-        result = trainer.step(next(batches), lr_at(config, 1), look=probe.look)
+        before = training.engine.fragments.gather("weights", 0)
+        probe = Probe(training.engine, validation[0])
+        outcome = update(training, batches, look=probe.look)
         row = probe.finish()
-        second = trainer.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
-        after = trainer.fragments.gather("weights", 0)
-        found.append({"row": row, "before": before, "after": after, "second": second, "grad_norm": result.grad_norm})
+        second = training.engine.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
+        after = training.engine.fragments.gather("weights", 0)
+        found.append({"row": row, "before": before, "after": after, "second": second, "grad_norm": outcome.grad_norm})
     return found
 
 

@@ -11,19 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-import engine.trainer
+import engine.engine
 from configs.cautions import cautions
 from configs.groups import decay_groups
-from configs.plan import make_plan
-from configs.schema import RunConfig
+from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec, tensor_table
 from data.manifest import Manifest
+from engine.engine import Engine
 from engine.launch import start_world
 from engine.network import build_model
-from engine.trainer import Trainer
+from engine.update import update
 from model.gpt import GPT
-from optim.optimizers import build_optimizer, check_rounding, parameter_groups, set_step
-from tests.live import make_trainer, train_steps
+from optim.algorithms import build_optimizer, check_rounding
+from optim.parameter_groups import parameter_groups, set_step
+from tests.live import batch_of, make_training, train_steps
 from tests.plain import Formulas
 from tests.ranks import run_ranks
 from tests.test_decay import RULES, settings
@@ -46,15 +47,14 @@ def ends_without_gradient(configs: list[RunConfig], manifest: Manifest) -> list[
         model = build_model(config, manifest.eot, world.device)
         model.__class__ = Constant
         model.init_weights(config.seeds.init)
-        plan = make_plan(config, world.ranks, manifest.summary())
-        trainer = Trainer(model, config, plan, world)
-        start = trainer.fragments.gather("weights", 0)
-        tokens = torch.zeros(plan.micro_steps, plan.micro_batch, config.model.seq_len + 1, dtype=torch.long)
+        training = make_training(config, manifest, world)
+        training.engine = Engine(model, config, training.plan, world)
+        start = training.engine.fragments.gather("weights", 0)
         for t in range(config.schedule.steps):
-            result = trainer.step(tokens, config.optim.lr, t)
-            assert result.applied
-            assert (result.grad_norm == 0) == (config.optim.decay_rule != "l2_loss")
-        found.append((start, trainer.fragments.gather("weights", 0)))
+            outcome = update(training, iter([batch_of(training, t)]), look=lambda _: None)
+            assert outcome.ended == "applied"
+            assert (outcome.grad_norm == 0) == (config.optim.decay_rule != "l2_loss")
+        found.append((start, training.engine.fragments.gather("weights", 0)))
     return found
 
 
@@ -68,7 +68,10 @@ def law_cases(precisions: dict[str, tuple[int, ...]]) -> list[dict[str, Any]]:
         if precision == "bf16-true" and rule == "l2_loss":  # refused: test_bad_decay
             continue
         stage = stages[len(cases) % len(stages)]
-        small = {"model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "seq_len": 8}, "schedule": {"steps": 4}}
+        small = {
+            "model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "seq_len": 8},
+            "schedule": {"kind": "constant", "warmup_steps": 0, "steps": 4},
+        }
         small |= {"batch": {"tokens_per_step": 8, "micro_batch": 1}}
         cases.append({**small, "optim": optim, "precision": precision, "parallel": {"zero_stage": stage}})
     return cases
@@ -130,7 +133,7 @@ def test_small_decay_reaches_bfloat16_weights(
         start = (torch.randn(300, 300, generator=torch.Generator().manual_seed(0)) * 0.05).to(dtype)
         w, generator = nn.Parameter(start.clone()), torch.Generator().manual_seed(1)
         optimizer = build_optimizer({"w": w}, {"w": TensorSpec((300, 300), "w", "matrix")}, config.optim)
-        check_rounding(optimizer, str(dtype).removeprefix("torch."))
+        check_rounding(optimizer, config.optim, str(dtype).removeprefix("torch."))
         for _ in range(200):
             w.grad = (torch.randn(300, 300, generator=generator) * 0.1).to(dtype)
             set_step(optimizer, config, 0, lr)
@@ -153,9 +156,10 @@ def test_decay_of_its_own_vanishes() -> None:
     for _ in range(100):
         optimizer.step()
     assert torch.equal(w, before), "the reason of the check is gone: it can go too"
-    check_rounding(optimizer, "float32")
+    adam = Optim(lr=1e-3)
+    check_rounding(optimizer, adam, "float32")
     with pytest.raises(RuntimeError, match="AdamW is not fused"):
-        check_rounding(optimizer, "bfloat16")
+        check_rounding(optimizer, adam, "bfloat16")
 
 
 def moved_gains(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, list[bool]]]:
@@ -163,9 +167,9 @@ def moved_gains(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, 
     world = start_world("gains", 120, None)
     found = []
     for config in configs:
-        trainer = make_trainer(config, manifest, world)
-        train_steps(trainer, manifest, range(config.schedule.steps))
-        weights = trainer.fragments.gather("weights", 0) or {}
+        training = make_training(config, manifest, world)
+        train_steps(training, range(config.schedule.steps))
+        weights = training.engine.fragments.gather("weights", 0) or {}
         gains = torch.cat([w.float() for name, w in weights.items() if w.dim() == 1])
         found.append({"below": bool((gains < 1).any()), "above": bool((gains > 1).any())})
     return found
@@ -194,9 +198,9 @@ def refusal(config: RunConfig, manifest: Manifest) -> str:
     def unfused(*tensors_of_the_model: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameter_groups(*tensors_of_the_model), lr=0.0, fused=False)
 
-    engine.trainer.build_optimizer = unfused  # type: ignore[assignment]
+    engine.engine.build_optimizer = unfused  # type: ignore[assignment]
     try:
-        make_trainer(config, manifest, world)
+        make_training(config, manifest, world)
     except RuntimeError as error:
         return str(error)
     return ""

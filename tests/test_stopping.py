@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from configs.schema import RunConfig
-from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine import checkpoint, export
 from engine.launch import start_world
+from engine.update import update
 from model.gpt import GPT
 from record.metrics import read_metrics
-from tests.live import KINDS, make_trainer, train_steps
+from tests.live import KINDS, batch_of, make_training, train_steps
 from tests.processes import LONG, ConfigFile, finish, losses, processes_with, start, status, wait
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
@@ -35,22 +35,24 @@ def exported_and_live(configs: list[RunConfig], manifest: Manifest, folder: Path
     world = start_world("export", 120, None)
     found = []
     for index, config in enumerate(configs):
-        trainer = make_trainer(config, manifest, world)
-        train_steps(trainer, manifest, range(3))
+        training = make_training(config, manifest, world)
+        train_steps(training, range(3))
         run = folder / str(index)
-        checkpoint.save(run / "checkpoints", 3, trainer.fragments, {}, {})
+        checkpoint.save(run / "checkpoints", 3, training.engine.fragments, {}, {})
         tokens = torch.arange(16)[None] % 512
-        trainer.ds.eval()
+        training.engine.ds.eval()
         with torch.no_grad():
-            live = trainer.ds(tokens, tokens).item()
+            live = training.engine.ds(tokens, tokens).item()
         if world.rank == 0:
             (run / "config.json").write_text(config.model_dump_json())
             export.export(run, None, run / "out")
-            model = GPT(config.model, trainer.ds.module.autocast)
+            model = GPT(config.model, training.engine.ds.module.autocast)
             model.load_state_dict(load_file(run / "out" / "model.safetensors"))
             assert {p.dtype for p in model.parameters()} == {torch.float32}
             with torch.no_grad():
-                found.append((live, model.to(next(trainer.ds.module.parameters()).dtype)(tokens, tokens).item()))
+                found.append(
+                    (live, model.to(next(training.engine.ds.module.parameters()).dtype)(tokens, tokens).item())
+                )
     return found
 
 
@@ -118,20 +120,18 @@ def leave_out(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, An
     world = start_world("skip", 120, None)
     found = []
     for config in configs:
-        poisoned, clean = (make_trainer(config, manifest, world) for _ in range(2))
+        poisoned, clean = (make_training(config, manifest, world) for _ in range(2))
         ends = []
-        for trainer in (poisoned, clean):
-            train_steps(trainer, manifest, range(2))
-            if trainer is poisoned:
-                parameter = list(trainer.ds.module.parameters())[3]
+        for training in (poisoned, clean):
+            train_steps(training, range(2))
+            if training is poisoned:
+                parameter = list(training.engine.ds.module.parameters())[3]
                 hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
-                data = TrainData(config.data.path, manifest, config)
-                batch = next(step_batches(data, 2, None, trainer.plan.micro_batch, world.rank, world.ranks))
-                assert not trainer.step(batch, 1e-2).applied
+                assert update(training, iter([batch_of(training, 2)])).ended != "applied"
                 hook.remove()
-            train_steps(trainer, manifest, range(3, 4))
-            ends.append({kind: trainer.fragments.gather(kind, 0) for kind in KINDS})
-        steps = (poisoned.fragments.optimizer_step, clean.fragments.optimizer_step)
+            train_steps(training, range(3, 4))
+            ends.append({kind: training.engine.fragments.gather(kind, 0) for kind in KINDS})
+        steps = (poisoned.engine.fragments.optimizer_step, clean.engine.fragments.optimizer_step)
         same = world.rank > 0 or all(torch.equal(ends[0][k][n], ends[1][k][n]) for k in ends[0] for n in ends[0][k])
         found.append({"same": same, "steps": steps})
     return found

@@ -1,18 +1,15 @@
-"""One optimiser step through DeepSpeed, the same in every precision and at every ZeRO stage.
+"""The verbs of an update over a DeepSpeed engine, the same in every precision and at every ZeRO stage.
 
-Gradients are clipped and checked here, over fragments (engine/fragments.py), between DeepSpeed's reduction and its
-step: one formula, one policy, and the gradient norm is always a plain float.
+Gradients are clipped and checked here, over fragments (engine/fragments.py), between DeepSpeed's reduction and its step: one
+formula, one policy, and the gradient norm is always a plain float. How they make an update is engine/update.py.
+
+Shapes: M micro-steps per rank, b micro-batch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-import io
-import logging
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,31 +23,30 @@ from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from data.loader import EvalBatch, StepBatch
+from engine import zero
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
 from engine.precision import check_dtypes, dtype_name
-from optim.optimizers import build_optimizer, check_rounding, set_step
+from optim.algorithms import build_optimizer, check_rounding
+
+Wish = Callable[[], bool]  # whether this rank wishes to stop
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """`loss` and `grad_norm` are of the global batch.
+class Backward:
+    """What the forward and backward passes of one update came to.
 
-    `applied` is False where a non-finite value kept the update back (the weights are as before), and where the step was
-    abandoned. `stop`: some rank wished to stop; all ranks agree on it. `abandoned`: it did between two micro-steps; the
-    step must be taken again, in a new engine. `skipped`: it was kept back, and the run goes on.
+    `loss`: the mean over the global batch's targets. `stop`: some rank wished to stop; all ranks agree on it. `abandoned`: it
+    did between two micro-steps, so that the gradients are not whole.
     """
 
     loss: float
-    grad_norm: float
-    applied: bool
     stop: bool
     abandoned: bool = False
-    skipped: bool = False
 
 
-class Trainer:
+class Engine:
     """A model under a DeepSpeed engine."""
 
     def __init__(self, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> None:
@@ -60,109 +56,91 @@ class Trainer:
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)
         self.optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
-        self.ds = _initialize(model, self.optimizer, deepspeed_config(config, plan))
+        self.ds = zero.initialize(model, self.optimizer, deepspeed_config(config, plan))
+        # At stage 0 in half precision DeepSpeed steps once on zero gradients, which decays the weights before the first batch.
         if any(self.optimizer.state.values()):
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
+        # DeepSpeed rounds weights when it makes masters of them; the initial weights are loaded once more, exactly.
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
         self.fragments.check_forward(initial.__getitem__)
         self.fragments.averages.start(config.averages.ema, self.fragments.pieces())
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
-        check_rounding(self.optimizer, self.dtypes["masters"])
+        check_rounding(self.optimizer, config.optim, self.dtypes["masters"])
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
         self._main_group = main_group(plan.groups)
         zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
         decayed = {n: _of(group) not in {"undecayed", *zeros} for n, group in self.fragments.groups().items()}
         self._decayed = torch.tensor([decayed[name] for name in self.fragments.names], device=self.ds.device)
 
-    def step(
-        self,
-        batch: StepBatch,
-        lr: float,
-        wish: Callable[[], bool] = lambda: False,
-        look: Callable[[list[Tensor]], None] | None = None,
-        factors: dict[str, float] | None = None,
-    ) -> StepResult:
-        """Update `batch.step` (counted from 0), at learning rate `lr`.
-
-        `factors` multiply it, by tensor or ("") for all. `wish()` says whether this rank wishes to stop; `look` is shown the
-        gradient fragments before they are clipped.
-        """
-        loss, stops, abandoned = self._backward(batch, wish)
-        if abandoned:
-            return StepResult(math.nan, math.nan, applied=False, stop=True, abandoned=True)
-        set_step(self.optimizer, self.config, batch.step, lr, factors)
-        gradients = self.fragments.gradients()
-        if self.config.optim.decay_rule == "l2_loss":
-            self._add_penalty(gradients)
-        if self._gradient_hook is not None:
-            self._check_first_gradients(gradients)
-        if look is not None:
-            look(gradients)
-        grad_norm = math.sqrt(self.fragments.square_norms(gradients).sum().item())
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self._leave_out()
-            return StepResult(loss, grad_norm, applied=False, stop=stops)
-        clip = self.config.optim.grad_clip
-        if clip and grad_norm > clip:
-            torch._foreach_mul_(gradients, clip / (grad_norm + 1e-6))
-        self.ds.step()
-        if self.fragments.averages.kinds:
-            self.fragments.averages.update(self.fragments.pieces())
-        return StepResult(loss, grad_norm, applied=True, stop=stops)
-
-    @torch.no_grad()
-    def _add_penalty(self, gradients: list[Tensor]) -> None:
-        """The gradient of λ_t‖w‖², for decay_rule l2_loss."""
-        groups = self.fragments.groups()
-        for gradient, fragment in zip(gradients, self.fragments.local, strict=True):
-            gradient.add_(fragment.weight, alpha=2 * groups[fragment.name]["decay"])
-
-    def _leave_out(self) -> None:
-        """End DeepSpeed's step without an update: gradients zero and the optimiser idle, so that all it keeps is reset."""
-        self.fragments.zero_gradients()
-        self.optimizer.step = lambda *_, **__: None  # type: ignore[method-assign]
-        try:
-            self.ds.step()
-        finally:
-            del self.optimizer.step
-
-    def any_rank(self, wish: bool) -> bool:
-        """Whether any rank wishes; collective."""
-        flag = torch.tensor(float(wish), device=self.ds.device)
-        dist.all_reduce(flag)
-        return flag.item() > 0
-
-    def _backward(self, batch: StepBatch, wish: Callable[[], bool]) -> tuple[float, bool, bool]:
-        """Accumulate the update's gradients.
-
-        Returns the mean loss over the global batch's tokens, whether any rank stops, and whether it did in mid-step:
-        asked between micro-steps on a CPU, where a step can take minutes and asking costs no synchronisation.
-        """
+    def backward(self, batch: StepBatch, wish: Wish) -> Backward:
+        """Accumulate the gradients of this rank's inputs and targets, (M, b, …), and reduce them over the ranks."""
         self.ds.train()
         inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
         micro_steps = len(inputs)
-        # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global tokens.
-        scale = micro_steps * self.world.ranks / self.config.batch.tokens_per_step
+        # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global targets.
+        scale = micro_steps * self.world.ranks / self.plan.targets_per_step
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
         if self.ds.device.type == "cuda":
             inputs, targets = (half.pin_memory().to(self.ds.device, non_blocking=True) for half in (inputs, targets))
         for m, micro in enumerate(zip(inputs, targets, strict=True)):
+            # On a CPU a step can take minutes, and to ask costs no synchronisation.
             if m and self.ds.device.type == "cpu" and self.any_rank(wish()):
-                return math.nan, True, True
+                return Backward(math.nan, stop=True, abandoned=True)
             self._seed_dropout(batch.step, m * self.world.ranks + self.world.rank)
             loss = self.ds(*micro)
             total[0] += loss.detach()
             self.ds.backward(loss * scale)
             if m + 1 < micro_steps:
                 self.ds.step()  # advances DeepSpeed's micro-step count, no update
+        # Loss and wishes travel together: one exchange an update.
         total[1] = wish()
         dist.all_reduce(total)
         loss_sum, stops = total.tolist()
-        return loss_sum / self.config.batch.tokens_per_step, stops > 0, False
+        return Backward(loss_sum / self.plan.targets_per_step, stops > 0)
+
+    def gradients(self) -> list[Tensor]:
+        """The reduced gradients, a fragment each (n,); of the first update their dtypes are checked against the precision."""
+        gradients = self.fragments.gradients()
+        if self._gradient_hook is not None:
+            self._gradient_hook.remove()
+            self._gradient_hook = None
+            self.dtypes["accumulation"] = dtype_name(gradients[0].dtype)
+            check_dtypes(self.config.precision, self.dtypes)
+        return gradients
+
+    def norm(self, gradients: list[Tensor]) -> float:
+        """Of the global gradient."""
+        return math.sqrt(self.fragments.square_norms(gradients).sum().item())
+
+    def clip(self, gradients: list[Tensor], norm: float) -> None:
+        """Scale the gradients, whose norm is `norm`, down to optim.grad_clip; 0 is none."""
+        largest = self.config.optim.grad_clip
+        if largest and norm > largest:
+            torch._foreach_mul_(gradients, largest / (norm + 1e-6))
+
+    def apply(self) -> None:
+        """The optimiser's step, and DeepSpeed's copies of what it changed."""
+        self.ds.step()
+
+    def leave_out(self) -> None:
+        """End DeepSpeed's step without an update: gradients zero and the optimiser idle."""
+        self.fragments.zero_gradients()
+        zero.step_without_update(self.ds, self.optimizer)
+
+    def average(self) -> None:
+        """Move the weights' averages (averages.ema) on."""
+        if self.fragments.averages.kinds:
+            self.fragments.averages.update(self.fragments.pieces())
+
+    def any_rank(self, wish: bool) -> bool:
+        """Whether any rank wishes; collective."""
+        flag = torch.tensor(float(wish), device=self.ds.device)
+        dist.all_reduce(flag)
+        return flag.item() > 0
 
     @property
     def lr(self) -> float:
@@ -183,12 +161,11 @@ class Trainer:
         """‖w‖₂ of all trainable tensors (""), of those that decay ("decayed"), and of each, tied weights once."""
         squares = self.fragments.square_norms(self.fragments.weights())
         sums = torch.stack([squares.sum(), (squares * self._decayed).sum()])
-        return dict(
-            zip(("", "decayed", *self.fragments.names), torch.cat([sums, squares]).sqrt().tolist(), strict=True)
-        )
+        names = ("", "decayed", *self.fragments.names)
+        return dict(zip(names, torch.cat([sums, squares]).sqrt().tolist(), strict=True))
 
     @torch.no_grad()
-    def evaluate(self, batches: list[EvalBatch], wish: Callable[[], bool] = lambda: False) -> float | None:
+    def evaluate(self, batches: list[EvalBatch], wish: Wish = lambda: False) -> float | None:
         """Mean loss over the targets that count, of fixed batches, equally many on every rank.
 
         Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
@@ -225,13 +202,6 @@ class Trainer:
     def _note_gradient(self, gradient: Tensor) -> None:
         self.dtypes["gradients"] = dtype_name(gradient.dtype)
 
-    def _check_first_gradients(self, gradients: list[Tensor]) -> None:
-        """The dtypes of what backward produced and of what it was summed in, before the first update."""
-        self._gradient_hook.remove()
-        self._gradient_hook = None
-        self.dtypes["accumulation"] = dtype_name(gradients[0].dtype)
-        check_dtypes(self.config.precision, self.dtypes)
-
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """Masks are a pure function of (seed, step, global micro-step), so nothing about them needs saving."""
         if self.config.model.dropout:
@@ -243,24 +213,3 @@ def _of(group: dict[str, Any]) -> str:
     """The decay group that an optimiser's group is, or is a tensor of."""
     name: str = group["name"]
     return name.partition("/")[0]
-
-
-def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Any:
-    """deepspeed.initialize, quiet, and without compiling the CPU communication op."""
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    if ds_config["zero_optimization"]["stage"] == 3 and (whole := getattr(model, "compiled_modules", ())):
-        deepspeed.utils.set_z3_leaf_modules(model, list(whole))  # gathered as one: no hooks inside compiled code
-    # An engine that was left behind imports a module while it is collected, and Python 3.11 breaks where that happens inside
-    # another import (python#106176). So it is collected now, before DeepSpeed looks for optional packages.
-    gc.collect()
-    with contextlib.redirect_stdout(io.StringIO()):  # BF16_Optimizer prints its memory use
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
-    if dist.get_world_size() == 1 and ds_config["zero_optimization"]["stage"] == 0:
-        engine.enable_backward_allreduce = False  # nobody to reduce with: spares two passes over the gradients
-    return engine

@@ -1,0 +1,189 @@
+"""What exists together while a run trains: data, engine, progress, records. Built once and whole, by `begin`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.plan import Plan
+from configs.schema import RunConfig
+from configs.windows import windows_read
+from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, step_batches, verify_split
+from data.manifest import Manifest
+from engine import checkpoint
+from engine.agree import on_first_rank
+from engine.attention import attention_kernel
+from engine.engine import Engine, Wish
+from engine.launch import World, device_name
+from engine.memory import forget_peak, keep_freed_memory, peak_bytes
+from engine.network import build_model
+from engine.precision import set_matmul_precision
+from record.environment import environment
+from record.metrics import TENSOR_NORM
+from record.progress import Progress
+from record.recorder import Recorder
+from record.run import RunFolder
+from record.watch import LossWatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """A run's prepared data, opened: what its updates read, and its fixed validation batches on this rank."""
+
+    train: TrainData
+    validation: list[EvalBatch]
+    eot: int | None
+
+
+@dataclass
+class Training:
+    """`norms`: the weights' norms as they are, once measured. The other fields of a start are for `describe`."""
+
+    config: RunConfig
+    plan: Plan
+    folder: RunFolder
+    world: World
+    data: TrainData
+    validation: list[EvalBatch]
+    engine: Engine
+    progress: Progress
+    recorder: Recorder
+    compiled: bool
+    attention: str
+    memory_before: int | None
+    norms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        return self.plan.experiment or {}
+
+    def batches(self) -> Prefetcher:
+        """The batches of the updates still to do, from a prefetch thread."""
+        plan, world, progress = self.plan, self.world, self.progress
+        return Prefetcher(
+            step_batches(self.data, progress.step, progress.order_digest, plan.micro_batch, world.rank, world.ranks)
+        )
+
+    def windows_after(self, step: int) -> int:
+        """How far in its order the run has read after `step` updates."""
+        return windows_read(self.config, step, self.plan.first_window)
+
+    def lr_factors(self) -> dict[str, float] | None:
+        """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
+        leader, match = self.plan.leader, self.config.schedule.match
+        if leader is None or match is None:
+            return None
+        live = {} if leader.own is not None else self.norms or self.engine.weight_norms()
+        if match.norm == "weights/norm_decayed" and live:
+            live = {"": live["decayed"]}
+        return {name: leader.factor(self.progress.step, live, name) for name in leader.norms}
+
+    def measure_norms(self) -> dict[str, float]:
+        """The weights' norms as they are now, as columns of a row."""
+        norms = self.norms = self.engine.weight_norms()
+        row = {"weights/norm": norms[""], "weights/norm_decayed": norms["decayed"]}
+        tensors = self.engine.fragments.names if self.config.log.tensor_norms else []
+        return row | {TENSOR_NORM + name: norms[name] for name in tensors}
+
+    def evaluate(self, wish: Wish) -> bool:
+        """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile."""
+        began, fragments, step = time.perf_counter(), self.engine.fragments, self.progress.step
+        loss = self.engine.evaluate(self.validation, wish)
+        if loss is None:
+            return False
+        row = {"val/loss": loss}
+        for kind in fragments.averages.kinds:
+            with fragments.swapped(kind):
+                loss = self.engine.evaluate(self.validation, wish)
+            if loss is None:
+                return False
+            row[f"val/loss_{kind}"] = loss
+        row["time/eval_s"] = time.perf_counter() - began
+        self.recorder.add(step, row | (self.measure_norms() if step == 0 else {}))
+        self.recorder.flush()
+        self.progress.evaluated = step
+        return True
+
+    def save(self) -> Path:
+        """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured."""
+        on_first_rank(lambda: self.recorder.flush(sync=True))
+        began, step = time.perf_counter(), self.progress.step
+        counters = self.progress.counters()
+        path = checkpoint.save(self.folder.checkpoints, step, self.engine.fragments, counters, self.experiment)
+        self.recorder.add(step, {"time/checkpoint_s": time.perf_counter() - began})
+        on_first_rank(self._tidy_up)
+        return path
+
+    def _tidy_up(self) -> None:
+        checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
+        self.folder.write_status("running", self.progress.step, self.plan.steps, "", self.progress.order_digest)
+
+    def describe(self) -> dict[str, Any]:
+        """This start: machine, ranks, live dtypes, as a row of starts.jsonl."""
+        return {
+            **environment(),
+            "step": self.progress.step,
+            "ranks": self.world.ranks,
+            "device": device_name(self.world.device),
+            "threads_per_rank": torch.get_num_threads(),
+            "threads_from": self.world.threads_from,
+            "zero_stage": self.config.parallel.zero_stage,
+            "micro_batch": self.plan.micro_batch,
+            "deterministic": self.config.parallel.deterministic,
+            "compiled": self.compiled,
+            "attention": self.attention,
+            "memory_before_bytes": self.memory_before,
+            "precision": self.config.precision,
+            "dtypes": self.engine.dtypes,
+        }
+
+
+def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -> OpenData:
+    """Open a run's data; writes nothing. InputError if it is damaged, or the device lacks the precision."""
+    set_matmul_precision(config.precision, world.device)
+    if config.data.verify and world.rank == 0:
+        for split in (manifest.train, manifest.val):
+            verify_split(Path(config.data.path), split)
+    train = TrainData(config.data.path, manifest, config, plan.first_window)
+    validation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
+    return OpenData(train, validation, manifest.eot)
+
+
+def begin(
+    config: RunConfig, plan: Plan, folder: RunFolder, world: World, data: OpenData, recorder: Recorder
+) -> Training:
+    """A run at step 0: its model with initial weights, under an engine. Collective."""
+    # Memory is measured from here on; what libraries took before is no part of it.
+    forget_peak(world.device)
+    before = peak_bytes(world.device)
+    model = build_model(config, data.eot, world.device)
+    kernel = attention_kernel(config, plan.micro_batch, world.device)
+    model.init_weights(config.seeds.init)
+    engine = Engine(model, config, plan, world)
+    # Not before the engine is there: what setting up freed is given back.
+    if world.device.type == "cpu" and not keep_freed_memory():
+        logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
+    forget_peak(world.device)
+    watch = LossWatch(config.numerics.spike_deviations, config.numerics.divergence_margin)
+    progress = Progress(data.train.start_digest, plan.first_window, watch)
+    return Training(
+        config,
+        plan,
+        folder,
+        world,
+        data.train,
+        data.validation,
+        engine,
+        progress,
+        recorder,
+        model.compiled,
+        kernel,
+        before,
+    )

@@ -1,0 +1,52 @@
+"""The algorithms by which weights are updated (optim.algorithm): one file each, named by one dict.
+
+A module says `ABOUT`; `moments(config)`, its state per element in torch.optim's names; `build(groups, config)`, the optimiser;
+`counts(flat)`, its state beside the moments before the first step; and `rounds_once(optimizer)`, whether decay and step are
+rounded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Optim
+from configs.tensors import TensorSpec
+from optim import adam, sgd
+from optim.parameter_groups import parameter_groups
+
+ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd}
+
+
+def build_optimizer(
+    named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of a configuration over a model's parameters; groups as in optim/parameter_groups.py."""
+    groups = parameter_groups(named, tensors, config, by_tensor)
+    optimizer: torch.optim.Optimizer = ALGORITHMS[config.algorithm].build(groups, config)
+    return optimizer
+
+
+def moments(config: Optim) -> tuple[str, ...]:
+    """Per-element state, in torch.optim's names."""
+    names: tuple[str, ...] = ALGORITHMS[config.algorithm].moments(config)
+    return names
+
+
+def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
+    """The state before the first step, as the optimiser itself would create it: zero moments, and what it counts."""
+    zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config)}
+    counts: dict[str, Tensor] = ALGORITHMS[config.algorithm].counts(flat)
+    return counts | zeros
+
+
+def check_rounding(optimizer: torch.optim.Optimizer, config: Optim, masters: str) -> None:
+    """RuntimeError if bfloat16 masters would lose their decay: it must be rounded together with the step."""
+    if masters == "bfloat16" and not ALGORITHMS[config.algorithm].rounds_once(optimizer):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} is not fused: under bfloat16 masters its decay is a multiplication of its own, which "
+            "rounds to nothing below η·λ of about 0.002"
+        )

@@ -1,0 +1,61 @@
+"""The optimiser's groups: which tensors share η and λ, and what both are in each update.
+
+What decays is decided in configs/groups.py, how it decays in optim/rules/, by which algorithm weights are updated in
+optim/algorithms.py. λ_t is a number per group and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.groups import decay_groups
+from configs.schema import Optim, RunConfig
+from configs.tensors import TensorSpec
+from optim.rules import rule_of
+
+
+def parameter_groups(
+    named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
+) -> list[dict[str, Any]]:
+    """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
+
+    With `by_tensor` each is a group of its own, for learning rates of their own; the updates are the same. Tied weights
+    appear once, as named_parameters gives them. Raises InputError if a mask or pattern matches nothing.
+    """
+    assert {name: tuple(p.shape) for name, p in named.items()} == {name: t.shape for name, t in tensors.items()}, (
+        "the model has other tensors than its table (configs/tensors.py)"
+    )
+    groups = decay_groups(tensors, config)
+    if by_tensor:
+        groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
+    grouped = sorted(name for names, _ in groups.values() for name in names)
+    assert grouped == sorted(named), "the groups must partition the parameters"
+    return [
+        {
+            "name": group,
+            "parameter_names": names,
+            "params": [named[name] for name in names],
+            "base_decay": weight_decay,
+            "weight_decay": rule_of(config).in_optimizer(weight_decay, config.algorithm),
+        }
+        for group, (names, weight_decay) in groups.items()
+    ]
+
+
+def set_step(
+    optimizer: torch.optim.Optimizer, config: RunConfig, t: int, lr: float, factors: dict[str, float] | None = None
+) -> None:
+    """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it.
+
+    `factors` on η by tensor, or under the name "" for all (schedule.match).
+    """
+    rule = rule_of(config.optim)
+    for group in optimizer.param_groups:
+        factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
+        group["lr"] = lr * factor
+        group["decay"] = group["base_decay"] * rule.factor(config, t)
+        group["weight_decay"] = rule.in_optimizer(group["decay"], config.optim.algorithm)
