@@ -27,8 +27,10 @@ def listing() -> str:
 
 def unknown(name: str) -> str:
     """What to say to a name that no analysis has: the near one, or how to give the runs that stand in its place."""
+    # runs without a name before them: most likely all of them are meant
     if os.path.exists(name):
         return f"the name of an analysis stands before its runs: python -m analysis report {name}"
+    # a word of ten thousand letters is compared for seconds
     near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5) if len(name) < 100 else []
     meant = f"did you mean {near[0]!r}?" if near else "`python -m analysis` says what each shows."
     return f"there is no analysis {name[:80]!r}; {meant} There are: {', '.join(CATALOGUE)}"
@@ -37,6 +39,7 @@ def unknown(name: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 2 and one message for bad input."""
     words = sys.argv[1:] if argv is None else argv
+    # to ask what there is is no mistake
     if not words or words[0] in ("-h", "--help"):
         print(listing())
         return 0

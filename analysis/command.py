@@ -30,6 +30,7 @@ class Options:
 
     def placed(self, run: Run, curve: pd.Series) -> pd.Series:
         """The curve over what the x axis shows."""
+        # as the runs record it
         if not self.tokens:
             return curve
         return pd.Series(curve.to_numpy(), index=curve.index * run.fields["batch.tokens_per_step"])
@@ -37,7 +38,8 @@ class Options:
 
 @dataclass
 class Result:
-    """`findings` are sentences derived from numbers; `notes` say what was left out or mixed. Empty figures and tables go."""
+    """What an analysis answers. `findings` are sentences derived from numbers; `notes` say what was left out or mixed. Figures and
+    tables without content are dropped."""
 
     name: str
     title: str
@@ -88,7 +90,9 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
 
     InputError if none can be read.
     """
+    # one damaged folder of a hundred must not end the analysis of the others
     paths, notes = find_runs(patterns, root)
+    # a bar for many folders only: few are read in a second
     runs, left_out = [], []
     for path in tqdm(paths, desc="read", unit=" runs", disable=len(paths) < 20, leave=False, mininterval=2):
         try:
@@ -108,6 +112,7 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
             notes.append(f"{run.path}: {len(run.metrics)} rows without a training loss")
         if "nonfinite" in run.metrics:
             notes.append(f"{run.path}: {run.metrics['nonfinite'].notna().sum()} rows hold values that were not finite")
+    # their means are of other steps than those of finished runs
     if unfinished := [run for run in runs if run.state not in ("done", "diverged")]:
         names = ", ".join(f"{run.path.name} {run.state} at step {run.last_step}" for run in unfinished[:5])
         notes.append(
@@ -131,11 +136,13 @@ def late_notes(runs: list[Run]) -> list[str]:
 
 
 def show(result: Result, notes: list[str], out: Path | None) -> None:
+    # the sentences first, the tables that they rest on below
     print(result.title)
     for finding in result.findings:
         print(f"- {finding}")
     for title, table in result.tables.items():
         print(f"\n{title}\n{table.to_string(index=False, na_rep='')}")
+    # what was left out or mixed, after what was said
     for note in [*notes, *result.notes]:
         print(f"note: {note}")
     if out is not None:
@@ -146,6 +153,7 @@ def show(result: Result, notes: list[str], out: Path | None) -> None:
 def write(result: Result, out: Path) -> list[Path]:
     """Every figure and table of a result as files; returns them."""
     paths = [path for figure in result.figures for path in save(figure, out)]
+    # numbered: titles are sentences, and no names of files
     for i, table in enumerate(result.tables.values(), 1):
         paths.append(out / f"{result.name}_table{i}.csv")
         out.mkdir(parents=True, exist_ok=True)

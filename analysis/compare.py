@@ -29,8 +29,9 @@ def every_loss(run: Run) -> pd.Series:
 @cache
 def divergence(run: Run) -> int | None:
     """The step from which the run has diverged, by its loss or because it ended so; None if it has not."""
-    found = diverged_at(every_loss(run), run.fields.get("numerics.divergence_margin") or MARGIN)
-    return run.last_step if found is None and run.state == "diverged" else found
+    step = diverged_at(every_loss(run), run.fields.get("numerics.divergence_margin") or MARGIN)
+    # A run that ended `diverged` has, even where its last loss is too young for the rule.
+    return run.last_step if step is None and run.state == "diverged" else step
 
 
 def sound(group: Group) -> list[Run]:
@@ -39,7 +40,7 @@ def sound(group: Group) -> list[Run]:
 
 
 def is_ended(run: Run) -> bool:
-    """Whether it is done, to its last row, and did not diverge: then its end compares."""
+    """Whether the run is done, has its last row, and did not diverge. Then its end compares."""
     return run.state == "done" and run.last_step >= run.status["step"] and divergence(run) is None
 
 
@@ -54,26 +55,28 @@ def loss_of(run: Run, evaluated: bool) -> float:
 
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:
     """`column` of each run minus that of its twin in `base`, after step 0, at the steps that both have; one curve a seed."""
+    # a diverged run has no twin: its difference is that of the divergence
     alive = {id(run) for g in (group, base) for run in sound(g)}
-    found = [
+    curves = [
         (run, (run.column(column) - twin.column(column)).dropna().loc[1:])
         for run, twin in pairs(group, base)
         if id(run) in alive and id(twin) in alive
     ]
-    return one_a_seed(found)
+    return one_a_seed(curves)
 
 
 def one_a_seed(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
     """The mean over runs that share their seeds, empty curves left out: copies, and what --by puts together, count once."""
-    found: dict[str, list[tuple[Run, pd.Series]]] = {}
+    members: dict[str, list[tuple[Run, pd.Series]]] = {}
     for run, curve in curves:
         if len(curve):
-            found.setdefault(run.seeds, []).append((run, curve))
-    return [(m[0][0], pd.concat([c for _, c in m], axis=1).mean(axis=1)) for m in found.values()]
+            members.setdefault(run.seeds, []).append((run, curve))
+    return [(m[0][0], pd.concat([c for _, c in m], axis=1).mean(axis=1)) for m in members.values()]
 
 
 def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
-    """Those that have come to the step where unfinished runs are compared: one young seed must not cut the mean short."""
+    """The curves that have come to the common step, up to it. One young seed must not cut the mean short."""
+    # two seeds at least where there are two: an interval needs them
     upto = common_step([int(curve.index[-1]) for _, curve in curves])
     return [(run, curve.loc[:upto]) for run, curve in curves if curve.index[-1] >= upto]
 
@@ -95,6 +98,7 @@ class Paired:
 
     def verdict(self, helps: str = "helps", harms: str = "harms") -> str:
         """The declared rule in words, of a difference of losses; the order can still turn, so unfinished runs get none."""
+        # in this order: what cannot be known at all, what is not known yet, then the rule
         if self.interval.n < 2:
             return "one seed: no claim" if self.interval.n else "nothing to compare"
         if self.untold:
@@ -106,17 +110,19 @@ class Paired:
 
 def paired_final(group: Group, base: Group, column: str) -> Paired:
     """The difference of training losses over the last updates, or of another column at its last step."""
-    known = differences(group, base, column)
-    upto = common_step([int(curve.index[-1]) for _, curve in known])
-    curves = [curve.loc[:upto] for _, curve in known if curve.index[-1] >= upto]
-    steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0)
+    each = differences(group, base, column)
+    upto = common_step([int(curve.index[-1]) for _, curve in each])
+    curves = [curve.loc[:upto] for _, curve in each if curve.index[-1] >= upto]
+    steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0)
     ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
+    # a run whose status is damaged may be another than it seems: its end makes no claim
     untold = sorted({run.path.name for pair in pairs(group, base) for run in pair if run.state == UNKNOWN})
     return Paired(ends, upto, steps, curves, untold)
 
 
 def twins(groups: list[Group]) -> list[tuple[Run, Run]]:
     """Every run and its twin in its group's baseline."""
+    # the baseline itself is no pair
     compared = [(group, baseline_of(group, groups)) for group in groups]
     return [pair for group, base in compared if base is not group for pair in pairs(group, base)]
 
@@ -127,8 +133,9 @@ def unlike_kernels(compared: Iterable[tuple[Run, Run]]) -> list[str]:
     notes = []
     for key, name in FACTORS.items():
         told = [(one, other, _taken(one, key), _taken(other, key)) for one, other in compared]
-        known = [row for row in told if row[2] and row[3]]
-        differing = [row for row in known if row[2] != row[3] or len(row[2]) > 1]
+        # older runs recorded neither: of them nothing can be said
+        both = [row for row in told if row[2] and row[3]]
+        differing = [row for row in both if row[2] != row[3] or len(row[2]) > 1]
         if differing:
             one, other, mine, theirs = differing[0]
             notes.append(
@@ -147,11 +154,12 @@ def _taken(run: Run, key: str) -> list[str]:
 
 def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
     """As `paired_final`, at the declared place of mid-run, where the order is final; None where no pair has come so far."""
-    known = differences(group, base, column)
-    place = max((MIDRUN * int(run.fields.get("schedule.steps") or 0) for run, _ in known), default=0.0)
-    later = [curve.index[curve.index >= place] for _, curve in known]
+    each = differences(group, base, column)
+    place = max((MIDRUN * int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0.0)
+    # each pair's first value at or after the place; the furthest of them, so that all pairs have it
+    later = [curve.index[curve.index >= place] for _, curve in each]
     upto = max((int(steps[0]) for steps in later if len(steps)), default=0)
-    curves = [curve.loc[:upto] for _, curve in known if upto and upto in curve.index]
+    curves = [curve.loc[:upto] for _, curve in each if upto and upto in curve.index]
     if not curves:
         return None
     ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
@@ -159,12 +167,13 @@ def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
 
 
 def common_step(last: list[int]) -> int:
-    """Where unfinished runs are compared: the furthest step that two of them have come to; those behind it are left out."""
+    """Where unfinished runs are compared: the furthest step that two of them have come to. Those behind it are left out."""
+    # the second furthest, or the only one
     return sorted(last, reverse=True)[min(1, len(last) - 1)] if last else 0
 
 
-def verdict(found: Interval, what: str = "helps", harm: str = "harms") -> str:
+def verdict(difference: Interval, helps: str = "helps", harms: str = "harms") -> str:
     """The declared rule in words, of a difference over several seeds."""
-    if not found.excludes_zero:
+    if not difference.excludes_zero:
         return "undecided: the interval holds zero"
-    return what if found.mean < 0 else harm
+    return helps if difference.mean < 0 else harms

@@ -23,7 +23,7 @@ MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x"}
 
 @dataclass(frozen=True)
 class Line:
-    """`keys`: what the report's reader can switch it on and off by (λ, precision, seed). On paper its points are drawn at
+    """`keys`: by what the report's reader can switch the line on and off (λ, precision, seed). On paper its points are drawn at
     x·`aside`, so that lines do not hide each other."""
 
     x: np.ndarray
@@ -50,6 +50,7 @@ class Heat:
 
     def log_product(self) -> np.ndarray:
         """log₁₀ of x·y, NaN where it is 0."""
+        # η = 0 or λ = 0 has no logarithm, and no line
         product = np.outer(self.y, self.x)
         return np.log10(np.where(product > 0, product, np.nan))
 
@@ -89,17 +90,20 @@ def shade(place: int, places: int) -> str:
 
 def styles(groups: list[Group]) -> dict[str, Style]:
     """Colour by λ (by the group itself where λ does not vary), dash by everything else."""
+    # groups are made by the same fields, so the first tells of all
     varied = LAMBDA in groups[0].fields if groups else False
     rest = {g.name: tuple((n, shown(v)) for n, v in g.fields.items() if n != LAMBDA) for g in groups}
+    # equal steps of colour, whatever the distances of λ
     places: list[float] = sorted({g.decay for g in groups}) if varied else [float(i) for i in range(len(groups))]
     others = list(dict.fromkeys(rest.values()))
-    found = {}
+    looks = {}
     for i, group in enumerate(groups):
+        # without λ the groups have colours and dashes in turn: neither has a meaning then
         colour = shade(int(places.index(group.decay)) if varied else i, len(places))
         dash = list(DASHES)[others.index(rest[group.name]) % len(DASHES)] if varied else list(DASHES)[i % len(DASHES)]
         keys = {"λ": f"{group.decay:g}", "precision": group.precision}
-        found[group.name] = Style(colour, dash, keys)
-    return found
+        looks[group.name] = Style(colour, dash, keys)
+    return looks
 
 
 def line(curve: pd.Series, name: str, style: Style, seed: str = "mean", **more: Any) -> Line:
@@ -111,6 +115,7 @@ def line(curve: pd.Series, name: str, style: Style, seed: str = "mean", **more: 
 def band(table: pd.DataFrame, name: str, style: Style, **more: Any) -> Line:
     """The mean over seeds and its interval (analysis.statistics.mean_and_band)."""
     x, y = thin(table["mean"])
+    # one seed has no interval, and no band
     low = high = None
     if table["low"].notna().any():
         low, high = thin(table["low"])[1], thin(table["high"])[1]
@@ -118,25 +123,27 @@ def band(table: pd.DataFrame, name: str, style: Style, **more: Any) -> Line:
 
 
 def seed_lines(curves: list[tuple[Run, pd.Series]], style: Style) -> list[Line]:
-    """Every seed's own curve, faint; none where there is one."""
+    """Every seed's own curve, faint. One seed alone is the mean already."""
     if len(curves) < 2:
         return []
     return [line(curve, f"seed {run.seeds}", style, run.seeds, faint=True) for run, curve in curves]
 
 
 def after_the_start(lines: list[Line]) -> tuple[float, float] | None:
-    """From the lowest value to those a twentieth into the lines: the first steps would flatten everything else."""
-    known = [one.y for one in lines if len(one.y) > 2]
-    if not known:
+    """The y axis from the lowest value to the highest a twentieth into the lines. The first steps would flatten the rest."""
+    curves = [one.y for one in lines if len(one.y) > 2]
+    if not curves:
         return None
-    low, high = min(float(np.nanmin(y)) for y in known), max(float(y[max(1, len(y) // 20)]) for y in known)
+    low, high = min(float(np.nanmin(y)) for y in curves), max(float(y[max(1, len(y) // 20)]) for y in curves)
     return (low - 0.05 * (high - low), high) if np.isfinite(low) and np.isfinite(high) else None
 
 
 def thin(curve: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     x, y = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
+    # more points than pixels make files large, and lines no finer
     if len(x) <= POINTS:
         return x, y
     edges = np.linspace(0, len(x), POINTS + 1).astype(int)[:-1]
+    # x is averaged as y is: a point stands in the middle of what it stands for
     counts = np.diff(np.append(edges, len(x)))
     return np.add.reduceat(x, edges) / counts, np.add.reduceat(y, edges) / counts

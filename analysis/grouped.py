@@ -35,12 +35,14 @@ def grouped(
     runs: list[Run], options: Options, pairs: Callable[[list[Group]], Iterable[tuple[Run, Run]]] = twins
 ) -> Grouped:
     """`pairs`: the runs that the analysis sets against one another; by default each and its twin of the smallest λ."""
+    # each pair once: twins may be set against each other for two reasons
     groups, notes = group_runs(runs, options.by)
     return Grouped(groups, styles(groups), notes + unlike_kernels(dict.fromkeys(pairs(groups))))
 
 
 def mean_line(group: Group, look: Style, options: Options, read: Read, name: str = "") -> list[Line]:
     """The mean over the seeds of a group's sound runs; none where nothing was recorded."""
+    # diverged runs are drawn by themselves
     curves = reached(one_a_seed([(run, read(run)) for run in sound(group)]))
     placed = [options.placed(run, curve) for run, curve in curves]
     return [line(mean_and_band(placed)["mean"], name or group.name, look)] if placed else []
@@ -48,6 +50,7 @@ def mean_line(group: Group, look: Style, options: Options, read: Read, name: str
 
 def diverged_lines(group: Group, look: Style, options: Options, read: Read) -> list[Line]:
     """Each diverged run by itself: a mean over it and others would say nothing."""
+    # by the same rule as the means leave them out
     kept = sound(group)
     curves = [(run, read(run)) for run in group.runs if run not in kept]
     return [

@@ -28,7 +28,7 @@ class Group:
 
 
 def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group], list[str]]:
-    """Groups by every field in which the runs differ, or by the fields asked, ordered by their values; seeds make no group.
+    """Groups by the fields `by`, or by every field in which the runs differ, but for seeds. Ordered by the fields' values.
 
     Returns (groups, notes); a note for every group whose runs differ in more than their seeds.
     """
@@ -37,6 +37,7 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
         raise InputError(
             f"no run has the field {unknown[0]!r}; fields that differ: {', '.join(differing_fields(runs))}"
         )
+    # JSON as the key: a field may hold a list
     members: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: [_order(run.fields.get(name)) for name in names] + [_order(run.seeds)]):
         members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
@@ -44,14 +45,17 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
     for inside in members.values():
         name = label(inside[0], names) if names or len(inside) == 1 else "all runs"
         groups.append(Group(name, {field: inside[0].fields.get(field) for field in names}, inside))
+        # what a curve mixes is said: a mean over other things than seeds has no meaning that the reader could guess
         if hidden := [field for field in differing_fields(inside) if not field.startswith(SEEDS)]:
             notes.append(f"{name}: its {len(inside)} runs differ in more than seeds: {', '.join(hidden)}")
+        # a run that was copied is one seed, not two
         elif len({run.seeds for run in inside}) < len(inside):
             notes.append(f"{name}: {len(inside)} runs, but only {len({run.seeds for run in inside})} seeds")
     return groups, notes
 
 
 def _order(value: Any) -> tuple[int, float, str]:
+    # numbers by size, before all that are none
     if isinstance(value, int | float):
         return (0, float(value), "")
     return (1, 0.0, json.dumps(value))
@@ -59,19 +63,22 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 def baseline_of(group: Group, groups: list[Group]) -> Group:
     """The group that differs from `group` in λ alone and has the smallest λ; where λ does not vary, the first group."""
+    # nothing to call the smallest λ: whatever comes first is what the others are compared with
     if all(LAMBDA not in g.fields for g in groups):
         return groups[0]
+    # λ is compared within one precision, one model, one learning rate
     rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
     alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]
     return min(alike, key=lambda g: g.decay)
 
 
 def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
-    """Twins of the two groups: the same seeds, so the same initial weights and the same windows in every step, and alike in
-    every field but those that the groups differ in."""
+    """Twins of two groups. Twins have the same seeds, so the same initial weights and the same windows in every step, and differ in
+    no field but those that their groups differ in."""
     compared = {name for name in {*group.fields, *base.fields} if group.fields.get(name) != base.fields.get(name)}
 
     def alike(one: Run, other: Run) -> bool:
+        # fields of which the groups were not made (`--by` may leave out some) must agree run by run
         names = (one.varied | other.varied) - compared
         return one.seeds == other.seeds and all(one.fields.get(name) == other.fields.get(name) for name in names)
 
@@ -80,7 +87,7 @@ def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
 
 def by_seed(values: list[tuple[Run, float]]) -> dict[str, float]:
     """Seeds → value: the mean over runs that share their seeds, so that copies count once."""
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for run, value in values:
-        found.setdefault(run.seeds, []).append(value)
-    return {seeds: sum(members) / len(members) for seeds, members in found.items()}
+        values_of.setdefault(run.seeds, []).append(value)
+    return {seeds: sum(members) / len(members) for seeds, members in values_of.items()}

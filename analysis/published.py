@@ -31,6 +31,7 @@ def paper(number: str) -> dict[str, Any]:
 
 def curves(what: str) -> dict[float, pd.Series]:
     """λ → loss by step, of P1's "cosine" runs or of its "branches"."""
+    # JSON has no numbers as keys
     kept = paper(P1)[what]
     return {float(decay): pd.Series(losses, index=kept["steps"]) for decay, losses in kept["loss"].items()}
 
@@ -44,12 +45,14 @@ def _recipe() -> tuple[dict[str, Any], frozenset[str]]:
 def same_experiment(run: Run) -> bool:
     """Whether a run is of the paper's recipe in every field that makes the experiment, but for λ, precision, seeds and data."""
     fields, varied = _recipe()
+    # also fields that only this run varies: they may be none of the recipe's
     names = {name for name in varied | run.varied if not name.startswith(FREE)}
     return run.fields.get(PRECISION) in PRECISIONS and all(run.fields.get(n) == fields.get(n) for n in names)
 
 
 def published_lines(runs: list[Run], options: Options) -> list[Line]:
     """The paper's curve of every λ that the runs have, where they are its experiment."""
+    # a λ that the paper did not draw has no line
     cosine = curves("cosine")
     decays = sorted({run.fields[LAMBDA] for run in runs if same_experiment(run)} & set(cosine))
     return [published_line(cosine[decay], decay, options, {"λ": f"{decay:g}"}) for decay in decays]
@@ -57,6 +60,7 @@ def published_lines(runs: list[Run], options: Options) -> list[Line]:
 
 def published_line(curve: pd.Series, decay: float, options: Options, keys: dict[str, str], more: str = "") -> Line:
     """Grey points over what the x axis shows."""
+    # grey and dotted, so that nobody takes it for a run
     x = curve.index.to_numpy(dtype=float) * (paper(P1)["tokens_per_step"] if options.tokens else 1)
     name = f"published, λ = {decay:g}{more}"
     return Line(x, np.asarray(curve, dtype=float), name, "#888888", "dot", points=True, keys=keys)

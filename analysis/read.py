@@ -36,6 +36,7 @@ def load_run(path: Path) -> Run:
     """Read a run folder; works on unfinished runs. InputError, naming the folder, if what is in it cannot be a run."""
     folder = RunFolder(path)
     try:
+        # what the run was: the configuration decides, the experiment adds the digest of its data
         config = flatten(read_object(folder.config))
         experiment = flatten(folder.read_experiment() or {})
         fields = config | {key: experiment[key] for key in ("data.digest",) if key in experiment}
@@ -50,11 +51,13 @@ def load_run(path: Path) -> Run:
         problems.append(
             f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
         )
+    # what made this experiment another one than the next
     varied = set(experiment) - {"branch.digest", "schedule.match.digest"}  # of one run each: told by what that run was
     for name, given, digest in (
         (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
         (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),
     ):
+        # a digest tells a reader nothing: the run that it stands for is told by what it was
         if given:
             fields[name] = _told(path, str(given), fields, varied) or digest or given
             varied.add(name)
@@ -67,12 +70,14 @@ def check_fields(fields: dict[str, Any]) -> None:
     Not the whole schema: runs of earlier versions are read too.
     """
     for name, value in fields.items():
+        # 1e400 and NaN are read from JSON as they are written: no comparison below would catch NaN
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise InputError(f"config.json: {name[:80]} is a number without sense")
         if name.startswith(SEEDS) and type(value) is not int:
             raise InputError(f"config.json: {name[:80]} is {value!r:.40}, not an integer")
     for name, (least, needed) in NUMBERS.items():
         value = fields.get(name)
+        # a run of an older version may lack it
         if value is None and not needed:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
@@ -92,6 +97,7 @@ def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) 
     """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
     place, step = split_address(reference)
     try:
+        # the folder as it is written, or beside this run, where both were moved together
         folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
         if folder is None:
             return ""
@@ -99,6 +105,8 @@ def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) 
         names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=importance)
     except (OSError, ValueError, RecursionError):
         return ""
+    # what follows from that other run is not said a second time
     kept = [n for n in names if not n.startswith((SEEDS, "data.digest", "branch.", "schedule.match."))]
+    # only what differs from this run: the rest is in this run's own fields
     parts = [f"{field_name(n)} {shown(theirs.get(n))}" for n in kept if theirs.get(n) != fields.get(n)]
     return " ".join([*parts, *([f"step {step}"] if step is not None else [])]) or "the same"

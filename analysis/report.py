@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 
 def results_of(runs: list[Run], options: Options) -> tuple[list[Result], list[str]]:
     """Every analysis that has something to say of these runs, and why the others have not."""
+    # an analysis that finds nothing to work on does not end the page
     results, notes = [], []
     for name, entry in CATALOGUE.items():
         if not entry.on_page or not entry.fits(runs):
@@ -47,6 +48,7 @@ def results_of(runs: list[Run], options: Options) -> tuple[list[Result], list[st
 
 def differences(runs: list[Run]) -> pd.DataFrame:
     """The runs' states and the fields in which they differ."""
+    # a short name where it is clear, the whole one where two fields end alike
     names = differing_fields(runs)
     alone = [name for name in names if sum(field_name(name) == field_name(other) for other in names) == 1]
     rows = []
@@ -60,10 +62,12 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
     """The page. Its scripts and styles are told apart from any that a run's name might bring by their hashes."""
     here = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(default=True))
     plotlyjs, js, css = (_lines(text) for text in (get_plotlyjs(), *map(_beside, ("report.js", "report.css"))))
+    # JSON in the page: the reader's browser draws, no figure is a picture
     figures: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for figure in result.figures:
             figures[f"{result.name}-{figure.name}"] = [_escaped(panel) for panel in plotly(figure)]
+    # what the switches of the page offer: every value that some line carries
     keys: dict[str, list[str]] = {}
     for panels in figures.values():
         for trace in (trace for panel in panels for trace in panel["data"]):
@@ -78,7 +82,9 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
         results=results,
         findings=findings_of(results),
         notes=notes,
+        # a switch of one value would hide everything
         switches={key: sorted(values, key=_place) for key, values in keys.items() if len(values) > 1},
+        # "<" in a run's name would end the script
         figures=Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")),
         plotlyjs=Markup(plotlyjs),
         js=Markup(js),
@@ -117,6 +123,7 @@ def _lines(text: str) -> str:
 
 def findings_of(results: list[Result]) -> list[str]:
     """All findings, each once: two analyses may say the same of a group's seeds."""
+    # in the order of the analyses
     return list(dict.fromkeys(finding for result in results for finding in result.findings))
 
 
@@ -149,8 +156,10 @@ def act(args: argparse.Namespace) -> int:
         raise InputError("no analysis has anything to say of these runs: " + "; ".join(more))
     for result in results:
         write(result, out / "figures")
+    # figures first: the page is new only when all it shows is
     page, text = out / "index.html", render(runs, results, notes + more + late_notes(runs), args.title)
     draft = page.with_suffix(".tmp")
+    # a report that is made again replaces the old page whole
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, page)
     for finding in findings_of(results):

@@ -61,7 +61,8 @@ class Run:
 
     @property
     def seeds(self) -> str:
-        """The run's seeds as one text: what pairs it with a run of another λ on the same data order and initial weights."""
+        """The run's seeds as one text. Runs of the same seeds have the same data order and initial weights: they are paired."""
+        # where all seeds are one number, that number is the name
         values = [self.fields[name] for name in sorted(self.fields) if name.startswith(SEEDS)]
         return json.dumps(values[0]) if len(set(values)) == 1 else json.dumps(values)
 
@@ -88,7 +89,7 @@ class Run:
 
     @cached_property
     def probe_log(self) -> Log:
-        """A log of no rows where it cannot be read: the run's other measurements count without it."""
+        """The probes. Where they cannot be read the log has no rows: the run's other measurements count without them."""
         try:
             return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
         except (OSError, InputError) as error:
@@ -101,12 +102,13 @@ class Run:
 
     @property
     def late_problems(self) -> list[str]:
-        """What was wrong with the probes, if an analysis has read them: they are large, and most do not."""
+        """What was wrong with the probes, if an analysis has read them. They are large, and most analyses do not."""
         return self.probe_log.problems if "probe_log" in vars(self) else []
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """What each tensor is for, by the model that the run recorded; empty where that is no model of ours."""
+        # of the recorded fields only those that today's schema has: a run of another version may have more
         names = {f"model.{name}": name for name in Model.model_fields}
         try:
             model = Model.model_validate({names[key]: value for key, value in self.fields.items() if key in names})
@@ -116,44 +118,47 @@ class Run:
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
-        """What it was computed by at each start (engine/session.py); fields that an older run did not record are not there."""
+        """What the run was computed by, a row a start. A run of an older version has fewer fields."""
         return RunFolder(self.path).read_starts()
 
 
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
-    """Run folders that folders, folders of runs, globs and sweep files (their runs lie in `root`) name, each once.
+    """The run folders that `patterns` name, each once: folders, folders of runs, globs, and sweep files, whose runs lie in `root`.
 
     Returns (folders, notes on what is missing). InputError for a pattern without a run.
     """
-    found: list[Path] = []
+    folders: list[Path] = []
     notes: list[str] = []
     for pattern in patterns:
+        # a sweep file, a run folder, a folder of runs, or a glob over either
         if pattern.endswith(".json") and Path(pattern).is_file():
             runs = _of_sweep(pattern, root, notes)
         else:
             paths = [Path(pattern)] if Path(pattern).is_dir() else sorted(map(Path, glob.glob(pattern)))
-            inner = [found for path in paths for found in ([path] if _is_run(path) else sorted(path.glob("*")))]
+            # one level down, not deeper: a checkpoint's folder is no run
+            inner = [folder for path in paths for folder in ([path] if _is_run(path) else sorted(path.glob("*")))]
             runs = [path for path in inner if _is_run(path)]
         if not runs:
             raise InputError(f"{pattern!r} names no run folder (a folder with config.json), nor a folder of them")
-        found += [path for path in runs if path not in found]
-    return found, notes
+        folders += [path for path in runs if path not in folders]
+    return folders, notes
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is, or was, a run's: also without its config.json, which then is what is said of it."""
+    """Whether a folder is, or was, a run's. A folder that has lost its config.json counts: then the loss is what is told."""
     folder = RunFolder(path)
     return any(os.path.lexists(file) for file in (folder.config, folder.experiment, folder.status))
 
 
 def _of_sweep(sweep_file: str, root: Path, notes: list[str]) -> list[Path]:
     _, stages = expand(sweep_file, root, read_summary)
+    # a cell has an id only where its data is prepared here; else its label must do
     cells = all_cells(stages)
     places = [[c.folder] if c.id else _with_label(c.folder.parent, c.label) for c in cells]
-    found = [path for path in dict.fromkeys(path for paths in places for path in paths) if _is_run(path)]
-    if missing := len(cells) - len(found):
+    folders = [path for path in dict.fromkeys(path for paths in places for path in paths) if _is_run(path)]
+    if missing := len(cells) - len(folders):
         notes.append(f"{sweep_file}: {missing} of its {len(cells)} runs have no folder in {root} yet")
-    return found
+    return folders
 
 
 def _with_label(root: Path, label: str) -> list[Path]:
@@ -168,6 +173,7 @@ def _with_label(root: Path, label: str) -> list[Path]:
 def find_run(path: Path, runs: list[Run]) -> Run | None:
     """The run of this folder, or, where folders were moved, of this name."""
     for run in runs:
+        # the very folder first: two sweeps may hold runs of one name
         if run.path.resolve() == path.resolve():
             return run
     return next((run for run in runs if run.path.name == path.name), None)
@@ -190,6 +196,7 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differing_fields(runs: list[Run]) -> list[str]:
     """The experiment's fields in which the runs are not all alike; λ, η and precision first."""
+    # `varied` and not all fields: cadences and paths differ between runs and make no other experiment
     names = set().union(*(run.varied for run in runs))
     differing = [name for name in names if len({json.dumps(run.fields.get(name)) for run in runs}) > 1]
     return sorted(differing, key=importance)
@@ -213,6 +220,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
+        # a digest of 64 letters says nothing that its first twelve do not
         text = value.rstrip("/").rpartition("/")[2]
         return text[:12] if len(text) == 64 else text
     return "–" if value is None else json.dumps(value)

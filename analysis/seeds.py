@@ -21,20 +21,22 @@ SPREAD = 0.03  # nats: the standard deviation over seeds of the loss at the end,
 
 def disagreements(groups: list[Group]) -> list[str]:
     """A sentence for every group whose seeds end too far apart to read its differences as λ's."""
-    found = []
+    sentences = []
     for group in groups:
         runs = ended(group)
+        # one kind of loss for all runs of a group: the two differ by more than seeds do
         evaluated = all(len(run.column(VALIDATION).loc[1:]) for run in runs)
         ends = by_seed([(run, loss_of(run, evaluated)) for run in runs])
         losses = np.array([loss for loss in ends.values() if np.isfinite(loss)])
+        # one seed cannot disagree
         if len(losses) < 2 or (deviation := float(losses.std(ddof=1))) <= SPREAD:
             continue
-        found.append(
+        sentences.append(
             f"Seeds differ by {np.ptp(losses):.3f} nats at {group.name} ({'validation' if evaluated else 'training'} loss at the "
             f"end, standard deviation {deviation:.3f} over {seed_count(len(losses))}, in sound small runs 0.01): look at the start "
             f"(gradient norms, loss at step {UPDATES}; python -m analysis gate) before reading any difference{_start(runs)}."
         )
-    return found
+    return sentences
 
 
 def _start(runs: list[Run]) -> str:
@@ -42,6 +44,7 @@ def _start(runs: list[Run]) -> str:
     losses = [run.column(TRAIN).loc[1:UPDATES] for run in runs]
     norms = [run.column("optim/grad_norm").loc[1:UPDATES] for run in runs]
     text = ""
+    # runs that log rarely have no start to look at
     if all(len(loss) == UPDATES for loss in losses):
         means = [float(loss.iloc[-LAST:].mean()) for loss in losses]
         text += f"; in updates {UPDATES - LAST + 1}–{UPDATES} they differ by {np.ptp(means):.3f} already"

@@ -17,9 +17,8 @@ CONFIDENCE = 0.95
 FINAL = 0.02  # a run's final training loss is the mean over this fraction of its updates, the last ones
 MIDRUN = 0.45  # where in a run the order of mid-run is judged, declared beforehand: at the first value from here on
 SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
-WINDOW = (
-    64  # updates whose median is the smoothed loss that divergence is judged by, as while training (record/watch.py)
-)
+# Updates whose median is the smoothed loss that divergence is judged by, as while training (record/watch.py).
+WINDOW = 64
 HUGE = 1e30  # stands for infinity, which a rolling median takes for a gap
 MARGIN = 0.5  # nats above its running minimum from which a smoothed loss counts as diverged
 
@@ -48,27 +47,31 @@ def seed_count(n: int) -> str:
 
 def interval(values: Iterable[float]) -> Interval:
     """Student's t over the finite values."""
+    # a run without a value (NaN) is no seed
     sample = np.array([value for value in values if np.isfinite(value)], dtype=float)
     if len(sample) < 2:
         return Interval(float(sample.mean()) if len(sample) else float("nan"), float("nan"), float("nan"), len(sample))
+    # the quantile has n − 1 degrees of freedom: with two seeds it is 12.7, not 1.96
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
     mean = float(sample.mean())
     return Interval(mean, mean - float(half), mean + float(half), len(sample))
 
 
 def smooth(curve: pd.Series, fraction: float = SMOOTHING) -> pd.Series:
-    """A centred running mean."""
+    """A centred running mean over `fraction` of the curve."""
     return curve.rolling(max(1, round(len(curve) * fraction)), center=True, min_periods=1).mean()
 
 
 def final(curve: pd.Series, upto: int | None = None) -> float:
     """The mean over the last FINAL of a curve (at least one value), or of its part up to a step."""
+    # at least one value: a run of ten updates has a final loss too
     curve = curve if upto is None else curve[curve.index <= upto]
     return float(curve.iloc[-max(1, round(len(curve) * FINAL)) :].mean()) if len(curve) else float("nan")
 
 
 def mean_and_band(curves: list[pd.Series]) -> pd.DataFrame:
     """Over seeds, step by step where all have a value: columns mean, low, high (t interval; NaN for one seed)."""
+    # steps that only some seeds recorded would be means over other seeds
     table = pd.concat(curves, axis=1).dropna()
     mean, n = table.mean(axis=1), len(curves)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * table.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.nan
@@ -81,9 +84,11 @@ def crossing(difference: pd.Series) -> float | None:
     A difference that was never above zero crosses nowhere: None as well.
     """
     values, steps = difference.to_numpy(), difference.index.to_numpy(dtype=float)
+    # the last step at or above zero; from the next one on it stays below
     above = np.flatnonzero(values >= 0)
     if not (values > 0).any() or above[-1] == len(values) - 1:
         return None
+    # a straight line between the two
     i = above[-1]
     return float(steps[i] + (steps[i + 1] - steps[i]) * values[i] / (values[i] - values[i + 1]))
 
@@ -114,6 +119,7 @@ def crossing_interval(curves: list[pd.Series]) -> Crossing | None:
     if step is None:
         return None
     steps = band.index.to_numpy(dtype=float)
+    # where the band last lies above zero, and where it last does not lie below
     above, not_below = np.flatnonzero((band["low"] > 0) & (steps <= step)), np.flatnonzero(~(band["high"] < 0))
     low = steps[above[-1]] if len(above) else np.nan
     high = steps[not_below[-1] + 1] if len(not_below) and not_below[-1] + 1 < len(steps) else np.nan
@@ -125,6 +131,7 @@ def diverged_at(loss: pd.Series, margin: float = MARGIN) -> int | None:
 
     `loss` has NaN where it was not finite, which counts as infinitely high; the smoothed loss is the median of the last WINDOW.
     """
+    # a median forgets single spikes; an infinite loss counts as high and not as missing
     smoothed = loss.fillna(HUGE).rolling(WINDOW, min_periods=WINDOW).median().iloc[WINDOW - 1 :]
     if smoothed.empty:
         return None
@@ -141,26 +148,29 @@ def optimum(table: pd.DataFrame, draws: int = 2000) -> dict[str, float] | None:
     parabola. Returns `decay`, `seeds`, `low` and `high` (quantiles of a bootstrap over whole seeds, which for a few seeds is too
     narrow; NaN for one), and `inside`: the fraction of draws whose minimum is not at an end. None for fewer than three λ > 0.
     """
-    known = table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
-    if known.shape[1] < 3 or known.empty:
+    # λ = 0 has no logarithm; a seed that lacks some λ would move the parabola by its own level.
+    complete = table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
+    if complete.shape[1] < 3 or complete.empty:
         return None
-    x, losses = np.log([float(str(decay)) for decay in known]), known.to_numpy(dtype=float)
+    x, losses = np.log([float(str(decay)) for decay in complete]), complete.to_numpy(dtype=float)
 
     def lowest(rows: np.ndarray) -> float:
         parabola = np.polynomial.Polynomial.fit(x, rows.mean(axis=0), 2).convert()
+        # a parabola that opens downwards, or has its vertex outside, is lowest at an end of the λ tried
         vertex = (
             -parabola.coef[1] / (2 * parabola.coef[2]) if len(parabola.coef) > 2 and parabola.coef[2] > 0 else x.min()
         )
         return float(min((x.min(), x.max(), float(np.clip(vertex, x.min(), x.max()))), key=parabola))
 
     best = lowest(losses)
-    found = [best]
+    vertices = [best]
     low = high = float("nan")
     if len(losses) > 1:
         dice = np.random.default_rng(0)
-        found = [lowest(losses[dice.integers(0, len(losses), len(losses))]) for _ in range(draws)]
-        low, high = np.exp(np.quantile(found, [0.025, 0.975]))
-    inside = float(np.mean([x.min() < place < x.max() for place in found]))
+        # Seeds are drawn with replacement: they are what varies, their λ stay together.
+        vertices = [lowest(losses[dice.integers(0, len(losses), len(losses))]) for _ in range(draws)]
+        low, high = np.exp(np.quantile(vertices, [0.025, 0.975]))
+    inside = float(np.mean([x.min() < vertex < x.max() for vertex in vertices]))
     return {
         "decay": float(np.exp(best)),
         "seeds": len(losses),
