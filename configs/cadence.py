@@ -48,6 +48,19 @@ def is_kept(checkpoint: Checkpoint, step: int) -> bool:
     return checkpoint.keep_last is None or is_due(checkpoint.keep_every, step) or _is_milestone(checkpoint, step)
 
 
+def why_kept(checkpoint: Checkpoint, step: int, newest: bool) -> list[str]:
+    """The rules that keep the checkpoint of `step`; none: the next save deletes it. `newest`: it is one of the newest keep_last."""
+    if checkpoint.keep_last is None:
+        return ["keep_last null"]
+    rules = {
+        "at": step in checkpoint.at,
+        "log_spaced": _is_log_spaced(checkpoint.log_spaced, step),
+        "keep_every": is_due(checkpoint.keep_every, step),
+        "keep_last": newest,
+    }
+    return [name for name, holds in rules.items() if holds]
+
+
 def saved_and_kept(checkpoint: Checkpoint, steps: int) -> tuple[range, list[int]]:
     """The steps whose checkpoints a run of `steps` updates leaves: the multiples of a cadence, and the other steps in order."""
     every = checkpoint.every

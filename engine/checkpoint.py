@@ -9,47 +9,38 @@
 
 A checkpoint exists when its manifest does: it is written last, into a temporary folder that is then renamed, and
 deleted first. Whole tensors by name make resume, re-sharding, branching and export one and the same reading.
-
-    python -m engine.checkpoint list|verify RUN
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from configs.cadence import is_kept
 from configs.errors import InputError
 from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
-from record.checkpoints import (
+from record.checkpoint_manifest import (
     DAMAGED,
     MANIFEST,
     SUPERSEDED,
     CheckpointManifest,
     File,
-    complete,
-    find,
-    incomplete_after,
-    numbered,
+    check_files,
+    describe,
     read_manifest,
-    step_of,
     why_incomplete,
 )
+from record.checkpoints import complete, incomplete_after, step_of
 from record.files import sync_folder, write_text
-from record.run import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -114,55 +105,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
 def check(path: Path) -> None:
     """Compare every file with its hash, the ranks sharing them; collective. InputError on all ranks if one differs."""
     files = sorted(on_first_rank(lambda: read_manifest(path)).files.items())
-    on_every_rank(lambda: _check_files(path, dict(files[dist.get_rank() :: dist.get_world_size()])))
-
-
-def verify(path: Path) -> None:
-    """The same in one process, for the command line."""
-    _check_files(path, read_manifest(path).files)
-
-
-def find_sound(folder: Path, step: int | None) -> tuple[Path, list[tuple[Path, str]]]:
-    """The checkpoint of `step`, or the newest sound one with those newer that were left out, and why; verified, in one process.
-
-    What is left out is logged too: an older checkpoint is never used without a word. InputError if there is none.
-    """
-    if step is not None:
-        path = find(folder, step)
-        verify(path)
-        return path, []
-    left_out: list[tuple[Path, str]] = []
-    for path in reversed(numbered(folder)):
-        if why := why_incomplete(path) or _why_damaged(path):
-            left_out.append((path, why))
-            continue
-        for other, why in left_out:
-            logger.warning("%s %s: it is left out, and %s is used", other, why, path.name)
-        return path, left_out
-    known = "; ".join(f"{path.name} {why}" for path, why in left_out[:3]) or "there is none at all"
-    raise InputError(f"{folder} has no sound checkpoint: {known}")
-
-
-def _why_damaged(path: Path) -> str:
-    try:
-        verify(path)
-    except (InputError, OSError) as error:
-        return str(error).removeprefix(f"checkpoint {path} ")
-    return ""
-
-
-def read(path: Path, kind: str, verified: bool = False) -> dict[str, Tensor]:
-    """Whole tensors of `weights` or an average (`ema_0.99`), float32, in one process. InputError if absent or damaged.
-
-    `verified`: the files have just been compared with their hashes, which takes time.
-    """
-    kinds = [name.removesuffix(".safetensors") for name in read_manifest(path).files]
-    kinds = [name for name in kinds if name.startswith(("weights", "ema_"))]
-    if kind not in kinds:
-        raise InputError(f"{path} has no {kind}; there are {', '.join(kinds)}")
-    if not verified:
-        verify(path)
-    return {name: tensor.float() for name, tensor in load_file(path / f"{kind}.safetensors").items()}
+    on_every_rank(lambda: check_files(path, dict(files[dist.get_rank() :: dist.get_world_size()])))
 
 
 def newest(folder: Path) -> Path | None:
@@ -242,7 +185,7 @@ def _write(path: Path, kind: str, fragments: Fragments, writer: int) -> dict[str
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from None
         path.chmod(0o644)
-        return _describe(path)
+        return _describe_on_disk(path)
 
     entries: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(entries, on_every_rank(write))
@@ -255,44 +198,8 @@ def _publish(work: Path, final: Path, manifest: CheckpointManifest) -> None:
     sync_folder(final.parent)
 
 
-def _check_files(path: Path, files: dict[str, File]) -> None:
-    for name, file in files.items():
-        if _describe(path / name) != file:
-            raise InputError(f"checkpoint {path} is damaged: {name} differs from its manifest")
-        try:
-            with safe_open(path / name, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:  # its hash fits, so it was never one
-            raise InputError(f"checkpoint {path} is damaged: {name} is no safetensors file ({error})") from None
-
-
-def _describe(path: Path) -> File:
+def _describe_on_disk(path: Path) -> File:
     """Size and hash of a file, which is on disk when this returns."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        return File(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.checkpoint", description="Look at the checkpoints of a run."
-    )
-    parser.add_argument("act", choices=("list", "verify"), help="list them, or compare every file with its hash")
-    parser.add_argument("run", type=Path, help="run folder")
-    args = parser.parse_args(argv)
-    folder, damaged = RunFolder(args.run).checkpoints, 0
-    paths = numbered(folder)
-    if not paths:
-        print(f"error: {folder} has no checkpoint", file=sys.stderr)
-        return 2
-    for path in paths:
-        why = why_incomplete(path) or (_why_damaged(path) if args.act == "verify" else "")
-        state = why or ("verified" if args.act == "verify" else "complete")
-        damaged += bool(why)
-        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        print(f"{path.name}  {size / (1 << 20):10.1f} MiB  {state}")
-    return 1 if damaged else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return describe(path)

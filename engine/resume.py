@@ -11,7 +11,8 @@ from configs.schema import Branch
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.training import Training
-from record.checkpoints import complete, find, find_address, read_manifest
+from record.checkpoint_manifest import read_manifest
+from record.checkpoints import complete, find, find_address
 from record.metrics import lost_steps, read_log
 from record.progress import Progress
 

@@ -19,7 +19,8 @@ from configs.origin import Leader, Origin, check_leader, check_rates, followed_r
 from configs.schedule import lr_of_updates
 from configs.schema import Match, RunConfig
 from configs.tensors import tensor_table
-from record.checkpoints import find_address, read_manifest, split_address
+from record.checkpoint_manifest import read_manifest
+from record.checkpoints import find_address, split_address
 from record.metrics import TENSOR_NORM, read_metrics
 from record.run import RunFolder
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
-from engine import checkpoint, evaluate, export
+from engine import checkpoint
 from engine.launch import start_world
 from record.checkpoints import find
 from record.metrics import read_metrics
@@ -21,6 +21,8 @@ from tests.live import make_training, train_steps
 from tests.processes import ConfigFile, finish, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
+from weights import evaluate, export
+from weights.read import mean_tensors, read_tensors
 
 pytestmark = pytest.mark.engine
 EMA = {"averages": {"ema": [0.9, 0.5]}}
@@ -97,8 +99,8 @@ def test_averages_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: pyte
     assert evaluate.main([str(tmp_path / "run"), "--average", "2,4,6"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == [2, 4, 6]
     paths = [find(tmp_path / "run" / "checkpoints", step) for step in (2, 4, 6)]
-    stored = [checkpoint.read(path, "weights") for path in paths]
-    for name, tensor in evaluate.average(paths, "weights").items():
+    stored = [read_tensors(path, "weights") for path in paths]
+    for name, tensor in mean_tensors(paths, "weights").items():
         expected = sum(weights[name].double() for weights in stored) / 3
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-9)
     for wrong in ("2,5", "2,,4", "2,2"):

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.cadence import is_kept, is_saved, most_at_once, saved_and_kept
+from configs.cadence import is_kept, is_saved, most_at_once, saved_and_kept, why_kept
 from configs.schema import Checkpoint
-from engine import checkpoint, export
+from record import checkpoints
 from tests.processes import ConfigFile, finish, losses, start
+from weights import export
 
 engine = pytest.mark.engine
 
@@ -30,6 +31,8 @@ def test_cadences_of_checkpoints() -> None:
     assert saved(log_spaced=3) == [1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
     policy = Checkpoint(every=100, keep_last=2, keep_every=400, at=(150,))
     assert [step for step in (100, 150, 200, 400, 800, 900) if is_kept(policy, step)] == [150, 400, 800]
+    assert why_kept(policy, 150, newest=True) == ["at", "keep_last"]
+    assert why_kept(policy, 800, newest=False) == ["keep_every"]
     assert most_at_once(policy, 1000) == 6  # 150, 400, 800, the newest two, and the one being written
     assert most_at_once(Checkpoint(every=100), 1000) == 10
 
@@ -51,14 +54,14 @@ def test_checkpoints_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: p
     assert "step_00000012 was set aside when the run went back to an earlier step" in output
     assert "damaged" not in output
     assert "steps there: 3, 8, 12" in finish(start(config, tmp_path / "run", "--resume", "must", "--step", "5"), 2)
-    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
+    assert checkpoints.main(["verify", str(tmp_path / "run")]) == 0
     weights = folder / "step_00000008" / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     capsys.readouterr()
-    assert checkpoint.main(["list", str(tmp_path / "run")]) == 0
-    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 1
+    assert checkpoints.main(["list", str(tmp_path / "run")]) == 0
+    assert checkpoints.main(["verify", str(tmp_path / "run")]) == 1
     assert "weights.safetensors differs from its manifest" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is damaged"):
         export.export(tmp_path / "run", 8, tmp_path / "out")
@@ -83,6 +86,7 @@ def test_checkpoints_are_counted_as_they_are_kept(
     policy = Checkpoint(every=every, at=tuple(at), log_spaced=log_spaced, keep_last=last, keep_every=of)
     saved = [step for step in range(1, steps + 1) if is_saved(policy, step, steps)]
     kept = [step for step in saved if is_kept(policy, step)]
+    assert kept == [step for step in saved if why_kept(policy, step, newest=False)]
     assert most_at_once(policy, steps) == min(len(saved), len(kept) + (last or 0) + 1)
     multiples, others = saved_and_kept(policy, steps)
     assert sorted([*multiples, *others]) == sorted({*kept, steps})

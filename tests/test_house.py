@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("configs", "record", "data", "model", "optim", "engine", "slurm", "analysis")
+ROOMS = ("configs", "record", "data", "model", "optim", "engine", "weights", "slurm", "analysis")
 MAY_IMPORT = {
     "configs": set(),
     "record": {"configs"},
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "model": {"configs"},
     "optim": {"configs"},
     "engine": {"configs", "record", "data", "model", "optim"},
+    "weights": {"configs", "record", "data", "model", "engine"},  # of engine only what needs no DeepSpeed, see below
     "slurm": {"configs", "record"},
     "analysis": {"configs", "record"},
 }
@@ -42,7 +43,7 @@ def test_arrows(room: str) -> None:
         ours = (found & set(ROOMS)) - {room}
         assert ours <= MAY_IMPORT[room], f"{path} imports {sorted(ours - MAY_IMPORT[room])}"
         assert room == "engine" or "deepspeed" not in found, f"{path} imports deepspeed"
-        assert room in ("model", "optim", "engine") or "torch" not in found, f"{path} imports torch"
+        assert room in ("model", "optim", "engine", "weights") or "torch" not in found, f"{path} imports torch"
 
 
 def neighbours(path: Path) -> set[str]:
@@ -81,8 +82,15 @@ def test_rooms_are_packages_or_absent() -> None:
 
 def test_planning_needs_no_torch() -> None:
     """Breaks if a dry run, an import away from a cluster's login node, starts to need torch."""
-    code = "import sys, train, record.metrics; from analysis.catalogue import CATALOGUE\n"
+    code = "import sys, train, record.checkpoints, record.metrics; from analysis.catalogue import CATALOGUE\n"
     code += "for entry in CATALOGUE.values(): entry.load()\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_weights_are_read_without_deepspeed() -> None:
+    """Breaks if reading, evaluating or exporting weights starts to need DeepSpeed, by whatever files in between."""
+    names = [f"weights.{path.stem}" for path in sorted((ROOT / "weights").glob("*.py")) if path.stem != "__init__"]
+    code = f"import sys, {', '.join(names)}; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

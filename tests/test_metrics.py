@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from record.checkpoints import MANIFEST, complete, find, read_manifest
+from record.checkpoint_manifest import MANIFEST, read_manifest
+from record.checkpoints import complete, find
 from record.metrics import MetricsLog, lost_steps, read_log, read_metrics
 from record.mirror import WandbMirror
 from record.run import RunFolder

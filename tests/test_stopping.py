@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
-from engine import checkpoint, export
+from engine import checkpoint
 from engine.launch import start_world
 from engine.update import update
 from model.gpt import GPT
+from record import checkpoints
 from record.metrics import read_metrics
 from tests.live import KINDS, batch_of, make_training, train_steps
 from tests.processes import LONG, ConfigFile, finish, losses, processes_with, start, status, wait
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
+from weights import export
 
 engine = pytest.mark.engine
 MIDDLE: dict[str, Any] = {"schedule": {"steps": 400}, "log": {"every": 1}}
@@ -190,7 +192,7 @@ def test_signal_during_a_save(config_file: ConfigFile, tmp_path: Path) -> None:
     run.send_signal(signal.SIGUSR1)
     finish(run, 75)
     assert status(tmp_path / "run")["reason"] == "SIGUSR1"
-    assert checkpoint.main(["verify", str(tmp_path / "run")]) == 0
+    assert checkpoints.main(["verify", str(tmp_path / "run")]) == 0
     assert not list(folder.glob(".step_*.tmp"))
     assert max(path.name for path in folder.iterdir()) == f"step_{status(tmp_path / 'run')['step']:08d}"
 

@@ -1,4 +1,4 @@
-"""Weights out of a run: `python -m engine.export RUN[@STEP] --to safetensors --out DIR`.
+"""Weights out of a run: `python -m weights.export RUN[@STEP] --to safetensors --out DIR`.
 
 Writes `model.safetensors`, float32 by parameter name with tied weights once, whatever the precision, ZeRO stage or
 number of ranks of the run, and `config.json`, the model section of its configuration. Without @STEP it takes the newest sound
@@ -16,10 +16,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from configs.errors import InputError
-from engine import checkpoint
 from record.checkpoints import parse_address
 from record.files import read_object, write_json
 from record.run import RunFolder
+from weights.read import choose_in
 
 
 def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Path:
@@ -30,11 +30,13 @@ def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Pat
     """
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
-    path, _ = checkpoint.find_sound(RunFolder(run).checkpoints, step)
-    weights = checkpoint.read(path, kind, verified=True)
-    model = read_object(RunFolder(run).config).get("model")
+    folder = RunFolder(run)
+    chosen = choose_in(folder, step)
+    weights = chosen.tensors(kind)
+    model = read_object(folder.config).get("model")
     if not isinstance(model, dict):
-        raise InputError(f"{RunFolder(run).config} has no section model")
+        raise InputError(f"{folder.config} has no section model")
+    # Both files are written into a folder beside `out`, which is then renamed: `out` is whole, or not there.
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -45,11 +47,11 @@ def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Pat
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return path
+    return chosen.paths[0]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.export", description="Export the weights of a run.")
+    parser = argparse.ArgumentParser(prog="python -m weights.export", description="Export the weights of a run.")
     parser.add_argument("run", help="run folder, or FOLDER@STEP")
     parser.add_argument("--to", choices=("safetensors",), default="safetensors", help="format")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
