@@ -182,7 +182,7 @@ def run(
     from engine.stopping import StopRequest, launcher_ancestors
 
     # Before the slow imports: signals may come during them, and a launcher may die.
-    stop = StopRequest(folder.path / "stop", launcher_ancestors())
+    stop = StopRequest(folder.path / "stop", launcher_ancestors(), first=int(os.environ.get("RANK", 0)) == 0)
     import torch.distributed as dist
 
     from engine.agree import on_every_rank, on_first_rank

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import InputError
+from record.environment import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     count, threads_from = cpu_threads(threads, local_ranks)
     torch.set_num_threads(count)
     logger.info("%d CPU thread(s) per rank, from %s", count, threads_from)
-    if count * local_ranks > (cores := len(os.sched_getaffinity(0))):
+    if count * local_ranks > (cores := usable_cores()):
         logger.warning("%d rank(s) here with %d threads each share %d core(s): slow", local_ranks, count, cores)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
@@ -82,7 +83,7 @@ def cpu_threads(given: int | None, local_ranks: int) -> tuple[int, str]:
         if not outermost.isdecimal() or int(outermost) < 1:
             raise InputError(f"OMP_NUM_THREADS is {text!r}, expected a number of threads; correct it or unset it")
         return int(outermost), "OMP_NUM_THREADS"
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks), "cores over local ranks"
+    return max(1, usable_cores() // local_ranks), "cores over local ranks"
 
 
 def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:

@@ -18,8 +18,13 @@ POLL_S = 1.0
 class StopRequest:
     """`reason` is empty until something asks this rank to stop."""
 
-    def __init__(self, stop_file: Path, ancestors: list[int]) -> None:
+    def __init__(self, stop_file: Path, ancestors: list[int], first: bool = True) -> None:
+        """`first`: this is rank 0, which looks for the stop file. It asks for all: the ranks agree on every wish to stop.
+
+        A look by each of 64 ranks after every update would be a load on a shared file system.
+        """
         self.reason = ""
+        self._looks_for_file = first
         self._stop_file = stop_file
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
@@ -33,7 +38,7 @@ class StopRequest:
 
     @property
     def pending(self) -> bool:
-        if not self.reason and self._stop_file.exists():
+        if not self.reason and self._looks_for_file and self._stop_file.exists():
             self.reason = f"stop file {self._stop_file}"
         return bool(self.reason)
 

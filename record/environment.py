@@ -23,9 +23,16 @@ def environment() -> dict[str, Any]:
         "revision": code_revision(),
         "host": socket.gethostname(),
         "machine": platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cores(),
         "slurm_job": slurm_job(),
     }
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: those it is confined to, or, where the system cannot say (macOS), all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def slurm_job() -> str | None:

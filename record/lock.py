@@ -90,6 +90,19 @@ def _lives_elsewhere(note: Path) -> bool:
     return False
 
 
+def is_running(pid: object) -> bool:
+    """Whether this machine has a process of that number, as a note may name it."""
+    if type(pid) is not int or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)  # sends nothing: it only asks whether a signal could be sent
+    except PermissionError:  # another user's process
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 def holder(folder: Path) -> str:
     """Who writes a folder, in words."""
     row = read_dict(folder / NOTE)

@@ -16,7 +16,7 @@ from configs.errors import InputError
 from configs.sweep import Cell
 from record.checkpoints import find
 from record.files import read_dict, write_json
-from record.lock import BEAT_S, NOTE, holder
+from record.lock import BEAT_S, NOTE, holder, is_running
 from record.metrics import read_log
 from record.run import RunFolder
 from record.shortfall import shortfalls
@@ -110,7 +110,7 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
 def is_alive(folder: RunFolder) -> bool:
     """Whether the folder's writer has shown itself lately; on its own host, whether its process is there."""
     row = read_dict(folder.path / NOTE)
-    if row.get("host") == socket.gethostname() and not Path(f"/proc/{row.get('pid')}").exists():
+    if row.get("host") == socket.gethostname() and not is_running(row.get("pid")):
         return False
     try:
         return time.time() - (folder.path / NOTE).stat().st_mtime < ALIVE_S

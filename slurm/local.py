@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.sweep import Cell
+from record.environment import usable_cores
 from record.lock import holder
 from record.run import EXIT_CODES, RunFolder
 from slurm.cells import FINISHED, aftermath, blocked, config_path, is_alive, standings
@@ -169,7 +170,7 @@ def _is_over(job: Job, stopped: bool) -> bool:
 
 def _shares(cells: list[Cell], jobs: int) -> str:
     """How many threads the runs get, and whether these are more than there are cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     given = sorted({int(text) for cell in cells if (text := threads_of(cell, jobs)).isdecimal()})
     line = f"{jobs} run(s) at once on {cores} core(s), threads of a run: {', '.join(map(str, given)) or 'none'}"
     if given and given[-1] * jobs > cores:
@@ -181,7 +182,7 @@ def threads_of(cell: Cell, jobs: int) -> str:
     """A run's OMP_NUM_THREADS: what its configuration gives, else its share of the cores, or less where the shell's is less."""
     if cell.config.parallel.threads_per_rank is not None:
         return str(cell.config.parallel.threads_per_rank)
-    share, text = max(1, len(os.sched_getaffinity(0)) // jobs), os.environ.get("OMP_NUM_THREADS", "").strip()
+    share, text = max(1, usable_cores() // jobs), os.environ.get("OMP_NUM_THREADS", "").strip()
     outermost = text.partition(",")[0].strip()
     if text and not outermost.isdecimal():
         return text  # which the run will refuse, and say why

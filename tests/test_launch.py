@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine import memory
 from engine.launch import cpu_threads
+from engine.stopping import StopRequest
+from record.environment import environment, usable_cores
+from record.lock import is_running
 from tests.processes import LONG, ROOT, ConfigFile, finish, losses, processes_with, start, status, terminal, wait
 
 engine = pytest.mark.engine
@@ -31,6 +36,47 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         with pytest.raises(ValueError, match=f"OMP_NUM_THREADS is '{text}', expected a number"):
             cpu_threads(None, 3)
+
+
+def test_systems_that_are_not_linux(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Breaks if a run on macOS, or in a container that forbids /proc, ends in a traceback, or takes a peak of memory that
+    was never set back for its own without a word."""
+    cpu = torch.device("cpu")
+    before = memory.peak_bytes(cpu)
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(memory, "CLEAR_REFS", Path("/no/such/folder/clear_refs"))
+    monkeypatch.setattr(memory, "STATUS", Path("/no/such/folder/status"))
+    assert usable_cores() == environment()["cpus"] == os.cpu_count()
+    assert cpu_threads(None, 1) == (os.cpu_count(), "cores over local ranks")
+    with caplog.at_level("INFO"):
+        memory.forget_peak(cpu)
+        memory.forget_peak(cpu)
+    assert caplog.text.count("cannot be set back here") == 1
+    assert memory.peak_bytes(cpu) >= before // 2, "the same unit"
+
+
+def test_processes_are_seen() -> None:
+    """Breaks if a writer that lives, or another user's, is taken for dead, and its run started a second time."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert [is_running(pid) for pid in (os.getpid(), 1)] == [True, True]
+    assert [is_running(pid) for pid in (ended.pid, None, "1", 0, -1, 1 << 40)] == [False] * 6
+
+
+def test_the_first_rank_looks_for_the_stop_file(tmp_path: Path) -> None:
+    """Breaks if the stop file is not seen by rank 0, or is looked for by every rank of a shared file system."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        requests = [StopRequest(tmp_path / "stop", [], first=first) for first in (True, False)]
+        assert [request.pending for request in requests] == [False, False]
+        (tmp_path / "stop").touch()
+        assert [request.pending for request in requests] == [True, False]
+        assert requests[0].reason == f"stop file {tmp_path / 'stop'}"
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @engine
