@@ -24,11 +24,14 @@ COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told 
 
 def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(runs, options.by)
+    # a branch or a matched run has no λ of its own over a whole run
     alone = [run for run in runs if run.origin is None and run.reference is None]
     trunks = group_runs(alone, options.by)[0] if alone else []
     notes += unlike_kernels(twins(trunks))
+    # one kind of loss for all: the two are of other tokens, and differ by a constant
     evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
     name = "validation" if evaluated else "training"
+    # every run is in the table, also those that no figure shows
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
     findings, lines, fits = disagreements(trunks), [], []
     families = _families(trunks)
@@ -55,6 +58,7 @@ def _row(group: Group, run: Run) -> dict[str, object]:
     row: dict[str, object] = {"run": run.path.name}
     row |= {field_name(k): shown(v) for k, v in group.fields.items()}
     row |= {"seeds": run.seeds, "state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
+    # what a run still needs to be compared stands beside its loss
     validation, decay_sum = run.column(VALIDATION), run.column("optim/decay_sum")
     row["training loss"] = round(final(run.column(TRAIN)), 4)
     row["validation loss"] = round(float(validation.iloc[-1]), 4) if len(validation) else None
@@ -66,19 +70,22 @@ def _row(group: Group, run: Run) -> dict[str, object]:
 
 def _families(groups: list[Group]) -> dict[str, list[Group]]:
     """Groups that differ in λ alone, by what the others have in common."""
-    found: dict[str, list[Group]] = {}
+    families: dict[str, list[Group]] = {}
     for group in groups:
+        # λ is searched within each combination of the other fields
         names = [name for name in group.fields if name != LAMBDA]
-        found.setdefault(label(group.runs[0], names) if names else "all runs", []).append(group)
-    return found
+        families.setdefault(label(group.runs[0], names) if names else "all runs", []).append(group)
+    return families
 
 
 def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
     values = [(place_of(g.decay, positive), interval(seed_losses(g, evaluated).values())) for g in members]
+    # a λ of which no run has ended has no point
     values = [(place, value) for place, value in values if value.n]
     if not values or not positive:
         return []
     x, y, low, high = (np.array(c, float) for c in zip(*[(p, v.mean, v.low, v.high) for p, v in values], strict=True))
+    # one seed at any λ, and no interval is drawn
     bars = (low, high) if np.isfinite(low).all() else (None, None)
     colour, dash = COLOURS[index % len(COLOURS)], list(DASHES)[index % len(DASHES)]
     keys = {"precision": members[0].precision}
@@ -86,17 +93,19 @@ def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positiv
 
 
 def place_of(decay: float, positive: list[float]) -> float:
-    """Where λ stands on a logarithmic axis; λ = 0 left of all others."""
+    """Where λ stands on a logarithmic axis. λ = 0 stands left of all others."""
     return decay or min(positive, default=1.0) / 4
 
 
 def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[list[str], list[dict[str, object]]]:
     losses = {group.decay: seed_losses(group, evaluated) for group in members}
     table = pd.DataFrame({decay: pd.Series(row) for decay, row in losses.items() if row})
+    # seeds that every λ has: else a lucky seed would choose the λ
     shared = table.dropna()
     if table.shape[1] < 2 or shared.empty:
         return [], []
     lowest = shared.mean().idxmin()
+    # the lowest of a few means is a fact; that it would be again is a claim
     claim = " (no claim)" if len(shared) < 2 else ""
     sentence = (
         f"{rest}: over the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
@@ -107,6 +116,7 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
         return [sentence + "; a parabola needs three λ above zero."], []
     row: dict[str, object] = {"runs": rest} | {k: float(f"{v:.4g}") for k, v in fit.items()}
     spread = f", bootstrap over {seed_count(int(fit['seeds']))} [{fit['low']:.3g}, {fit['high']:.3g}]"
+    # a minimum at an end says only that the end is better
     edge = (
         f"; in {1 - fit['inside']:.0%} of the draws at an end of the λ tried: try others"
         if fit["inside"] < 0.95
@@ -128,15 +138,18 @@ def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
     for group in groups:
         names = [field for field in group.fields if field not in (LAMBDA, RATE)]
         by_rest.setdefault(label(group.runs[0], names) if names else "", []).append(group)
+    # one heat map a combination of all other fields
     for rest, members in by_rest.items():
         decays = sorted({group.decay for group in members})
         rates = sorted({float(group.runs[0].fields[RATE]) for group in members})
+        # a single row or column is the figure above
         if len(decays) < 2 or len(rates) < 2:
             continue
         z = np.full((len(decays), len(rates)), np.nan)
         for group in members:
             losses = list(seed_losses(group, evaluated).values())
             place = decays.index(group.decay), rates.index(float(group.runs[0].fields[RATE]))
+            # empty where nothing ended: a diverged run has no loss to colour
             z[place] = np.mean(losses) if losses else np.nan
         panels.append(
             Panel("learning rate η", "weight decay λ", title=rest, heat=Heat(rates, decays, z, f"{name} loss (nats)"))

@@ -37,6 +37,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             "no branch of one of these runs is among them; make some: python train.py --config CONFIG --branch RUN@STEP "
             "--set optim.lr=1e-5 …, or a sweep with a stage, as configs/sweeps/small_tiny_lr.json"
         )
+    # a branch is compared with its own trunk as well as trunks with one another
     own = [(trunk, branch) for (path, _), branch in branches.items() for trunk in trunks if str(trunk.path) == path]
     begun = grouped(trunks, options, lambda groups: [*twins(groups), *own])
     groups, looks = begun.groups, begun.looks
@@ -57,13 +58,14 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 
 def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], list[str]]:
-    """Trunks, and (trunk's folder, step) → branch; of several branches of one checkpoint that with the smallest η."""
+    """Trunks, the branch of each (trunk's folder, step), and notes. Of a checkpoint's branches that with the smallest η counts."""
     branches: dict[tuple[str, int], Run] = {}
     trunks: list[Run] = []
     notes: list[str] = []
-    known = [run for run in runs if run.origin is not None]
-    for run in known:
+    every = [run for run in runs if run.origin is not None]
+    for run in every:
         path, step = run.origin or (run.path, 0)
+        # a branch alone has no loss to be taken apart
         trunk = find_run(path, runs)
         if trunk is None:
             notes.append(f"{run.path.name}: its trunk {path} is not among these runs")
@@ -71,10 +73,12 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
         if trunk not in trunks:
             trunks.append(trunk)
         other = branches.get((str(trunk.path), step))
+        # the smaller η, the less noise is left at its end
         if other is None or run.fields[RATE] < other.fields[RATE]:
             branches[str(trunk.path), step] = run
-    if len(branches) < len(known) - len(notes):
+    if len(branches) < len(every) - len(notes):
         notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
+    # where a branch starts, and by which seed, is not what it did
     ignored = ("branch.", SEEDS, STARTS, "data.digest")
     if unlike := [name for name in differing_fields(list(branches.values())) if not name.startswith(ignored)]:
         notes.append(f"the branches differ in {', '.join(unlike)}: their ends may not compare")
@@ -87,9 +91,11 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
     for group in groups:
         for trunk in sound(group):
             losses, rates = trunk.column(VALIDATION), effective_lr(trunk)
+            # the first average that is kept: several decay rates are not compared here
             averages = [column for column in map(str, trunk.metrics) if column.startswith(f"{VALIDATION}_ema")]
             for (path, step), branch in branches.items():
                 ends = branch.column(VALIDATION)
+                # only whole pairs: the trunk evaluated at this very step, the branch at its end
                 if path != str(trunk.path) or step not in losses.index or not is_ended(branch) or ends.empty:
                     continue
                 row = {"group": group.name, "λ": group.decay, "seeds": trunk.seeds, "step": step, "loss": losses[step]}
@@ -98,8 +104,10 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
                 rows.append(row | {"effective_lr": rates.get(step, np.nan)})
     table = pd.DataFrame(rows)
     if len(table):
+        # the best checkpoint is one that all seeds have: a cell of fewer would be low by luck
         cells = table.groupby(["group", "step"])["branch"].agg(["mean", "size"])
         group, step = cells[cells["size"] == cells["size"].max()]["mean"].idxmin()
+        # each seed against its own: what seeds differ by is no bias
         best = table[(table["group"] == group) & (table["step"] == step)].groupby("seeds")["branch"].mean()
         table["bias"] = table["branch"] - table["seeds"].map(best)
         table = table.sort_values("step", kind="stable")
@@ -112,30 +120,33 @@ def over_seeds(rows: pd.DataFrame, part: str) -> Interval:
 
 
 def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
-    found: dict[str, object] = {"run": key[0], "step": key[1], "seeds": rows["seeds"].nunique()}
+    row: dict[str, object] = {"run": key[0], "step": key[1], "seeds": rows["seeds"].nunique()}
     for part, title in PARTS.items():
         value = over_seeds(rows, part)
         if value.n:
-            found[title] = round(value.mean, 4)
+            row[title] = round(value.mean, 4)
+        # an interval where something is estimated, and not for every column
         if value.n > 1 and part in ("variance", "bias", "ema"):
-            found[f"{title} ±"] = round(value.high - value.mean, 4)
-    return found
+            row[f"{title} ±"] = round(value.high - value.mean, 4)
+    return row
 
 
 def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
     lines: list[Line] = []
     for group in groups:
-        known = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
-        placed = [options.placed(run, curve) for run, curve in known]
+        curves_of = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
+        placed = [options.placed(run, curve) for run, curve in curves_of]
         if placed:
             lines.append(band(mean_and_band(placed), group.name, looks[group.name]))
         rows = table[table["group"] == group.name]
         lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
         lines += _points(rows, "ema", f"{group.name}, average of the weights", cross, _scale(group, options))
+        # only under runs of the paper's recipe
         published = curves("branches").get(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
         if published is not None:
             lines.append(published_line(published, group.decay, options, {}, ", branch end"))
+    # the first tenth of a trunk falls by several nats, and would flatten what is looked at
     late = [one.y if one.points else one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
     low, high = min(np.nanmin(y) for y in late), max(np.nanmax(y) for y in late)
     panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))
@@ -151,16 +162,17 @@ def _scale(group: Group, options: Options) -> float:
 
 
 def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step") -> list[Line]:
-    """Mean and interval over seeds at every step."""
-    found = [
+    """Mean and interval over seeds, a point a step."""
+    points = [
         (rows[x][rows["step"] == step].mean() * scale, over_seeds(rows[rows["step"] == step], part))
         for step in dict.fromkeys(rows["step"])
     ]
-    found = [(place, value) for place, value in found if value.n]
-    if not found:
+    points = [(place, value) for place, value in points if value.n]
+    if not points:
         return []
-    columns = [np.array([getattr(value, end) for _, value in found]) for end in ("mean", "low", "high")]
-    places = np.array([place for place, _ in found], dtype=float)
+    columns = [np.array([getattr(value, end) for _, value in points]) for end in ("mean", "low", "high")]
+    places = np.array([place for place, _ in points], dtype=float)
+    # one seed at any of the points, and no bar is drawn at all
     several = np.isfinite(columns[1]).all()
     low, high = (columns[1], columns[2]) if several else (None, None)
     return [
@@ -198,6 +210,7 @@ def _against_rate(table: pd.DataFrame, looks: dict[str, Style]) -> Figure:
 def _against_decay(table: pd.DataFrame) -> Figure:
     """One line a checkpoint; λ = 0 at the left end."""
     decays, steps = sorted(set(table["λ"])), sorted(set(table["step"]))
+    # λ = 0 has a place of its own, left of the others
     places = {decay: place_of(decay, [d for d in decays if d > 0]) for decay in decays}
     panels = []
     for part in ("variance", "bias"):
@@ -206,6 +219,7 @@ def _against_decay(table: pd.DataFrame) -> Figure:
         for i, step in enumerate(steps):
             look = Style(shade(i, len(steps)), "solid", {})
             here = rows[rows["step"] == step]
+            # one line a group: precisions are not joined
             for _, family in here.groupby("group", sort=False):
                 lines += _points(family, part, f"step {step:,}", look, x="place")
         ticks = {place: f"{decay:g}" for decay, place in places.items()}
@@ -214,6 +228,7 @@ def _against_decay(table: pd.DataFrame) -> Figure:
 
 
 def _paired(rows: pd.DataFrame, base: pd.DataFrame, step: int, part: str) -> Interval:
+    # seed by seed, where both have the checkpoint
     ours, theirs = (t[t["step"] == step].groupby("seeds")[part].mean() for t in (rows, base))
     return interval(list((ours - theirs).dropna()))
 
@@ -227,6 +242,7 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
         steps = sorted(set(rows["step"]) & set(reference["step"]))
         if group is base or not steps:
             continue
+        # mid-run the order is the other one: both are told
         for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
             text = [
                 f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher') if value.n > 1 else 'no claim'}"
@@ -238,13 +254,14 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
 
 
 def _cheap(table: pd.DataFrame) -> list[str]:
-    """How much of the variance part the average of the weights removes, per seed over its checkpoints."""
-    known = table.dropna(subset=["ema"])
-    if known.empty:
+    """How much of the variance part the average of the weights removes, a seed's checkpoints together."""
+    averaged = table.dropna(subset=["ema"])
+    if averaged.empty:
         return []
-    sums = known.assign(removed=known["loss"] - known["ema"]).groupby("seeds")[["removed", "variance"]].sum()
+    # sums before the ratio: a checkpoint with next to no variance part has a ratio without meaning
+    sums = averaged.assign(removed=averaged["loss"] - averaged["ema"]).groupby("seeds")[["removed", "variance"]].sum()
     share = interval(list(sums["removed"] / sums["variance"]))
-    gap = interval(list((known["ema"] - known["branch"]).groupby(known["seeds"]).mean()))
+    gap = interval(list((averaged["ema"] - averaged["branch"]).groupby(averaged["seeds"]).mean()))
     return [
         f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
         f"together); its loss lies {gap.text()} nats from theirs.{'' if share.n > 1 else ' One seed: no claim.'}"

@@ -38,6 +38,7 @@ RANGE, NORM, SHARE = 0.05, 3.0, 0.2
 
 def effective_rank(matrix: NDArray[np.floating]) -> float:
     """exp of the entropy of s²/Σs², s the singular values of a matrix (rows, columns): 1 to the smaller of the two."""
+    # no rank in the strict sense: noise makes every matrix one of full rank
     squares = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
     shares = squares[squares > 0] / squares.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
@@ -48,6 +49,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     rows, findings, lines = [], [], []
     looks = styles(groups)
     for group in groups:
+        # runs too young to be judged are noted, and not counted
         starts = [(run, start) for run in group.runs if (start := _start(run, notes)) is not None]
         if not starts:
             continue
@@ -57,6 +59,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         for run, _ in starts:
             curve = run.column("optim/grad_norm").loc[:UPDATES]
             lines.append(line(options.placed(run, curve), f"{group.name}, seed {run.seeds}", looks[group.name], ""))
+    # what the norm is judged by, in the figure
     limit = Line(np.array([1, UPDATES]), np.array([NORM, NORM]), "limit", "#888888", "dot")
     panel = Panel("step (updates)", "gradient norm before clipping", [*lines, limit] if lines else [])
     caption = f"Gradient norms of the first {UPDATES} updates, a line a seed; the limit is {NORM:g}."
@@ -68,6 +71,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
     """Loss, largest gradient norm, and effective rank over the width; None, with a note, for a run that has not come so far."""
     losses, norms = run.column(TRAIN).loc[1:UPDATES], run.column("optim/grad_norm").loc[1:UPDATES]
+    # every update must be recorded: a spike between two logged ones would pass
     if len(losses) < UPDATES or len(norms) < UPDATES:
         notes.append(f"{run.path}: {min(len(losses), len(norms))} of {UPDATES} updates: its start cannot be judged")
         return None
@@ -77,6 +81,7 @@ def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
 
 def _rank(run: Run, notes: list[str]) -> float:
     """Effective rank of the embedding in the first checkpoint after the start; NaN, with a note, where there is none."""
+    # the first one after the start: a run may keep few
     paths = [path for path in complete(RunFolder(run.path).checkpoints) if step_of(path) >= UPDATES]
     if not paths:
         notes.append(f"{run.path}: no checkpoint from step {UPDATES} on; save one with checkpoint.at [{UPDATES}]")
@@ -100,6 +105,7 @@ def _tensor(checkpoint: Path, name: str) -> NDArray[np.floating]:
 
 def _judge(group: Group, starts: list[tuple[float, float, float]]) -> tuple[dict[str, object], str]:
     losses, norms, shares = (np.array(column) for column in zip(*starts, strict=True))
+    # one seed has no range: NaN, which passes nothing
     spread = float(np.ptp(losses)) if len(losses) > 1 else float("nan")
     failed = [
         text

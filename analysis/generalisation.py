@@ -23,25 +23,27 @@ def analyse(runs: list[Run], options: Options) -> Result:
     begun = grouped(trunks_of(runs), options)
     groups, looks, notes = begun.groups, begun.looks, begun.notes
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
-    rows, known_runs = [], {run for group in groups for run in ended(group)}
+    rows, finished = [], {run for group in groups for run in ended(group)}
     for group in groups:
         gaps = interval(by_seed([(run, gap(run)) for run in ended(group)]).values())
         row: dict[str, object] = {"run": group.name, "seeds": gaps.n, "gap at the end (nats)": gaps.text()}
+        # a seed's own gap is that of its tokens: the difference between λ is paired
         base = baseline_of(group, groups)
         if base is not group:
-            changes = [(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= known_runs]
+            changes = [(run, gap(run) - gap(twin)) for run, twin in pairs(group, base) if {run, twin} <= finished]
             change = interval(by_seed(changes).values())
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
                 row["verdict"] = verdict(change, "smaller", "larger") if change.n > 1 else "one seed: no claim"
         rows.append(row)
-    known = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
+    measured = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
     findings = []
-    if known:
+    if measured:
         findings.append(
-            f"Validation minus training loss at the end: {min(known):+.4f} to {max(known):+.4f} nats over {len(known)} runs "
-            "(other tokens, so a constant offset is the tokens' own)."
+            f"Validation minus training loss at the end: {min(measured):+.4f} to {max(measured):+.4f} nats over "
+            f"{len(measured)} runs (other tokens, so a constant offset is the tokens' own)."
         )
+    # equality is the diagonal: a point above it overfits
     panel = Panel("training loss (nats per token)", "validation loss (nats per token)", lines, diagonal=True)
     caption = "Every evaluation of every run, but for the first fifth; the grey line is equality."
     figure = Figure("generalisation", caption, [panel])
@@ -51,6 +53,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def gap(run: Run) -> float:
     """Validation loss minus the final training loss, at the run's last evaluation."""
     validation = run.column(VALIDATION)
+    # step 0 has no training loss beside it
     if validation.empty or validation.index[-1] == 0:
         return float("nan")
     return float(validation.iloc[-1]) - final(run.column(TRAIN), int(validation.index[-1]))
@@ -59,6 +62,7 @@ def gap(run: Run) -> float:
 def _points(group: Group, run: Run, look: Style, options: Options) -> list[Line]:
     training, validation = smooth(run.column(TRAIN), options.smoothing), run.column(VALIDATION)
     table = pd.concat([training, validation], axis=1).dropna().to_numpy()
+    # the first fifth falls too steeply for a running mean
     table = table[len(table) // 5 :]
     if not len(table):
         return []

@@ -46,9 +46,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
     for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", [])):
         lines = _curves(groups, column, looks, options) + extra
         panels.append(Panel(options.xlabel, f"{name} loss (nats per token)", lines, limits=after_the_start(lines)))
+    # the paper's points are of its training loss: under validation they would say another thing
     caption = "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds."
     losses = Figure("loss", caption, panels)
     figures, rows, findings = [losses], [], disagreements(groups)  # first: they say how to read the others
+    # the baseline has a row in the table, and no difference
     compared = [(group, baseline_of(group, groups)) for group in groups]
     if any(group is not base for group, base in compared):
         figures.append(_differences(compared, looks, options))
@@ -63,6 +65,7 @@ def _curves(groups: list[Group], column: str, looks: dict[str, Style], options: 
     lines = []
     for group in groups:
         kept = sound(group)
+        # validation is on fixed tokens and needs no smoothing
         curves = [(run, run.column(column)) for run in group.runs]
         if column == TRAIN:
             curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
@@ -75,9 +78,10 @@ def _mean_lines(name: str, curves: list[tuple[Run, pd.Series]], look: Style, opt
     curves = one_a_seed(curves)
     if not curves:
         return []
-    known = [options.placed(run, curve) for run, curve in reached(curves)]
+    compared = [options.placed(run, curve) for run, curve in reached(curves)]
+    # every seed to its own end, the mean to the step that all of it have
     each = [(run, options.placed(run, curve)) for run, curve in curves]
-    return [band(mean_and_band(known), name, look), *seed_lines(each, look)]
+    return [band(mean_and_band(compared), name, look), *seed_lines(each, look)]
 
 
 def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], options: Options) -> Figure:
@@ -90,6 +94,7 @@ def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], o
                 if column == TRAIN:
                     curves = [(run, smooth(curve, options.smoothing)) for run, curve in curves]
                 lines += _mean_lines(f"{group.name} − {base.name}", curves, looks[group.name], options)
+        # differences are large in the first tenth, where nothing is judged
         late = [np.abs(one.y[len(one.y) // 10 :]) for one in lines if len(one.y) > 2]
         limit = 1.2 * max((float(np.nanmax(y)) for y in late), default=0.0)
         limits = (-limit, limit) if limit else None
@@ -104,13 +109,14 @@ def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], o
 def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object], list[str]]:
     kept = sound(group)
     upto = common_step([run.last_step for run in kept])
-    known = [run for run in kept if run.last_step >= upto]
-    row: dict[str, object] = {"run": group.name, "seeds": len({run.seeds for run in known}), "step": upto}
-    means = by_seed([(run, final(run.column(TRAIN), upto)) for run in known])
+    far = [run for run in kept if run.last_step >= upto]
+    row: dict[str, object] = {"run": group.name, "seeds": len({run.seeds for run in far}), "step": upto}
+    means = by_seed([(run, final(run.column(TRAIN), upto)) for run in far])
     row["training loss"] = round(interval(means.values()).mean, 4)
-    ends = [(run, v.iloc[-1]) for run in known if len(v := run.column(VALIDATION).loc[1:upto])]
+    ends = [(run, v.iloc[-1]) for run in far if len(v := run.column(VALIDATION).loc[1:upto])]
     row["validation loss"] = round(interval(by_seed(ends).values()).mean, 4)
     findings = []
+    # divergence is a result: it is told, and not averaged away
     if gone := [run for run in group.runs if run not in kept]:
         row["diverged"] = len(gone)
         steps = ", ".join(str(divergence(run)) for run in gone)
@@ -120,15 +126,16 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
     if group is base:
         return row, findings
     for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-        found = paired_final(group, base, column)
-        if not found.interval.n:
+        paired = paired_final(group, base, column)
+        if not paired.interval.n:
             findings.append(
                 f"{group.name}: no {name} losses to pair with those of {base.name} (same seeds, not diverged)."
             )
             continue
-        row[f"{name} difference"] = found.interval.text()
-        words = found.verdict() if LAMBDA in group.fields else found.verdict("lower", "higher")
-        curves = [smooth(curve, options.smoothing) for curve in found.curves] if column == TRAIN else found.curves
+        row[f"{name} difference"] = paired.interval.text()
+        # λ helps or harms; of other fields a loss is lower or higher
+        words = paired.verdict() if LAMBDA in group.fields else paired.verdict("lower", "higher")
+        curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves
         where = ""
         # A crossing is a claim about the end: without the end's there is none.
         if words in ("helps", "lower") and (place := crossing_interval(curves)) is not None:
@@ -141,6 +148,6 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
                 f"{middle.verdict('lower', 'higher')}."
             )
         findings.append(
-            f"{group.name} minus {base.name}, {name} loss at step {found.place}: {found.interval.text()}: {words}.{where}"
+            f"{group.name} minus {base.name}, {name} loss at step {paired.place}: {paired.interval.text()}: {words}.{where}"
         )
     return row, findings

@@ -24,6 +24,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, looks, notes = begun.groups, begun.looks, begun.notes
     if len({group.precision for group in groups}) < 2:
         notes.append(f"all runs have the precision {groups[0].precision}: nothing to compare it with")
+    # a row a run first: how many diverged, and where, before any mean
     cells = pd.DataFrame([_cell(group, run, options) for group in groups for run in group.runs])
     diverged = cells["diverged at"].notna()
     findings = [f"{int(diverged.sum())} of {len(cells)} runs diverged."]
@@ -35,6 +36,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         findings.append(
             f"{row['run']} minus float32, training loss at step {row['step']}: {row['gap']}: {row['verdict']}."
         )
+    # every panel: means of sound runs, and each diverged run by itself
     losses = _lines(groups, looks, options, _losses)
     panels = [
         Panel(options.xlabel, "training loss (nats per token)", losses, limits=after_the_start(losses)),
@@ -62,6 +64,7 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
     }
     row |= {"λ": run.fields.get(LAMBDA), "seeds": run.seeds, "state": run.state, "step": run.last_step}
     row["diverged at"] = divergence(run)
+    # with gaps where it was not finite
     losses = every_loss(run)
     row["lowest smoothed loss"] = (
         round(float(smooth(losses, options.smoothing).min()), 4) if losses.notna().any() else None
@@ -76,6 +79,7 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
 
 def _float32(group: Group, groups: list[Group]) -> Group | None:
     """The float32 runs that are alike in all else."""
+    # alike in all but the precision, λ included
     rest = {name: value for name, value in group.fields.items() if name != PRECISION}
     same = [
         g for g in groups if g.precision == "fp32" and {n: v for n, v in g.fields.items() if n != PRECISION} == rest
@@ -90,21 +94,23 @@ def _against_float32(groups: list[Group]) -> list[tuple[Run, Run]]:
 
 def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
     base = _float32(group, groups)
+    # float32 itself, or a group that has no float32 runs
     if base is None:
         return None
-    found = paired_final(group, base, TRAIN)
-    if not found.interval.n:
+    paired = paired_final(group, base, TRAIN)
+    # all diverged, or no seeds in common: a row that says so, and no number
+    if not paired.interval.n:
         return {
             "run": group.name,
-            "step": found.place,
+            "step": paired.place,
             "gap": "–",
             "verdict": "no pair of sound runs with the same seeds",
         }
     return {
         "run": group.name,
-        "step": found.place,
-        "gap": found.interval.text(),
-        "verdict": found.verdict("lower", "higher"),
+        "step": paired.place,
+        "gap": paired.interval.text(),
+        "verdict": paired.verdict("lower", "higher"),
     }
 
 
