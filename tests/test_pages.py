@@ -15,15 +15,19 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from analysis.catalogue import CATALOGUE
 from configs.load import load_config
 from configs.precision import TABLE
 from configs.reference_page import PAGE, filled
 from configs.sweep import all_cells, expand
+from optim import rules
+from optim.rules import Rule
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +123,20 @@ def test_examples(name: str, tmp_path: Path) -> None:
             assert len(all_cells(expand(path, tmp_path, lambda _: None)[1])) == 21  # as the page counts them
         else:
             load_config(path)
+
+
+def test_the_rule_that_is_shown() -> None:
+    """Breaks if docs/add-a-rule.md shows a rule that is none, or that does not do what the page says it does."""
+    rule = ModuleType("shown")
+    exec(re.findall(r"```python\n(.*?)```", PAGES["docs/add-a-rule.md"], re.DOTALL)[0], rule.__dict__)
+    complete, groups = Rule(rule), [{"lr": 0.1, "decay": 0.5}]
+    weights = [torch.tensor([1.0, 1.0, -1.0])]
+    kept = complete.before_step(weights, groups)
+    weights[0] += torch.tensor([-0.1, 0.1, -0.1])
+    assert complete.after_step(weights, groups, kept)
+    torch.testing.assert_close(weights[0], torch.tensor([0.85, 1.1, -1.1]))
+    for name in re.findall(r"^def (\w+)\(", PAGES["docs/add-a-rule.md"], re.MULTILINE)[:-1]:
+        assert f"    {name}(" in (rules.__doc__ or ""), name
 
 
 @pytest.mark.engine
