@@ -1,6 +1,6 @@
 """What decays: the masks, the overrides, and the checked partition of a model's tensors into groups of one λ each.
 
-The optimiser is built from this partition (optim/optimizers.py), the plan shows it, and the probes read λ back from it.
+The optimiser is built from this partition (optim/parameter_groups.py), the plan shows it, and the probes read λ back from it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from configs.errors import InputError
 
@@ -38,6 +39,12 @@ def from_every_rank(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def over_ranks(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+    """Combine a tensor over all ranks, in place. One rank alone has what it wants, and need not wake gloo's thread for it."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op)
 
 
 def _attempt(act: Callable[[], Any]) -> list[Any]:

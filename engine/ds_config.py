@@ -13,7 +13,7 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Clipping, the finite check and the schedule are ours (engine/trainer.py), so DeepSpeed's are off."""
+    """Clipping, the finite check and the schedule are ours (engine/engine.py, engine/update.py), so DeepSpeed's are off."""
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     true_bf16 = dtypes.masters == "bfloat16"
     # Gradient norms are computed once, by us. Not possible at stage 3, nor for BF16_Optimizer (stage 1, fp32 accumulation).

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.groups import main_group
@@ -24,6 +23,7 @@ from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from data.loader import EvalBatch, StepBatch
 from engine import zero
+from engine.agree import over_ranks
 from engine.ds_config import deepspeed_config
 from engine.fragments import Fragments
 from engine.launch import World
@@ -98,7 +98,7 @@ class Engine:
                 self.ds.step()  # advances DeepSpeed's micro-step count, no update
         # Loss and wishes travel together: one exchange an update.
         total[1] = wish()
-        dist.all_reduce(total)
+        over_ranks(total)
         loss_sum, stops = total.tolist()
         return Backward(loss_sum / self.plan.targets_per_step, stops > 0)
 
@@ -139,7 +139,7 @@ class Engine:
     def any_rank(self, wish: bool) -> bool:
         """Whether any rank wishes; collective."""
         flag = torch.tensor(float(wish), device=self.ds.device)
-        dist.all_reduce(flag)
+        over_ranks(flag)
         return flag.item() > 0
 
     @property
@@ -178,7 +178,7 @@ class Engine:
                 return None
             total[0] += self.ds(*self.on_device(batch))
             total[1] += batch.counted
-        dist.all_reduce(total)
+        over_ranks(total)
         self.ds.train()
         return (total[0] / total[1]).item()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from configs.schema import Optim
 from engine import zero
+from engine.agree import over_ranks
 from engine.precision import dtype_name
 from engine.zero import Fragment
 from optim.algorithms import moments, zero_state
@@ -95,7 +96,7 @@ class Fragments:
         if tensors:
             found[self._index] = reduce(tensors)
         if self.sharded:
-            dist.all_reduce(found, op)
+            over_ranks(found, op)
         return found
 
     def gradients(self) -> list[Tensor]:

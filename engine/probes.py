@@ -18,6 +18,7 @@ from torch import Tensor
 
 from configs.tensors import tensor_table
 from data.loader import EvalBatch
+from engine.agree import over_ranks
 from engine.engine import Engine
 from engine.fragments import slices, square_sums
 from engine.zero import Fragment
@@ -140,8 +141,8 @@ class Probe:
         ds.train()
         counted = torch.full((1,), self.batch.counted, dtype=torch.float64, device=ds.device)
         sums, largest = torch.cat([found[:3], counted]), found[3:]
-        dist.all_reduce(sums)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        over_ranks(sums)
+        over_ranks(largest, dist.ReduceOp.MAX)
         return [*(sums[:3] / sums[3]).tolist(), largest.item()]
 
     def _note(self, gradient: Tensor) -> None:
@@ -152,7 +153,7 @@ class Probe:
         if not self.engine.config.log.noise_scale:
             return {}
         plan, length = self.engine.plan, self.engine.config.model.seq_len
-        dist.all_reduce(self.micro)
+        over_ranks(self.micro)
         pieces = plan.micro_steps * plan.ranks
         # A hook sees the gradient of loss·ranks/tokens_per_step; times the micro-steps it is that of the micro-batch's mean.
         small, big = self.micro.item() / pieces * plan.micro_steps**2, self.big

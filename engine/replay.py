@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from configs.errors import InputError
 from engine import checkpoint
-from engine.agree import on_first_rank
+from engine.agree import on_first_rank, over_ranks
 from engine.resume import load
 from engine.training import Training
 from engine.update import update
@@ -108,8 +108,8 @@ class _Activations:
         """Collective."""
         found = torch.tensor([[float(a), float(b)] for a, b in self.seen.values()], device=device)
         largest, bad = found[:, 0].contiguous(), found[:, 1].contiguous()
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        dist.all_reduce(bad)
+        over_ranks(largest, dist.ReduceOp.MAX)
+        over_ranks(bad)
         rows = zip(self.seen, largest.tolist(), bad.tolist(), strict=True)
         width = max(map(len, self.seen))
         lines = [f"{'output of':<{width}} {'max|x|':>11} {'not finite':>11}"]

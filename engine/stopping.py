@@ -1,6 +1,6 @@
 """Requests to stop: signals, a `stop` file in the run folder, a launcher that died. Needs no torch: it is there before torch is.
 
-A request is only noted here; the ranks agree on it at the end of a step (engine/trainer.py) and save one checkpoint.
+A request is only noted here; the ranks agree on it at the end of an update (engine/engine.py) and save one checkpoint.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the logs of a run lack, judged by its own status: a log that was cut off or emptied looks like a young run's.
 
-Rows of the steps up to a status's step are on disk before the status is (engine/session.py), so a status that is ahead of
+Rows of the steps up to a status's step are on disk before the status is (engine/training.py), so a status that is ahead of
 its log says that rows were lost, whatever the state.
 """
 
