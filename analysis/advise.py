@@ -34,6 +34,7 @@ LAW = paper("2505.13738")["power_law"]
 def power_law(config: RunConfig) -> tuple[float, float]:
     """(τ_opt in fractions of the run, λ_opt = B/(η·τ_opt·D)); N all parameters, D the run's tokens, B tokens a step, η the peak."""
     batch = config.batch.tokens_per_step
+    # D counts tokens read, N all parameters, as the paper counts them
     tokens = config.schedule.steps * batch
     tau = LAW["coefficient"] * (tokens / n_parameters(config.model)) ** LAW["exponent"]
     return tau, batch / (config.optim.lr * tau * tokens)
@@ -101,6 +102,7 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
 
 def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list[str]) -> list[str]:
     """What finished runs say: the paired rule against the smallest λ, and the best λ."""
+    # a branch or a matched run differs from the others in more than λ
     done = [run for run in runs if run.state in ("done", "diverged") and run.origin is None and run.reference is None]
     if len(done) < len(runs):
         notes.append(
@@ -112,16 +114,18 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
     notes += more
     # A plan may be missing, or damaged.
     sizes = {n for run in done if isinstance(n := run.plan.get("n_parameters"), int)}
+    # the best λ of another size is evidence of another experiment: it is shown, and this is said
     if sizes != {n_parameters(config.model)}:
-        known = ", ".join(f"{n:,}" for n in sorted(sizes)) or "an unknown number of"
-        notes.append(f"these runs have {known} parameters, the configuration {n_parameters(config.model):,}")
+        theirs = ", ".join(f"{n:,}" for n in sorted(sizes)) or "an unknown number of"
+        notes.append(f"these runs have {theirs} parameters, the configuration {n_parameters(config.model):,}")
     findings = []
     for group in groups:
         base = baseline_of(group, groups)
-        found = paired_final(group, base, TRAIN)
-        if group is not base and found.interval.n:
-            text = f"training loss at step {found.place}: {found.interval.text()}: {found.verdict()}."
+        paired = paired_final(group, base, TRAIN)
+        if group is not base and paired.interval.n:
+            text = f"training loss at step {paired.place}: {paired.interval.text()}: {paired.verdict()}."
             findings.append(f"Runs: {group.name} minus {base.name}, {text}")
+    # an optimum needs several λ
     if LAMBDA in groups[0].fields:
         findings += [f"Runs: {text}" for text in best_decay.analyse(done, options).findings]
     return findings

@@ -23,17 +23,15 @@ from analysis.runs import FOLLOWS, STARTS, Run, find_run
 from analysis.statistics import final, interval, smooth
 
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
-EXPECTED = {
-    "rotation": "rotation",
-    "update": "rotation",
-    "rms": "rms",
-}  # in equilibrium the relative update is the rotation
+# What a quantity is compared with: in equilibrium the relative update is the rotation.
+EXPECTED = {"rotation": "rotation", "update": "rotation", "rms": "rms"}
 MATCHED, PLAIN = "matched", "at its own rate"
 LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks = trunks_of(runs)
+    # a matched run is set against its reference as well as against its twin
     followed = [(run, leader) for run in trunks if run.reference and (leader := find_run(run.reference, trunks))]
     begun = grouped(trunks, options, lambda groups: [*twins(groups), *followed])
     groups, looks, notes = begun.groups, begun.looks, begun.notes
@@ -44,6 +42,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         ),
     ]
     figures = [Figure("effective_lr", "Effective learning rates, means over seeds.", [p for p in panels if p.lines])]
+    # the kinds of every probed run: models of one analysis may differ
     kinds = sorted(
         {
             column.rpartition("kind:")[2]
@@ -53,7 +52,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         }
     )
     notes += [
-        f"{run.path}: its configuration has no model that is known here, so no kinds of tensors: no prediction is compared"
+        f"{run.path}: its configuration has no model of this code's, so no kinds of tensors: no prediction is compared"
         for run in trunks
         if not run.kinds and any("/predicted_" in column for column in map(str, run.probes))
     ]
@@ -66,10 +65,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
         ]
     else:
         notes.append("no run was probed (log.probe_every): no Adam effective LR, rotation or size")
+    # a kind that does not decay has no prediction, and no row
     equilibrium = pd.DataFrame([row for group in groups for kind in kinds if (row := _equilibrium(group, kind))])
     matched, rows, findings = _matched(trunks, looks, groups, options, notes)
     figures += matched
     if len(equilibrium):
+        # by the ratio's distance from one
         worst = equilibrium.iloc[int((equilibrium["rotation measured/predicted"] - 1).abs().argmax())]
         middle = equilibrium["rotation measured/predicted"].median()
         findings.append(
@@ -83,6 +84,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 def effective_lr(run: Run) -> pd.Series:
     """η_s/‖w_{s−1}‖ of update s; for SGD η_s/‖w_{s−1}‖² (P1, by scale invariance)."""
+    # the norm before the update: the row of step s has the norm after it, so it counts for s + 1
     norm = run.column("weights/norm") ** (2 if run.fields.get("optim.algorithm") == "sgd" else 1)
     return (run.column("optim/lr") / pd.Series(norm.to_numpy(), index=norm.index + 1)).dropna()
 
@@ -110,6 +112,7 @@ def _by_kind(
     panels = []
     for kind in kinds:
         lines = _lines(groups, looks, options, _probe(f"probe/{quantity}/kind:{kind}"))
+        # the effective learning rate has no prediction of its own
         for group in groups if quantity in EXPECTED else []:
             dotted = Style(looks[group.name].colour, "dot", looks[group.name].keys)
             read = partial(predicted, quantity=EXPECTED[quantity], kind=kind)
@@ -126,6 +129,7 @@ def _by_kind(
 def predicted(run: Run, quantity: str, kind: str) -> pd.Series:
     """The predicted rotation or RMS of a kind: the mean over its tensors that decay."""
     prefix = f"probe/predicted_{quantity}/"
+    # tensors of a kind that do not decay (some λ is 0) have no prediction
     columns = [column for name, its in run.kinds.items() if its == kind and (column := prefix + name) in run.probes]
     return run.probes[columns].mean(axis=1).dropna() if columns else pd.Series(dtype=float)
 
@@ -136,6 +140,7 @@ def _equilibrium(group: Group, kind: str) -> dict[str, object] | None:
         values = []
         for run in sound(group):
             measured, expected = _probe(f"probe/{quantity}/kind:{kind}")(run), predicted(run, quantity, kind)
+            # step by step, before the mean: both fall with the learning rate
             ratio = (measured / expected).dropna()
             values.append(float(ratio.iloc[-max(1, round(len(ratio) * LATE)) :].mean()) if len(ratio) else float("nan"))
         if np.isnan(values).all():
@@ -147,7 +152,7 @@ def _equilibrium(group: Group, kind: str) -> dict[str, object] | None:
 def _matched(
     runs: list[Run], looks: dict[str, Style], groups: list[Group], options: Options, notes: list[str]
 ) -> tuple[list[Figure], list[dict[str, object]], list[str]]:
-    """Runs with schedule.match laid over their references, beside the runs they would be without it."""
+    """Runs with schedule.match laid over their references, and beside the runs that they would be without it."""
     group_of = {run: group.name for group in groups for run in group.runs}
     rates: list[Line] = []
     distances: list[Line] = []
@@ -156,37 +161,32 @@ def _matched(
         ends: dict[str, list[tuple[Run, float]]] = {MATCHED: [], PLAIN: []}
         for run in group.runs:
             reference = find_run(run.reference, runs) if run.reference else None
+            # an unmatched run is passed over; a reference that was not given is said
             if reference is None:
                 if run.reference:
                     notes.append(f"{run.path.name}: its reference {run.reference} is not among these runs")
                 continue
-            if not ends[MATCHED]:  # one seed's curves are drawn for all
+            # One seed's curves are drawn for all: they lie on each other.
+            if not ends[MATCHED]:
                 rates += _laid_over(run, reference, looks[group.name], looks[group_of[reference]], group_of, options)
-            apart = (effective_lr(run) / effective_lr(reference)).map(math.log).abs().max()
-            row: dict[str, object] = {"run": run.path.name, "reference": reference.path.name, "state": run.state}
-            row |= {
-                "diverged at": divergence(run),
-                "effective LR apart (max, relative)": float(f"{math.expm1(apart):.2g}"),
-            }
+            row = _kept_rate(run, reference)
             for title, other in ((MATCHED, run), (PLAIN, _unmatched(run, runs))):
                 if other is None:
                     continue
                 difference = (other.column(TRAIN) - reference.column(TRAIN)).dropna()
                 curve = smooth(difference, options.smoothing)
-                late = curve.iloc[len(curve) // 10 :].abs()
-                row[f"{title}: loss apart (max, nats)"] = round(float(late.max()), 4) if len(late) else None
-                row[f"{title}: at the end"] = round(final(difference), 4)
+                row |= _distance(title, difference, curve)
                 if not ends[title]:
-                    style = Style(
-                        looks[group_of[other]].colour, "dash" if other is run else "dashdot", looks[group.name].keys
-                    )
+                    dash = "dash" if other is run else "dashdot"
+                    style = Style(looks[group_of[other]].colour, dash, looks[group.name].keys)
                     name = f"{group_of[other]} − {group_of[reference]}"
                     distances.append(line(options.placed(run, curve), name, style, ""))
+                # the end of a run that stopped or diverged is no end
                 if is_ended(other) and is_ended(reference):
                     ends[title].append((run, final(difference)))
             rows.append(row)
         if ends[MATCHED]:
-            texts = [f"{title} {interval(by_seed(known).values()).text()}" for title, known in ends.items() if known]
+            texts = [f"{title} {interval(by_seed(losses).values()).text()}" for title, losses in ends.items() if losses]
             claim = "" if len(by_seed(ends[MATCHED])) > 1 else " One seed: no claim."
             findings.append(f"{group.name}, minus its reference's final training loss: {'; '.join(texts)} nats.{claim}")
     panels = [
@@ -203,6 +203,27 @@ def _matched(
     return [Figure("matched", caption, panels)] if rows else [], rows, findings
 
 
+def _kept_rate(run: Run, reference: Run) -> dict[str, object]:
+    """How well a matched run has kept to the effective learning rate that it follows."""
+    # In logarithms, so that too high and too low by the same factor are equally far.
+    apart = (effective_lr(run) / effective_lr(reference)).map(math.log).abs().max()
+    row: dict[str, object] = {"run": run.path.name, "reference": reference.path.name, "state": run.state}
+    return row | {
+        "diverged at": divergence(run),
+        "effective LR apart (max, relative)": float(f"{math.expm1(apart):.2g}"),
+    }
+
+
+def _distance(title: str, difference: pd.Series, curve: pd.Series) -> dict[str, object]:
+    """Columns of how far a loss is from the reference's: the largest smoothed distance, and the one at the end."""
+    # The first tenth is left out, as in the figure: losses fall by nats there.
+    late = curve.iloc[len(curve) // 10 :].abs()
+    return {
+        f"{title}: loss apart (max, nats)": round(float(late.max()), 4) if len(late) else None,
+        f"{title}: at the end": round(final(difference), 4),
+    }
+
+
 def _laid_over(
     run: Run, reference: Run, look: Style, theirs: Style, group_of: dict[Run, str], options: Options
 ) -> list[Line]:
@@ -213,12 +234,14 @@ def _laid_over(
 
 
 def _around(lines: list[Line]) -> tuple[float, float]:
+    # symmetric, so that the line at zero stands in the middle
     limit = 1.2 * max((float(np.nanmax(np.abs(one.y[len(one.y) // 10 :]))) for one in lines if len(one.y)), default=1.0)
     return -limit, limit
 
 
 def _unmatched(run: Run, runs: list[Run]) -> Run | None:
     """The run that differs from a matched one in nothing but not being matched."""
+    # by name, place and start they differ always
     skip = ("schedule.match", "branch", "name", FOLLOWS, STARTS)
     mine = {k: v for k, v in run.fields.items() if not k.startswith(skip)}
     for other in runs:

@@ -18,6 +18,7 @@ def quadratic(
     With a = 1 − η(h + λ): the mean goes to h·w*/(h + λ) as aᵗ, the variance is η²s²(1 − a²ᵗ)/(1 − a²). λ = 0 is P1's case.
     """
     t, a = np.arange(steps + 1), 1 - eta * (h + lam)
+    # where loss and decay pull equally: short of w*, by the bias that decay costs
     rest = h * target / (h + lam)
     mean = rest + a**t * (start - rest)
     return h / 2 * (mean - target) ** 2, h / 2 * eta**2 * s**2 * (1 - a ** (2 * t)) / (1 - a**2)
@@ -26,10 +27,11 @@ def quadratic(
 def simulate_quadratic(
     eta: float, lam: float, h: float, s: float, start: float, target: float, steps: int, copies: int, sign: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by simulation, of SGD or, with `sign`, of sign descent."""
+    """`quadratic` by simulation, of SGD or, with `sign`, of sign descent."""
     dice, w = np.random.default_rng(0), np.full(copies, start)
     bias, variance = np.empty(steps + 1), np.empty(steps + 1)
     for t in range(steps + 1):
+        # over the copies: their mean is the bias part, their spread the variance part
         bias[t], variance[t] = h / 2 * (w.mean() - target) ** 2, h / 2 * w.var()
         gradient = h * (w - target) + s * dice.standard_normal(copies)
         w = (1 - eta * lam) * w - eta * (np.sign(gradient) if sign else gradient)
@@ -50,7 +52,9 @@ def regression(
     for t in range(steps + 1):
         bias[t] = 0.5 * mean @ big_h @ mean
         variance[t] = 0.5 * np.trace(big_h @ second) - bias[t]
+        # decay pulls towards 0 and not towards w*: cross terms with the mean
         pulled = eta * lam * np.outer(a @ mean, target)
+        # of a batch: the data's own randomness, and the label noise
         noise = (big_h @ second @ big_h + np.trace(big_h @ second) * big_h + s**2 * big_h) / batch
         second = a @ second @ a + eta**2 * noise - pulled - pulled.T + (eta * lam) ** 2 * np.outer(target, target)
         mean = a @ mean - eta * lam * target
@@ -68,12 +72,13 @@ def simulate_regression(
     copies: int,
     sign: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by simulation, of SGD or, with `sign`, of sign descent."""
+    """`regression` by simulation, of SGD or, with `sign`, of sign descent."""
     dice, w = np.random.default_rng(0), np.zeros((copies, len(h)))
     bias, variance = np.empty(steps + 1), np.empty(steps + 1)
     for t in range(steps + 1):
         bias[t] = 0.5 * (h * (w.mean(axis=0) - target) ** 2).sum()
         variance[t] = 0.5 * (h * w.var(axis=0)).sum()
+        # fresh inputs in every step: one pass
         x = dice.standard_normal((copies, batch, len(h))) * np.sqrt(h)
         wrong = np.einsum("cbd,cd->cb", x, w - target) + s * dice.standard_normal((copies, batch))
         gradient = np.einsum("cb,cbd->cd", wrong, x) / batch
@@ -90,6 +95,7 @@ def sign_descent(
     small beside the noise. So the mean m of δ goes to (1 − ηλ − ηκ)m − ηλw*, and, since sign² = 1, its variance v to
     ((1 − ηλ)² − 2ηκ(1 − ηλ))v + η²(1 − (κm)²).
     """
+    # κ: how much of a small signal is left in the mean of the sign
     kappa, shrink = np.sqrt(2 / np.pi) * h / noise, 1 - eta * lam
     mean, second = start - target, np.zeros_like(target)
     bias, variance = np.empty(steps + 1), np.empty(steps + 1)
@@ -116,6 +122,7 @@ def simulate_adamw(eta: float, lam: float, betas: tuple[float, float], size: int
         g = dice.standard_normal(size)
         m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
         new = (1 - eta * lam) * w - eta * (m / (1 - betas[0] ** t)) / np.sqrt(v / (1 - betas[1] ** t))
+        # three time scales to settle, five to average over
         if t > 3 * tau:
             rms.append(np.sqrt((new**2).mean()))
             angles.append(np.arccos(min(1.0, w @ new / np.linalg.norm(w) / np.linalg.norm(new))))
@@ -141,11 +148,13 @@ def matched_directions(eta: float, lam: float, steps: int) -> tuple[float, float
     for matched in (True, False):
         w, other, angle = start.copy(), start.copy(), 0.0
         for noise in noises:
+            # the decayed run's step on the sphere, as a rate for the undecayed one
             rate = eta * np.linalg.norm(other) / ((1 - eta * lam) * np.linalg.norm(w)) if matched else eta
             w, other = (
                 (1 - eta * lam) * w - eta * np.sign(gradient(w, noise)),
                 other - rate * np.sign(gradient(other, noise)),
             )
+            # a chord of the unit sphere, and the angle over it
             apart = w / np.linalg.norm(w) - other / np.linalg.norm(other)
             angle = max(angle, 2 * math.asin(min(1.0, float(np.linalg.norm(apart)) / 2)))
         worst.append(angle)

@@ -48,9 +48,11 @@ def analyse(copies: int = 20_000) -> Result:
     checks: list[Check] = []
     figures = [_sgd(checks, copies), _regression(checks, copies), *_sign(checks, copies)]
     sizes = _equilibrium(checks)
+    # how wrong the simple law is where it is not meant to hold
     simple = np.sqrt(0.01 / 2 / 3) / equilibrium_rms(0.01, 3, 0.9) - 1
     matched, unmatched = matched_directions(0.02, 0.5, 2000)
     table = pd.DataFrame([{**vars(c), "holds": c.holds} for c in checks])
+    # a law that fails is the first sentence, by its setting
     failed = [c for c in checks if not c.holds]
     findings = [
         f"{len(checks) - len(failed)} of {len(checks)} predictions lie within their tolerance of the simulation."
@@ -65,7 +67,7 @@ def analyse(copies: int = 20_000) -> Result:
 def _compare(
     name: str, setting: str, predicted: np.ndarray, simulated: np.ndarray, tolerance: float, checks: list[Check]
 ) -> None:
-    """The ends of two curves as a check, the simulation averaged over the last tenth."""
+    """A check of the ends of two curves: the mean over the last tenth of each."""
     tail = max(1, len(predicted) // 10)
     checks.append(Check(name, setting, float(predicted[-tail:].mean()), float(simulated[-tail:].mean()), tolerance))
 
@@ -75,7 +77,9 @@ def _panel(ylabel: str) -> Panel:
 
 
 def _add(panel: Panel, colour: str, lam: float, predicted: np.ndarray, simulated: np.ndarray) -> None:
+    # the formula as a line, the simulation as some of its points
     t, some = np.arange(len(predicted)), slice(5, None, max(1, len(predicted) // 25))
+    # the variance part starts at 0, which has no logarithm
     positive = predicted > 0
     panel.lines.append(Line(t[positive], predicted[positive], f"λ = {lam:g}, formula", colour, keys={"λ": f"{lam:g}"}))
     panel.lines.append(
@@ -86,12 +90,14 @@ def _add(panel: Panel, colour: str, lam: float, predicted: np.ndarray, simulated
 def _sgd(checks: list[Check], copies: int) -> Figure:
     panels = [_panel("bias part of the loss"), _panel("variance part of the loss")]
     for colour, lam in zip(COLOURS, (0.0, 0.1, 0.5), strict=False):
+        # w starts beyond w*, so that the bias part is seen to fall
         setting = {"eta": 0.05, "lam": lam, "h": 1.0, "s": 1.0, "start": 3.0, "target": 1.0, "steps": 200}
         predicted, simulated = quadratic(**setting), simulate_quadratic(**setting, copies=copies)  # type: ignore[arg-type]
         for panel, p, s in zip(panels, predicted, simulated, strict=True):
             _add(panel, colour, lam, p, s)
         text = f"η 0.05, λ {lam:g}, h 1, s 1, w* 1"
         _compare("SGD, quadratic: variance", text, predicted[1], simulated[1], 0.03, checks)
+        # without decay the bias goes to zero, and a ratio of zeros is no check
         if lam:
             _compare("SGD, quadratic: bias", text, predicted[0], simulated[0], 0.1, checks)
     return Figure("quadratic", "SGD with decay on a noisy quadratic: decay trades variance for bias.", panels)
@@ -99,6 +105,7 @@ def _sgd(checks: list[Check], copies: int) -> Figure:
 
 def _regression(checks: list[Check], copies: int) -> Figure:
     panels = [_panel("bias part of the excess risk"), _panel("variance part of the excess risk")]
+    # a spectrum that falls: one large direction, and many small ones
     h = np.arange(1, 11) ** -1.0
     target = np.ones(10)
     for colour, lam in zip(COLOURS, (0.0, 0.02, 0.1), strict=False):
@@ -123,6 +130,7 @@ def _sign(checks: list[Check], copies: int) -> list[Figure]:
         _both(
             panels[0], colour, lam, "sign descent, quadratic", f"{text}, h 1, s 1, w* 0.2", predicted, simulated, checks
         )
+        # a signal small beside the noise, which the linearised sign needs
         target, batch = np.full(5, 0.1), 32
         predicted = sign_descent(0.002, lam, h, np.sqrt(h / batch), np.zeros(5), target, 400)
         simulated = simulate_regression(0.002, lam, h, target, 1.0, batch, 400, copies // 20, sign=True)
@@ -154,9 +162,9 @@ def _both(
 def _equilibrium(checks: list[Check]) -> Figure:
     eta, betas, size = 0.01, (0.9, 0.99), 2000
     decays = np.array([0.1, 0.3, 1.0, 3.0])
-    found = [simulate_adamw(eta, lam, betas, size) for lam in decays]
+    settled = [simulate_adamw(eta, lam, betas, size) for lam in decays]
     rms, rotation = np.sqrt(eta / 2 / decays), np.sqrt(2 * eta * decays * (1 - betas[0]) / (1 + betas[0]))
-    for lam, (size_found, angle), a, b in zip(decays, found, rms, rotation, strict=True):
+    for lam, (size_settled, angle), a, b in zip(decays, settled, rms, rotation, strict=True):
         text = f"η {eta:g}, λ {lam:g}, β₁ {betas[0]}"
         checks.append(Check("AdamW on noise: rotation √(2ηλ(1−β₁)/(1+β₁))", text, float(b), angle, 0.05))
         checks.append(
@@ -164,13 +172,13 @@ def _equilibrium(checks: list[Check]) -> Figure:
                 "AdamW on noise: RMS, momentum's memory counted",
                 text,
                 equilibrium_rms(eta, lam, betas[0]),
-                size_found,
+                size_settled,
                 0.03,
             )
         )
         if eta * lam <= 0.05 * (1 - betas[0]):  # beyond it the simple law is not meant to hold
-            rate = eta / (size_found * np.sqrt(size))
-            checks.append(Check("AdamW on noise: RMS √(η/2λ)", text, float(a), size_found, 0.05))
+            rate = eta / (size_settled * np.sqrt(size))
+            checks.append(Check("AdamW on noise: RMS √(η/2λ)", text, float(a), size_settled, 0.05))
             checks.append(
                 Check(
                     "AdamW on noise: effective LR √(2ηλ/n)",
@@ -180,8 +188,9 @@ def _equilibrium(checks: list[Check]) -> Figure:
                     0.05,
                 )
             )
+    # the same settled runs three times: size, rotation, and the rate that follows from the size
     panels = []
-    simulated = ([f[0] for f in found], [f[1] for f in found], [eta / f[0] / np.sqrt(size) for f in found])
+    simulated = ([f[0] for f in settled], [f[1] for f in settled], [eta / f[0] / np.sqrt(size) for f in settled])
     labels = ("RMS of the weights", "rotation (radians per step)", "effective LR η/‖w‖")
     for values, predicted, label in zip(
         simulated, (rms, rotation, np.sqrt(2 * eta * decays / size)), labels, strict=True
