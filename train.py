@@ -29,6 +29,7 @@ from configs.plan import Plan, make_plan
 from configs.render import prepare_command, render_plan
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
+from data.verify import DamagedDataError
 from engine.devices import not_here
 from record.lineage import find_leader, find_origin
 from record.lock import hold
@@ -218,6 +219,8 @@ def run(
             tick = stack.enter_context(profiled(profile if first else 0, folder.path, training.progress.step, left))
             try:
                 state, reason = train(training, stop, tick)
+            except DamagedDataError as error:  # all ranks know it, and end together
+                state, reason = "failed", str(error)
             except InputError as error:  # from here on an InputError is no longer the user's
                 raise RuntimeError(f"training failed: {error}") from error
         except InputError:  # bad input: the folder's status stays what it was
@@ -294,14 +297,19 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
     config, steps, progress = training.config, training.plan.steps, training.progress
     resumed_at, reason = progress.step, ""
     batches, bar = training.batches(), progress_bar(training)
+
+    def wish() -> bool:
+        return stop.pending or training.guard.wish
+
     try:
+        training.guard.start(batches, progress.step)
         while True:
             done, fresh = progress.step == steps, progress.step > resumed_at
 
             # Evaluate: where it is due and was not done before this start. To stop is more urgent.
             due = is_evaluated(config.eval, progress.step, steps)
             if due and progress.evaluated < progress.step and not reason:
-                reason = "" if training.evaluate(lambda: stop.pending) else stop_reason(stop)
+                reason = "" if training.evaluate(wish) else stop_reason(training, stop)
 
             # Save: where it is due, and before every end.
             if fresh and (reason or is_saved(config.checkpoint, progress.step, steps)):
@@ -312,21 +320,22 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
                 return "preempted", reason
             if done:
                 divergence = progress.watch.divergence
-                return ("diverged", divergence) if divergence else ("done", "")
+                return once_compared(training, stop, "diverged" if divergence else "done", divergence)
 
             # One update. Whether a rank wishes to stop travels with it.
-            outcome = update(training, batches, lambda: stop.pending)
+            outcome = update(training, batches, wish)
             tick()
             if outcome.ended == "refused":
                 what = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
-                return "diverged", f"{what} in update {progress.step + 1}"
-            reason = stop_reason(stop) if outcome.stop else ""
+                return once_compared(training, stop, "diverged", f"{what} in update {progress.step + 1}")
+            reason = stop_reason(training, stop) if outcome.stop else ""
             if outcome.ended != "abandoned":
                 bar.set_postfix_str(f"step {progress.step:,} of {steps:,}, loss {outcome.loss:.3f}", refresh=False)
                 bar.update(config.batch.tokens_per_step)
     finally:
         bar.close()
         batches.close()
+        training.guard.close()
 
 
 def progress_bar(training: Training) -> tqdm[NoReturn]:
@@ -343,8 +352,24 @@ def progress_bar(training: Training) -> tqdm[NoReturn]:
     )
 
 
-def stop_reason(stop: StopRequest) -> str:
-    """Why the ranks stop, the same on all: the first reason that a rank knows. Collective."""
+def once_compared(training: Training, stop: StopRequest, state: State, reason: str) -> tuple[State, str]:
+    """How a run ends that has nothing left to do: as it came out, once all its data is compared with the hashes. Collective.
+
+    A request to stop is obeyed meanwhile; the next start only compares.
+    """
+    said = False
+    while not training.guard.compared():
+        if training.engine.any_rank(stop.pending):
+            return "preempted", stop_reason(training, stop)
+        if not said:
+            logger.info("trained to the end; its data is still being compared with the hashes")
+            said = True
+    return state, reason
+
+
+def stop_reason(training: Training, stop: StopRequest) -> str:
+    """Why the ranks stop, the same on all: the first reason that a rank knows. Collective. Raises where damaged data is why."""
+    training.guard.check()
     return signalled(stop) or "asked to stop"
 
 

@@ -67,8 +67,11 @@ class Data(Section):
     cross_document_attention: bool = setting(
         True, "a token sees earlier documents of its window (P1); false: only its own"
     )
-    verify: bool = setting(
-        False, "compare every shard's SHA-256 with the manifest before the first step", operational=True
+    verify: bool | Literal["before"] = setting(
+        True,
+        "compare every shard's SHA-256 with the manifest: true beside training, and a run on damaged data ends as failed; "
+        "before: ahead of the first step; false: never",
+        operational=True,
     )
     epochs: int = setting(1, "passes over the data, each in its own order; 1 is one-pass training", ge=1)
     skip_steps: tuple[tuple[int, int], ...] = setting(

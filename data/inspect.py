@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import InputError
-from data.loader import verify_split
 from data.manifest import Manifest, read_manifest
 from data.shards import TokenStream
 from data.tokenizer import load_tokenizer
+from data.verify import verify_split
 
 
 def render(folder: Path, manifest: Manifest) -> str:

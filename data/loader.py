@@ -24,7 +24,7 @@ from configs.schema import RunConfig
 from configs.windows import eval_windows, order_batch, train_windows
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
-from data.shards import TokenStream, sha256_of
+from data.shards import TokenStream
 
 Tokens = NDArray[np.int64]
 PREFETCH_STEPS = 4
@@ -65,7 +65,7 @@ class TrainData:
 
     def __init__(self, folder: str | Path, manifest: Manifest, config: RunConfig, first_window: int = 0) -> None:
         """InputError if a file is not as the manifest says, or documents to shuffle are too few."""
-        self.config = config
+        self.config, self._vocab_size = config, manifest.vocab_size
         self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
         permuted = config.data.order == "windows"
@@ -88,19 +88,24 @@ class TrainData:
         return epochs * self.order.windows + windows
 
     def read(self, ids: Ids, out: Tokens) -> None:
-        """Fill out (len(ids), T+1) with the tokens of the given windows."""
-        length = self.config.model.seq_len
+        """Fill out (len(ids), T+1) with the tokens of the given windows. InputError for one beyond the vocabulary."""
         for row, identity in enumerate(ids.tolist()):
-            epoch, window = divmod(identity, self.order.windows)
-            start, stop, filled = window * length, window * length + length + 1, 0
-            pieces = (
-                self._document_order(epoch).pieces(start, stop)
-                if self.config.data.order == "documents"
-                else [(start, stop)]
-            )
-            for begin, end in pieces:
+            filled = 0
+            for begin, end in self._pieces(identity):
                 self._stream.read(begin, end, out[row, filled : filled + end - begin])
                 filled += end - begin
+        if out.max() >= self._vocab_size:  # where it is, is looked up only now
+            for identity in ids.tolist():
+                for begin, end in self._pieces(identity):
+                    self._stream.check_ids(begin, end, self._vocab_size)
+
+    def _pieces(self, identity: int) -> list[tuple[int, int]]:
+        """The spans of the stream that make up a window of step_ids."""
+        epoch, window = divmod(identity, self.order.windows)
+        start, stop = window * self.config.model.seq_len, (window + 1) * self.config.model.seq_len + 1
+        if self.config.data.order == "documents":
+            return self._document_order(epoch).pieces(start, stop)
+        return [(start, stop)]
 
     def _document_order(self, epoch: int) -> DocumentOrder:
         if epoch not in self._documents:
@@ -135,15 +140,26 @@ class Prefetcher:
     def __init__(self, batches: Iterator[StepBatch]) -> None:
         self._batches = batches
         self._queue: queue.Queue[StepBatch | BaseException] = queue.Queue(PREFETCH_STEPS)
+        self._ahead: StepBatch | BaseException | None = None  # the next batch, where it has been looked at
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="data", daemon=True)
         self._thread.start()
 
     def __next__(self) -> StepBatch:
-        item = self._queue.get()
+        item, self._ahead = self._look(), None
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def problem(self) -> str:
+        """What is wrong with the data of the next batch; empty where nothing is. Waits for that batch, and leaves it there."""
+        item = self._look()
+        return str(item) if isinstance(item, InputError) else ""
+
+    def _look(self) -> StepBatch | BaseException:
+        if self._ahead is None:
+            self._ahead = self._queue.get()
+        return self._ahead
 
     def close(self) -> None:
         self._stopped.set()
@@ -155,6 +171,7 @@ class Prefetcher:
                 self._put(batch)
                 if self._stopped.is_set():
                     return
+            self._put(StopIteration())  # so that nobody waits for a batch after the last
         except Exception as error:  # handed to the training loop, which raises it
             self._put(error)
 
@@ -185,6 +202,9 @@ def eval_batches(
         tokens = np.zeros((micro_batch, length + 1), np.int64)
         for row, window in enumerate(mine.tolist()):
             stream.read(window * length, window * length + length + 1, tokens[row])
+        if tokens.max() >= manifest.vocab_size:
+            for window in mine.tolist():
+                stream.check_ids(window * length, window * length + length + 1, manifest.vocab_size)
         inputs, targets = inputs_and_targets(tokens)
         targets = targets.copy()
         targets[len(mine) :] = IGNORED
@@ -199,16 +219,3 @@ def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:
     if len(ends) != split.documents or int(ends[-1]) != split.tokens:
         raise InputError(f"{path} does not hold the ends of {split.documents} documents; prepare the data again")
     return ends
-
-
-def verify_split(folder: Path, split: Split) -> None:
-    """Compare every file of a split with its hash. InputError names all that are missing or differ."""
-    files = [*((shard.file, shard.sha256) for shard in split.shards), (split.docs_file, split.docs_sha256)]
-    wrong = []
-    for name, expected in files:
-        if not (folder / name).is_file():
-            wrong.append(f"{folder / name} is missing")
-        elif sha256_of(folder / name) != expected:
-            wrong.append(f"{folder / name} differs from its hash in the manifest")
-    if wrong:
-        raise InputError("; ".join(wrong) + ": prepare the data again, or restore it")

@@ -30,9 +30,9 @@ class TokenStream:
     def __init__(self, folder: Path, shards: list[Shard], dtype: str) -> None:
         """InputError if a shard is missing or has another size than the manifest says."""
         self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._paths = [folder / shard.file for shard in shards]
         self._maps: list[NDArray[np.unsignedinteger]] = []
-        for shard in shards:
-            path = folder / shard.file
+        for path, shard in zip(self._paths, shards, strict=True):
             found = path.stat().st_size if path.exists() else None
             expected = shard.tokens * self.dtype.itemsize
             if found != expected:
@@ -61,6 +61,18 @@ class TokenStream:
             piece = self._maps[index][offset : offset + stop - start]
             out[filled : filled + len(piece)] = piece
             filled, start, index = filled + len(piece), start + len(piece), index + 1
+
+    def check_ids(self, start: int, stop: int, vocab_size: int) -> None:
+        """InputError names the first of tokens [start, stop) that is beyond the vocabulary, and the shard it is in."""
+        tokens = np.empty(stop - start, np.int64)
+        self.read(start, stop, tokens)
+        for offset in np.flatnonzero(tokens >= vocab_size)[:1].tolist():
+            index = int(np.searchsorted(self._starts, start + offset, side="right")) - 1
+            raise InputError(
+                f"{self._paths[index]} holds the token {tokens[offset]} at position {start + offset - int(self._starts[index])}, "
+                f"and the vocabulary of the data has {vocab_size} tokens (0 to {vocab_size - 1}): the file is damaged; restore "
+                "it, or prepare the data again"
+            )
 
 
 def token_dtype(vocab_size: int) -> str:

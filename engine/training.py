@@ -13,12 +13,14 @@ import torch
 from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.windows import windows_read
-from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, step_batches, verify_split
+from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, step_batches
 from data.manifest import Manifest
+from data.verify import verify_split
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.attention import attention_kernel
 from engine.engine import Engine, Wish
+from engine.guard import DataGuard
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_model
@@ -39,6 +41,7 @@ class OpenData:
 
     train: TrainData
     validation: list[EvalBatch]
+    guard: DataGuard
     eot: int | None
 
 
@@ -52,6 +55,7 @@ class Training:
     world: World
     data: TrainData
     validation: list[EvalBatch]
+    guard: DataGuard
     engine: Engine
     progress: Progress
     recorder: Recorder
@@ -112,13 +116,18 @@ class Training:
         return True
 
     def save(self) -> Path:
-        """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured."""
+        """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured.
+
+        DamagedDataError if the data has turned out not to be what its manifest says: nothing is written then.
+        """
+        self.guard.check()
         on_first_rank(lambda: self.recorder.flush(sync=True))
         began, step = time.perf_counter(), self.progress.step
         counters = self.progress.counters()
         path = checkpoint.save(self.folder.checkpoints, step, self.engine.fragments, counters, self.experiment)
         self.recorder.add(step, {"time/checkpoint_s": time.perf_counter() - began})
         on_first_rank(self._tidy_up)
+        self.guard.saved(step)
         return path
 
     def _tidy_up(self) -> None:
@@ -148,12 +157,12 @@ class Training:
 def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -> OpenData:
     """Open a run's data; writes nothing. InputError if it is damaged, or the device lacks the precision."""
     set_matmul_precision(config.precision, world.device)
-    if config.data.verify and world.rank == 0:
+    if config.data.verify == "before" and world.rank == 0:
         for split in (manifest.train, manifest.val):
             verify_split(Path(config.data.path), split)
     train = TrainData(config.data.path, manifest, config, plan.first_window)
     validation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
-    return OpenData(train, validation, manifest.eot)
+    return OpenData(train, validation, DataGuard(config, manifest, world.rank), manifest.eot)
 
 
 def begin(
@@ -180,6 +189,7 @@ def begin(
         world,
         data.train,
         data.validation,
+        data.guard,
         engine,
         progress,
         recorder,

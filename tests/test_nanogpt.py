@@ -16,11 +16,12 @@ from configs.plan import make_plan
 from configs.prepared import read_summary
 from configs.schema import RunConfig
 from data import inspect
-from data.loader import TrainData, verify_split
+from data.loader import TrainData
 from data.manifest import Manifest
 from data.nanogpt import adopt
 from data.plain_pickle import LARGEST, read_plain_pickle
 from data.prepare import main
+from data.verify import verify_split
 from tests.test_corpora import corpus_config
 
 
