@@ -63,6 +63,8 @@ def _values(field: dict[str, Any]) -> str:
     """What may stand there, in words."""
     if "anyOf" in field:
         return ", ".join(_values(part) for part in field["anyOf"])
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "$ref" in field:
