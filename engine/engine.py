@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from configs.groups import main_group
 from configs.plan import Plan
 from configs.schema import RunConfig
@@ -29,6 +30,7 @@ from engine.fragments import Fragments
 from engine.launch import World
 from engine.precision import check_dtypes, dtype_name
 from optim.algorithms import build_optimizer, check_rounding
+from optim.rules import rule_of
 
 Wish = Callable[[], bool]  # whether this rank wishes to stop
 
@@ -50,9 +52,19 @@ class Engine:
     """A model under a DeepSpeed engine."""
 
     def __init__(self, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> None:
-        """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16."""
+        """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16.
+
+        InputError if the decay rule does not work at the ZeRO stage.
+        """
         self.config, self.plan, self.world = config, plan, world
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.rule = rule_of(config.optim)
+        if config.parallel.zero_stage not in self.rule.stages:
+            stages = ", ".join(map(str, self.rule.stages))
+            raise InputError(
+                f"optim.decay_rule {config.optim.decay_rule} works at parallel.zero_stage {stages}, this run has "
+                f"{config.parallel.zero_stage}"
+            )
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)
         self.optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
@@ -188,14 +200,13 @@ class Engine:
 
     @torch.no_grad()
     def _forward_dtypes(self) -> dict[str, str]:
-        """The dtypes of a matrix product and of the loss, seen in a forward pass over one sequence."""
+        """The dtypes of a matrix product and of the loss, seen in a forward pass over the model's own example."""
         seen: dict[str, str] = {}
         linear = next(module for module in self.ds.module.modules() if isinstance(module, nn.Linear))
         hook = linear.register_forward_hook(lambda _m, _i, output: seen.update(matmul=dtype_name(output.dtype)))
-        tokens = torch.zeros(1, self.config.model.seq_len, dtype=torch.long, device=self.ds.device)
         self.ds.eval()
         with torch.compiler.set_stance("force_eager"):  # hooks see nothing inside compiled code
-            seen["loss"] = dtype_name(self.ds(tokens, tokens).dtype)
+            seen["loss"] = dtype_name(self.ds(*self.ds.module.example(self.ds.device)).dtype)
         hook.remove()
         return seen
 

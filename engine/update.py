@@ -20,7 +20,6 @@ from engine.memory import peak_bytes
 from engine.probes import Probe
 from engine.training import Training
 from optim.parameter_groups import set_step
-from optim.rules import rule_of
 
 Look = Callable[[list[Tensor]], None]  # is shown the gradients before they are clipped
 
@@ -49,7 +48,7 @@ def update(
     """Take the next update of a run and record it. Collective. `wish()`: whether this rank wishes to stop."""
     config, engine, progress = training.config, training.engine, training.progress
     weights, groups = engine.fragments.weights(), engine.fragments.groups_of_pieces
-    rule = rule_of(config.optim)
+    rule = engine.rule
     began, t = time.perf_counter(), progress.step
 
     # The batch: which windows it holds is a pure function of the step (data/order.py).

@@ -129,6 +129,11 @@ class GPT(nn.Module):
             x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
         return self.ln_f(x)
 
+    def example(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one sequence, for whoever wants to see a forward pass and knows no tokens."""
+        tokens = torch.zeros(1, self.config.seq_len, dtype=torch.long, device=device)
+        return tokens, tokens
+
     @property
     def head_weight(self) -> Tensor:
         """(V, C)"""

@@ -17,7 +17,6 @@ and of the following what it needs; what it does not define does nothing. Weight
 
 from __future__ import annotations
 
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -63,11 +62,6 @@ class Rule:
         return own is not None
 
 
-@cache
-def _rule(name: str) -> Rule:
-    return Rule(RULES[name])
-
-
 def rule_of(config: Optim) -> Rule:
     """The rule of optim.decay_rule."""
-    return _rule(config.decay_rule)
+    return Rule(RULES[config.decay_rule])

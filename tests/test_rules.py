@@ -1,0 +1,114 @@
+"""The seam of decay rules and algorithms: what the dicts name, and that an engine does all that a rule may say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.schema import Optim, RunConfig
+from data.manifest import Manifest
+from engine.launch import start_world
+from optim.algorithms import ALGORITHMS
+from optim.rules import RULES, Rule
+from tests.live import make_training, train_steps
+from tests.ranks import run_ranks
+
+
+@pytest.mark.parametrize(("names", "field"), [(RULES, "decay_rule"), (ALGORITHMS, "algorithm")])
+def test_dict_and_schema_agree(names: dict[str, Any], field: str) -> None:
+    """Breaks if a configuration may name a rule or an algorithm that is not there, or may not name one that is."""
+    assert set(names) == set(get_args(Optim.model_fields[field].annotation))
+    assert all(module.ABOUT for module in names.values())
+
+
+def test_what_a_rule_leaves_out_does_nothing() -> None:
+    """Breaks if a rule must define what it does not need."""
+    rule = Rule(SimpleNamespace(ABOUT="nothing", STAGES=(0,), in_optimizer=lambda decay, algorithm: decay))  # type: ignore[arg-type]
+    w = [torch.ones(3)]
+    rule.on_gradients([torch.ones(3)], w, [{}])
+    assert rule.before_step(w, [{}]) is None
+    assert rule.after_step(w, [{}], None) is False
+    assert torch.equal(w[0], torch.ones(3))
+
+
+def halving(calls: list[str]) -> SimpleNamespace:
+    """A rule that halves what the step left of the decayed tensors, and notes when it was called."""
+
+    def on_gradients(gradients: list[Tensor], weights: list[Tensor], groups: list[dict[str, Any]]) -> None:
+        calls.append("gradients")
+
+    def before_step(weights: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
+        calls.append("before")
+        return [weight.clone() for weight in weights]
+
+    @torch.no_grad()
+    def after_step(weights: list[Tensor], groups: list[dict[str, Any]], kept: list[Tensor]) -> None:
+        calls.append("after")
+        assert any(not torch.equal(weight, old) for weight, old in zip(weights, kept, strict=True))
+        for weight, group in zip(weights, groups, strict=True):
+            weight.mul_(0.5 if group["decay"] else 1.0)
+
+    return SimpleNamespace(
+        ABOUT="a test's",
+        STAGES=(0, 1, 2, 3),
+        in_optimizer=lambda decay, algorithm: 0.0,
+        factor=lambda config, t: t + 1.0,
+        on_gradients=on_gradients,
+        before_step=before_step,
+        after_step=after_step,
+    )
+
+
+def halved(configs: list[RunConfig], manifest: Manifest) -> list[Any]:
+    """Per stage: the weights after two updates under `halving`, what was called, and λ_t of the decayed group."""
+    world, ends = start_world("rules", 120, None), []
+    for config in configs:
+        calls: list[str] = []
+        RULES["decoupled"] = halving(calls)  # type: ignore[assignment]
+        training = make_training(config, manifest, world)
+        train_steps(training, range(2))
+        fragments = training.engine.fragments
+        weights = fragments.gather("weights", 0) or {}
+        fragments.check_forward(weights.__getitem__)
+        ends.append((weights, calls, training.engine.weight_decay))
+    return ends
+
+
+@pytest.mark.engine
+def test_a_rule_acts_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a stage skips a part of a rule, or the next forward pass does not see what the rule left."""
+    torch.set_num_threads(1)
+    configs = [tiny_config({"parallel": {"zero_stage": stage}}) for stage in (0, 1, 2, 3)]
+    (whole, calls, decay), *others = run_ranks(1, halved, configs, tiny_data[1])[0]
+    assert calls == ["gradients", "before", "after"] * 2
+    assert decay == 2 * configs[0].optim.weight_decay  # the rule's own factor, in the second update
+    for weights, same_calls, _ in others:
+        assert same_calls == calls
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def refused(config: RunConfig, manifest: Manifest) -> str:
+    rule = halving([])
+    rule.STAGES = (0,)
+    RULES["decoupled"] = rule  # type: ignore[assignment]
+    try:
+        make_training(config, manifest, start_world("refused", 120, None))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.engine
+def test_a_stage_that_a_rule_does_not_know(
+    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if a rule is used at a ZeRO stage where it means something else."""
+    text = run_ranks(1, refused, tiny_config({"parallel": {"zero_stage": 2}}), tiny_data[1])[0]
+    assert "works at parallel.zero_stage 0, this run has 2" in text
