@@ -30,7 +30,7 @@ from configs.render import prepare_command, render_plan
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from data.verify import DamagedDataError
-from engine.devices import not_here
+from engine.devices import device_bytes, not_here
 from record.lineage import find_leader, find_origin
 from record.lock import hold
 from record.metrics import MetricsLog
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         # A plan can do without what does not exist yet, a run cannot.
         origin = find_origin(config, args.run_dir, required=not args.dry_run)
         leader = find_leader(config, args.run_dir, required=not args.dry_run)
-        plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin, leader)
+        plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin, leader, device_bytes())
         problem = not_here(config.precision)  # before the seconds that torch takes to import
         if args.dry_run:
             if problem:  # the run may be meant for another machine
@@ -191,7 +191,7 @@ def run(
     from engine.resume import resume
     from engine.training import begin, open_data
 
-    world = join_world(config, folder)
+    world = join_world(config, plan, folder)
     first = world.rank == 0
     if reason := signalled(stop):  # while torch was imported: nothing is built yet, and nothing need be
         on_first_rank(lambda: note_early_stop(folder, plan.steps, reason))
@@ -252,7 +252,7 @@ def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFo
     from engine.replay import replay
     from engine.training import begin, open_data
 
-    world = join_world(config, folder)
+    world = join_world(config, plan, folder)
     data = on_every_rank(lambda: open_data(config, manifest, plan, world))
     training = begin(config, plan, folder, world, data, Recorder(None, None, 1))
     replay(training, step, print if world.rank == 0 else lambda _: None)
@@ -260,11 +260,19 @@ def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFo
     return EXIT_CODES["done"]
 
 
-def join_world(config: RunConfig, folder: RunFolder) -> World:
+def join_world(config: RunConfig, plan: Plan, folder: RunFolder) -> World:
+    """Join the process group. InputError where the ranks' GPUs differ so much that each would take another micro-batch."""
+    from engine.agree import from_every_rank
     from engine.launch import start_world
 
     parallel = config.parallel
-    return start_world(str(folder.path), parallel.timeout_s, parallel.threads_per_rank, parallel.deterministic)
+    world = start_world(str(folder.path), parallel.timeout_s, parallel.threads_per_rank, parallel.deterministic)
+    if len(chosen := sorted(set(from_every_rank(plan.micro_batch)))) > 1:
+        raise InputError(
+            f"the memory of the ranks' devices differs, and they would take micro-batches of {' and '.join(map(str, chosen))}; "
+            f"set batch.micro_batch to one that fits all, for example {chosen[0]}"
+        )
+    return world
 
 
 def note_start(training: Training, given: dict[str, Any]) -> None:
@@ -275,7 +283,7 @@ def note_start(training: Training, given: dict[str, Any]) -> None:
     if match is not None and leader is not None:
         folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
     row, last = training.describe(), folder.last_start()
-    for key in ("device", "threads_per_rank", "machine", "deterministic", "compiled", "attention"):
+    for key in ("device", "threads_per_rank", "machine", "micro_batch", "deterministic", "compiled", "attention"):
         if last is not None and last.get(key, row[key]) != row[key]:
             logger.warning(
                 "%s was %s at the last start and is %s now: results may differ by rounding",

@@ -7,8 +7,9 @@ from pathlib import Path
 from benchmarks.markdown import ROOT, read_result, table
 from benchmarks.memory_estimate import CASES, name_of, settings_of
 from configs import cost
+from configs.cost import GIB
 from configs.load import load_config, merge, validate
-from configs.plan import GIB, make_plan
+from configs.plan import make_plan
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 

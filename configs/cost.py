@@ -13,6 +13,8 @@ from configs.precision import BYTES, TABLE
 from configs.schema import Model, Optim, RunConfig
 from configs.tensors import tensor_table
 
+GIB = 1 << 30
+
 
 @lru_cache(maxsize=64)  # a plan asks for every micro-batch that it considers
 def n_parameters(model: Model) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from configs.cautions import cautions
 from configs.errors import InputError
 from configs.groups import Group, main_group, sized_groups
 from configs.identity import experiment, run_id
+from configs.micro_batch import choose_micro_batch, memory_cautions
 from configs.origin import Leader, Origin, first_window, planned_factors
 from configs.precision import TABLE
 from configs.prepared import DataSummary, check_prepared
@@ -20,8 +20,6 @@ from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from configs.windows import train_windows
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Plan:
     ranks: int
     sequences_per_step: int
     micro_batch: int
+    micro_batch_from: str  # what it follows from, in words
+    device_bytes: int | None  # the memory of the GPU that was seen; None: there was none
     micro_steps: int  # forward passes per rank and update: the derived accumulation
     steps: int
     tokens: int
@@ -69,12 +69,16 @@ def make_plan(
     data: DataSummary | None,
     origin: Origin | None = None,
     leader: Leader | None = None,
+    device_bytes: int | None = None,
 ) -> Plan:
-    """Derive the plan; InputError where the batch does not divide, the data does not suffice, or a branch does not fit."""
+    """Derive the plan; InputError where the batch does not divide, the data does not suffice, or a branch does not fit.
+
+    `device_bytes`: the memory of the GPU that the run has, where there is one (engine/devices.py).
+    """
     start = first_window(config, data, origin) if origin else 0
     if data is not None:
         check_prepared(config, data, start)
-    micro_batch = _micro_batch(config, ranks)
+    micro_batch, micro_batch_from = choose_micro_batch(config, ranks, device_bytes)
     micro_steps = config.sequences_per_step // ranks // micro_batch
     _check_noise_scale(config, micro_batch)
     fields = _experiment(config, data, origin, leader)
@@ -89,6 +93,8 @@ def make_plan(
         ranks=ranks,
         sequences_per_step=config.sequences_per_step,
         micro_batch=micro_batch,
+        micro_batch_from=micro_batch_from,
+        device_bytes=device_bytes,
         micro_steps=micro_steps,
         steps=config.schedule.steps,
         tokens=config.schedule.steps * config.batch.tokens_per_step,
@@ -106,7 +112,7 @@ def make_plan(
         decay_sum=sum_of_decay,
         origin=origin,
         leader=leader,
-        cautions=cautions(config, data),
+        cautions=cautions(config, data) + memory_cautions(config, ranks, micro_batch, device_bytes),
     )
 
 
@@ -153,30 +159,3 @@ def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None
         raise InputError(
             f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
         )
-
-
-def _micro_batch(config: RunConfig, ranks: int) -> int:
-    sequences, length = config.sequences_per_step, config.model.seq_len
-    if sequences % ranks:
-        below, above = sequences // ranks * ranks * length, (sequences // ranks + 1) * ranks * length
-        raise InputError(
-            f"batch.tokens_per_step {config.batch.tokens_per_step} is {sequences} sequences of {length}, which {ranks} ranks "
-            f"cannot share equally; nearest: {below or above} or {above}"
-        )
-    share = sequences // ranks
-    smaller = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]  # each has a partner, share / n
-    divisors = sorted({*smaller, *(share // n for n in smaller)})
-    asked = config.batch.micro_batch
-    if asked is None:
-        bound = config.batch.memory_gib * GIB
-        return max((n for n in divisors if cost.activation_bytes(config, n) <= bound), default=1)
-    if asked not in divisors:
-        below, above = (
-            max((n for n in divisors if n < asked), default=1),
-            min((n for n in divisors if n > asked), default=share),
-        )
-        raise InputError(
-            f"batch.micro_batch {asked} does not divide the {share} sequences of a rank and step "
-            f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {length} / {ranks} ranks); nearest: {below} or {above}"
-        )
-    return asked

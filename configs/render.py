@@ -7,8 +7,9 @@ import shlex
 from pathlib import PurePath
 
 from configs import cost
+from configs.cost import GIB
 from configs.echo import cut
-from configs.plan import GIB, Plan
+from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.windows import windows_read
 
@@ -28,16 +29,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
             f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens",
         ),
-        *(
-            [
-                (
-                    "micro-batch",
-                    f"chosen: the largest divisor whose activations fit batch.memory_gib {config.batch.memory_gib:g}",
-                )
-            ]
-            if config.batch.micro_batch is None
-            else []
-        ),
+        *([("micro-batch", f"chosen: {plan.micro_batch_from}")] if config.batch.micro_batch is None else []),
         ("steps", f"{plan.steps:,}{_left_out(config)}"),
         ("tokens of the run", f"{plan.tokens:,} ({available})"),
         *([("left for branches", _room(config, plan))] if plan.tokens_available is not None else []),
@@ -55,7 +47,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         *([] if config.branch else [("initial weights", f"standard deviation {config.model.init_std:.4g}")]),
         (
             "memory per device",
-            f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations",
+            f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"
+            + (f", of {plan.device_bytes / GIB:.1f} GiB" if plan.device_bytes else ""),
         ),
         ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
         ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),

@@ -21,12 +21,16 @@ class Batch(Section):
     )
     micro_batch: int | None = setting(
         None,
-        "sequences per device and forward pass; null: the largest divisor that fits memory_gib",
+        "sequences per device and forward pass; null: the largest divisor whose activations fit memory_gib",
         operational=True,
         ge=1,
     )
-    memory_gib: float = setting(
-        8.0, "bound on the activations of one micro-batch when micro_batch is null", operational=True, gt=0
+    memory_gib: float | None = setting(
+        None,
+        "bound on the activations of one micro-batch when micro_batch is null; null: what the GPU's memory leaves beside the "
+        "state, and 8 without a GPU (set it where several runs share a GPU)",
+        operational=True,
+        gt=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether a CUDA device can be here at all, told without the seconds that importing torch takes."""
+"""Whether a CUDA device can be here, and how large it is, told without the seconds that importing torch takes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,31 @@ def no_cuda() -> str:
     except OSError:
         return "this machine has no NVIDIA driver (libcuda.so.1)"
     return ""
+
+
+def device_bytes() -> int | None:
+    """The memory of the smallest GPU that this process is shown, None where there is none.
+
+    Asked of NVIDIA's driver, which obeys CUDA_VISIBLE_DEVICES. A GPU of another maker counts as none here, and its runs plan
+    with batch.memory_gib's number for CPUs, unless one is given.
+    """
+    if no_cuda():
+        return None
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count, sizes = ctypes.c_int(), list[int]()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return None
+        for index in range(count.value):
+            device, size = ctypes.c_int(), ctypes.c_size_t()
+            if driver.cuDeviceGet(ctypes.byref(device), index):
+                return None
+            if driver.cuDeviceTotalMem_v2(ctypes.byref(size), device):
+                return None
+            sizes.append(size.value)
+    except (OSError, AttributeError):  # no such driver, or one that lacks these calls
+        return None
+    return min(sizes, default=None)
 
 
 def not_here(precision: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.micro_batch import DEFAULT_GIB
 from configs.sweep import Cell
 from record.environment import usable_cores
 from record.lock import holder
@@ -173,6 +174,8 @@ def _shares(cells: list[Cell], jobs: int) -> str:
     cores = usable_cores()
     given = sorted({int(text) for cell in cells if (text := threads_of(cell, jobs)).isdecimal()})
     line = f"{jobs} run(s) at once on {cores} core(s), threads of a run: {', '.join(map(str, given)) or 'none'}"
+    if any(bounded_memory(cell, jobs) for cell in cells):
+        line += f"; they share GPUs, so each gets batch.memory_gib {DEFAULT_GIB:g} where it names none"
     if given and given[-1] * jobs > cores:
         line += "; more threads than cores slow each other (parallel.threads_per_rank of the configuration is kept)"
     return line
@@ -197,7 +200,7 @@ def _start(root: Path, cell: Cell, slot: int, jobs: int) -> Job:
     job = Job(cell, slot, time.time())
     job.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", "--config", str(config_path(root, cell).resolve())]
-    command += ["--run-dir", str(cell.folder.resolve())]
+    command += ["--run-dir", str(cell.folder.resolve()), *bounded_memory(cell, jobs)]
     with open(job.log, "ab") as log:
         log.write(headline(f"started by process {os.getpid()}").encode())
         log.flush()
@@ -206,6 +209,14 @@ def _start(root: Path, cell: Cell, slot: int, jobs: int) -> Job:
             command, cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
     return job
+
+
+def bounded_memory(cell: Cell, jobs: int) -> list[str]:
+    """Options that keep a run from taking a whole GPU for its activations, where several share one."""
+    batch, devices = cell.config.batch, _devices()
+    if jobs <= len(devices) or not devices or batch.micro_batch is not None or batch.memory_gib is not None:
+        return []
+    return ["--set", f"batch.memory_gib={DEFAULT_GIB:g}"]
 
 
 def _devices() -> list[str]:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.attention import attention_kernel, name_kernel
+from engine.devices import device_bytes
 from engine.launch import start_world
 from engine.network import build_model
 from engine.precision import set_matmul_precision
@@ -155,3 +156,9 @@ def test_kernel_of_a_run(precision: str, whole: bool, compiled: bool, tiny_confi
         model(tokens[:, :-1], tokens[:, 1:])
     assert recorded != "unknown"
     assert name_kernel({event.name for event in trace.events()}) == recorded
+
+
+def test_memory_of_the_device() -> None:
+    """Breaks if a plan is made for another memory than the device has."""
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    assert device_bytes() == min(sizes)

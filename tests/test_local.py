@@ -176,9 +176,9 @@ def test_why_a_start_failed(tmp_path: Path, logs: list[str], slurm: str, code: i
     assert why_it_ended(sorted(tmp_path.glob("rank_*")), tmp_path / "job.log", how_it_ended(code)) == why
 
 
-def test_threads_of_a_cell(sweep: Callable[..., tuple[Path, list[Cell]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_cell(sweep: Callable[..., tuple[Path, list[Cell]]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if the local runner takes the place of a configured number of threads, gives a run more than its share of the
-    cores, or more than the shell allows."""
+    cores, or more than the shell allows, or lets each of several runs on one GPU take all of its memory."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     _, (free,) = sweep(1)
@@ -187,6 +187,14 @@ def test_threads_of_a_cell(sweep: Callable[..., tuple[Path, list[Cell]]], monkey
     assert local.threads_of(given, 2) == "6"
     assert "more threads than cores" in local._shares([free, given], 2)
     assert "more threads" not in local._shares([free], 2)
+    shared = ["--set", "batch.memory_gib=8"]
+    _, (chosen,) = sweep(1, {"batch": {"micro_batch": None}})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert [local.bounded_memory(chosen, jobs) for jobs in (1, 2, 3)] == [[], [], shared], "of two GPUs"
+    assert local.bounded_memory(free, 3) == [], "its micro-batch is given"
+    assert "they share GPUs" in local._shares([chosen], 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.bounded_memory(chosen, 3) == []
     for text, threads in (("3", "3"), ("5", "4"), ("2,1", "2"), ("all", "all")):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert local.threads_of(free, 2) == threads
