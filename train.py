@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,19 +23,18 @@ from tqdm import tqdm
 from configs.cadence import is_evaluated, is_saved
 from configs.echo import shown
 from configs.errors import InputError
-from configs.identity import differences, render_differences, with_paths
 from configs.load import load_config
 from configs.plan import Plan, make_plan
-from configs.render import prepare_command, render_plan
+from configs.render import render_plan
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
 from data.verify import DamagedDataError
 from engine.devices import device_bytes, not_here
+from engine.stopping import leave
 from record.lineage import find_leader, find_origin
 from record.lock import hold
-from record.metrics import MetricsLog
-from record.mirror import WandbMirror
-from record.recorder import Recorder
+from record.place import check_folder, check_moved, missing_data, note_early_stop
+from record.recorder import Recorder, open_recorder
 from record.run import EXIT_CODES, RunFolder, State
 
 if TYPE_CHECKING:
@@ -74,12 +73,12 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(missing_data(config, given, args.run_dir))
         folder = RunFolder(args.run_dir or Path("runs") / f"{config.name}-{plan.run_id}")
         if args.data:
-            check_moved(folder, manifest, config.data.path)
+            check_moved(folder, manifest.digest, config.data.path)
         if args.replay is not None:
             check_folder(folder, plan.experiment or {}, "must", config.data.path)
             return replay_step(config, manifest, plan, folder, args.replay)
         check_folder(folder, plan.experiment or {}, args.resume, config.data.path)  # early; again under the lock
-        return EXIT_CODES[run(config, given, manifest, plan, folder, args.resume, args.step, args.profile)]
+        return EXIT_CODES[run(config, given, manifest, plan, folder, args)]
     except InputError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
@@ -134,50 +133,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def missing_data(config: RunConfig, given: dict[str, Any], run_dir: Path | None) -> str:
-    """What to do where there is no data: it was named as seen from another folder, has moved, or is not made yet."""
-    asked, text = given["data"]["path"], f"no prepared data in {config.data.path}"
-    if asked != config.data.path:
-        text += f" (data.path {asked}, as seen from {Path.cwd()})"
-    known = RunFolder(run_dir).data_path() if run_dir is not None else None
-    if known not in (None, config.data.path):
-        text += f"; the data of {run_dir} lay in {known} (--data DIR says where it lies now)"
-    return f"{text}; prepare it with: {prepare_command(config)}"
-
-
-def check_moved(folder: RunFolder, manifest: Manifest, path: str) -> None:
-    """InputError unless the folder holds a run on this very data."""
-    if folder.read_experiment() is None:
-        raise InputError(
-            f"--data says where the data of a run lies now, and {folder.path} holds no run: name the run with --run-dir; "
-            "a new run names its data with data.path"
-        )
-    folder.check_data(manifest.digest, path)
-
-
-def check_folder(folder: RunFolder, asked: dict[str, Any], resume: str, data_path: str) -> None:
-    """InputError if the folder holds another experiment, no run but something else, or not what --resume requires."""
-    folder.check_place()
-    found = folder.read_experiment()
-    if found is None and resume == "must":
-        raise InputError(f"--resume must: {folder.path} holds no run")
-    if resume == "never" and (found is not None or folder.checkpoints.exists()):
-        raise InputError(f"--resume never: {folder.path} holds a run; remove it or give another --run-dir")
-    rows = differences(asked, found) if found is not None else []
-    rows = with_paths(rows, data_path, folder.data_path())
-    if rows:
-        raise InputError(f"{folder.path} holds another experiment:\n{render_differences(rows)}\nuse another --run-dir")
-
-
 def run(
     config: RunConfig,
     given: dict[str, Any],
     manifest: Manifest,
     plan: Plan,
     folder: RunFolder,
-    how: str,
-    step: int | None,
-    profile: int = 0,
+    args: argparse.Namespace,
 ) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
     from engine.stopping import StopRequest, launcher_ancestors
@@ -187,6 +149,7 @@ def run(
     import torch.distributed as dist
 
     from engine.agree import on_every_rank, on_first_rank
+    from engine.ending import signalled
     from engine.profiling import profiled
     from engine.resume import resume
     from engine.training import begin, open_data
@@ -201,22 +164,15 @@ def run(
     logger.info("%s", render_plan(config, plan))
     training: Training | None = None
     with ExitStack() as stack:
-        recorder = Recorder(None, None, config.batch.tokens_per_step)
-
-        def open_folder() -> None:
-            nonlocal recorder
-            stack.enter_context(hold(folder.path))
-            check_folder(folder, plan.experiment or {}, how, config.data.path)
-            recorder = make_recorder(config, folder)
-
-        on_first_rank(open_folder)
+        recorder = claim(folder, stack, config, plan, args.resume)
         try:
+            # Everything is built at step 0, and then set to where the run goes on.
             training = begin(config, plan, folder, world, data, recorder)
-            path = resume(training, how, step)
+            path = resume(training, args.resume, args.step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
-            on_first_rank(lambda: note_start(training, given))
-            left = plan.steps - training.progress.step
-            tick = stack.enter_context(profiled(profile if first else 0, folder.path, training.progress.step, left))
+            on_first_rank(lambda: training.note_start(given))
+            step = training.progress.step
+            tick = stack.enter_context(profiled(args.profile if first else 0, folder.path, step, plan.steps - step))
             try:
                 state, reason = train(training, stop, tick)
             except DamagedDataError as error:  # all ranks know it, and end together
@@ -227,21 +183,36 @@ def run(
             raise
         except BaseException as error:
             if first:
-                reached = training.progress.step if training is not None else 0
-                folder.write_status("failed", reached, plan.steps, f"{type(error).__name__}: {error}")
+                step = training.progress.step if training is not None else 0
+                folder.write_status("failed", step, plan.steps, f"{type(error).__name__}: {error}")
             raise
         finally:
             recorder.close_log()
         dist.barrier()  # nobody says that all is well before all is
-        progress = training.progress
         if first:
-            folder.write_status(state, progress.step, plan.steps, reason, progress.order_digest)
+            folder.write_status(state, training.progress.step, plan.steps, reason, training.progress.order_digest)
             stop.clear_file()
     ending = f" ({reason})" if reason else ""
-    logger.info("%s: %s at step %d of %d%s", folder.path, state, progress.step, plan.steps, ending)
+    logger.info("%s: %s at step %d of %d%s", folder.path, state, training.progress.step, plan.steps, ending)
     recorder.close_mirror()
     dist.destroy_process_group()
     return state
+
+
+def claim(folder: RunFolder, stack: ExitStack, config: RunConfig, plan: Plan, how: str) -> Recorder:
+    """Lock the run folder on rank 0, and give the recorder that writes in it; the other ranks' records nothing. Collective."""
+    from engine.agree import on_first_rank
+
+    recorder = Recorder(None, None, config.batch.tokens_per_step)
+
+    def lock() -> None:
+        nonlocal recorder
+        stack.enter_context(hold(folder.path))
+        check_folder(folder, plan.experiment or {}, how, config.data.path)
+        recorder = open_recorder(config, folder)
+
+    on_first_rank(lock)
+    return recorder
 
 
 def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, step: int) -> int:
@@ -275,31 +246,12 @@ def join_world(config: RunConfig, plan: Plan, folder: RunFolder) -> World:
     return world
 
 
-def note_start(training: Training, given: dict[str, Any]) -> None:
-    """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
-    config, plan, folder, progress = training.config, training.plan, training.folder, training.progress
-    folder.create(config.model_dump(mode="json"), given, training.experiment, plan.as_dict())
-    match, leader = config.schedule.match, plan.leader
-    if match is not None and leader is not None:
-        folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
-    row, last = training.describe(), folder.last_start()
-    for key in ("device", "threads_per_rank", "machine", "micro_batch", "deterministic", "compiled", "attention"):
-        if last is not None and last.get(key, row[key]) != row[key]:
-            logger.warning(
-                "%s was %s at the last start and is %s now: results may differ by rounding",
-                key,
-                last.get(key),
-                row[key],
-            )
-    folder.record_start(row)
-    folder.write_status("running", progress.step, plan.steps, "", progress.order_digest)
-
-
 def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lambda: None) -> tuple[State, str]:
     """The loop: between updates evaluate, save, stop, in this order; then one update. Returns how it ended and why.
 
     `tick` is called after each update.
     """
+    from engine.ending import once_compared, stop_reason
     from engine.update import update
 
     config, steps, progress = training.config, training.plan.steps, training.progress
@@ -358,64 +310,6 @@ def progress_bar(training: Training) -> tqdm[NoReturn]:
         disable=training.world.rank != 0,
         mininterval=0.5 if sys.stderr.isatty() else 15,
     )
-
-
-def once_compared(training: Training, stop: StopRequest, state: State, reason: str) -> tuple[State, str]:
-    """How a run ends that has nothing left to do: as it came out, once all its data is compared with the hashes. Collective.
-
-    A request to stop is obeyed meanwhile; the next start only compares.
-    """
-    said = False
-    while not training.guard.compared():
-        if training.engine.any_rank(stop.pending):
-            return "preempted", stop_reason(training, stop)
-        if not said:
-            logger.info("trained to the end; its data is still being compared with the hashes")
-            said = True
-    return state, reason
-
-
-def stop_reason(training: Training, stop: StopRequest) -> str:
-    """Why the ranks stop, the same on all: the first reason that a rank knows. Collective. Raises where damaged data is why."""
-    training.guard.check()
-    return signalled(stop) or "asked to stop"
-
-
-def signalled(stop: StopRequest) -> str:
-    """The same, empty where no rank has been asked yet. Collective."""
-    from engine.agree import from_every_rank
-
-    return next(filter(None, from_every_rank(stop.reason)), "")
-
-
-def note_early_stop(folder: RunFolder, steps: int, reason: str) -> None:
-    """Leave a status of a start that was asked to stop before there was an engine. What the run had reached stays."""
-    with hold(folder.path):
-        last = folder.read_status() or {}
-        step = last.get("step", 0)
-        if last.get("state") not in ("done", "diverged"):  # a finished run stays finished
-            folder.write_status("preempted", step, steps, reason, last.get("order_digest", ""))
-    logger.info("%s: preempted at step %d of %d (%s while it started)", folder.path, step, steps, reason)
-
-
-def make_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
-    settings = config.model_dump(mode="json")
-    mirror = WandbMirror(config.log.wandb, folder.path, config.name, settings, config.log.wandb_kinds)
-    probes = MetricsLog(folder.probes) if config.log.probe_every else None
-    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step, probes)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process without tearing down the interpreter, all written and said.
-
-    Gloo's worker threads may still hold tensors then, and abort the process about once in 200 ends although the group was destroyed
-    (pytorch/pytorch#179291): a finished run would count as failed.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a terminal that was closed
-            stream.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

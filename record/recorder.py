@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from configs.schema import RunConfig
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
+from record.run import RunFolder
 
 
 class Recorder:
@@ -55,6 +57,14 @@ class Recorder:
     def close_mirror(self) -> None:
         if self._mirror is not None:
             self._mirror.close()
+
+
+def open_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
+    """The recorder of a run's only writer, with the logs and the mirror that its configuration asks for."""
+    settings = config.model_dump(mode="json")
+    mirror = WandbMirror(config.log.wandb, folder.path, config.name, settings, config.log.wandb_kinds)
+    probes = MetricsLog(folder.probes) if config.log.probe_every else None
+    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step, probes)
 
 
 def _of_a_tensor(key: str) -> bool:
