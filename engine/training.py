@@ -135,7 +135,7 @@ class Training:
         self.folder.write_status("running", self.progress.step, self.plan.steps, "", self.progress.order_digest)
 
     def note_start(self, given: dict[str, Any]) -> None:
-    """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
+        """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
         config, plan, folder, progress = self.config, self.plan, self.folder, self.progress
         folder.create(config.model_dump(mode="json"), given, self.experiment, plan.as_dict())
         match, leader = config.schedule.match, plan.leader
@@ -143,12 +143,9 @@ class Training:
             folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
         row, last = self.describe(), folder.last_start()
         for key in ("device", "threads_per_rank", "machine", "micro_batch", "deterministic", "compiled", "attention"):
-            if last is not None and last.get(key, row[key]) != row[key]:
+            if last is not None and (before := last.get(key, row[key])) != row[key]:
                 logger.warning(
-                    "%s was %s at the last start and is %s now: results may differ by rounding",
-                    key,
-                    last.get(key),
-                    row[key],
+                    "%s was %s at the last start and is %s now: results may differ by rounding", key, before, row[key]
                 )
         folder.record_start(row)
         folder.write_status("running", progress.step, plan.steps, "", progress.order_digest)

@@ -156,7 +156,7 @@ def test_decay_of_its_own_vanishes() -> None:
     for _ in range(100):
         optimizer.step()
     assert torch.equal(w, before), "the reason of the check is gone: it can go too"
-    adam = Optim(lr=1e-3)
+    adam = Optim(lr=1e-3, weight_decay=0.1)
     check_rounding(optimizer, adam, "float32")
     with pytest.raises(RuntimeError, match="AdamW is not fused"):
         check_rounding(optimizer, adam, "bfloat16")
