@@ -21,6 +21,7 @@ def on_first_rank(act: Callable[[], T]) -> T:
 
     An InputError is raised as one on every rank; an OSError (a full disk) as one that says the same.
     """
+    # An exception is not raised but sent, as everything else that rank 0 found: then all ranks raise it together.
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         outcome = _attempt(act)
@@ -59,11 +60,13 @@ def _attempt(act: Callable[[], Any]) -> list[Any]:
 
 def _result(result: Any, problems: list[Any]) -> Any:
     """The result, unless a rank had a problem. A text that several ranks give is said once, for the first of them."""
+    # By text, for a missing file is missed by all ranks in the same words.
     first: dict[str, int] = {}
     for rank, problem in enumerate(problems):
         if problem:
             first.setdefault(problem[1], rank)
     if first:
+        # Where one rank's disk is full and another's input bad, the disk comes first: it is no fault of the user's.
         kinds = {problem[0] for problem in problems if problem}
         text = "; ".join(f"rank {rank}: {text}" if rank else text for text, rank in first.items())
         raise (OSError if OSError in kinds else InputError)(text)

@@ -51,11 +51,13 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
     Returns its path. Where a rank fails (a full disk), nothing stays behind and every rank raises OSError.
     """
     final, work = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
+    # A step that is saved already has the same bits: a run that resumed from it and was stopped at once saves it again.
     if on_first_rank(lambda: final in complete(folder)):
         return final
     on_first_rank(lambda: _make_room(final, work))
     try:
         files: dict[str, File] = {}
+        # Ranks take turns as writers, so that several disks or network links work at once.
         for index, kind in enumerate(fragments.kinds):
             files |= _write(work / f"{kind}.safetensors", kind, fragments, writer=index % dist.get_world_size())
         manifest = CheckpointManifest(
@@ -64,6 +66,7 @@ def save(folder: Path, step: int, fragments: Fragments, counters: dict[str, Any]
             experiment=experiment,
             files=dict(sorted(files.items())),
         )
+        # Last the manifest, by which the checkpoint exists.
         on_first_rank(lambda: _publish(work, final, manifest.sealed()))
     except (InputError, OSError):
         on_first_rank(lambda: shutil.rmtree(work, ignore_errors=True))
@@ -77,6 +80,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
     For a `branch`, averages that the checkpoint does not have begin at its weights.
     The caller has checked its files; afterwards it is checked that the forward pass sees the loaded weights.
     """
+    # What is there, what is wanted, and whether anything is missing that cannot begin anew.
     manifest = read_manifest(path)
     there = {name.removesuffix(".safetensors") for name in manifest.files}
     wanted = set(fragments.kinds) if moments else {"weights"}
@@ -86,9 +90,11 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
             f"checkpoint {path} has no {', '.join(missing)}, only {', '.join(sorted(there))}: an optimiser's state and its "
             "averages begin with a run or a branch, not in its midst"
         )
+    # Each rank reads the whole tensors, one after another, and keeps its pieces: the file knows no ranks and no stages.
     for kind in ("weights", *sorted(wanted & there - {"weights"})):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             fragments.load(kind, file.get_tensor)
+    # Averages that a branch asks for and its trunk had not begin here.
     for kind in set(fragments.averages.kinds) - (wanted & there):
         fragments.begin(kind)
         logger.info("%s begins at the weights of %s", kind, path)
@@ -96,6 +102,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
         logger.warning("%s: %s of the checkpoint are not used", path, ", ".join(left))
     if moments:
         fragments.optimizer_step = manifest.counters["optimizer_step"]
+    # DeepSpeed would go on with its own copies of the old weights: they are made anew, and looked at.
     fragments.refresh()
     with safe_open(path / "weights.safetensors", framework="pt") as file:
         fragments.check_forward(file.get_tensor)
@@ -114,6 +121,7 @@ def newest(folder: Path) -> Path | None:
     A damaged one loses its manifest (to manifest.damaged.json), so that its step can be saved again; that is logged, and so
     is every folder of a later step that is no checkpoint.
     """
+    # The first sound one from the end; rank 0 alone says which are there, for folders may look different elsewhere.
     while True:
         path = on_first_rank(lambda: max(complete(folder), key=step_of, default=None))
         if path is None:

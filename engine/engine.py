@@ -57,6 +57,7 @@ class Engine:
         InputError if the decay rule does not work at the ZeRO stage.
         """
         self.config, self.plan, self.world = config, plan, world
+        # Copied before DeepSpeed makes masters of them, which may round.
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.rule = rule_of(config.optim)
         if config.parallel.zero_stage not in self.rule.stages:
@@ -74,16 +75,18 @@ class Engine:
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
-        # DeepSpeed rounds weights when it makes masters of them; the initial weights are loaded once more, exactly.
+        # The initial weights are loaded once more, exactly, and it is checked that the forward pass reads them.
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
         self.fragments.check_forward(initial.__getitem__)
         self.fragments.averages.start(config.averages.ema, self.fragments.pieces())
+        # The precision is what the live tensors say, not what the configuration asks for.
         self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
         check_dtypes(config.precision, self.dtypes)
         check_rounding(self.optimizer, config.optim, self.dtypes["masters"])
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)
         self._main_group = main_group(plan.groups)
+        # ‖w‖ of what decays: fixed for the run, since which tensors decay does not depend on λ.
         zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
         decayed = {n: _of(group) not in {"undecayed", *zeros} for n, group in self.fragments.groups().items()}
         self._decayed = torch.tensor([decayed[name] for name in self.fragments.names], device=self.ds.device)
@@ -157,6 +160,7 @@ class Engine:
     @property
     def lr(self) -> float:
         """The learning rate of the last step, read back from the optimiser; the mean over parameters where they differ."""
+        # Where schedule.match gives each tensor a rate of its own, their mean over parameters stands for the run's.
         groups = self.optimizer.param_groups
         rates = {float(group["lr"]) for group in groups}
         if len(rates) == 1:
@@ -183,8 +187,10 @@ class Engine:
         Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
         """
         self.ds.eval()
+        # Sum of losses and count of targets: a mean of means would weigh the last, shorter batch too much.
         total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
         for batch in batches:
+            # All ranks leave together, or one would wait for the others' parameters at stage 3.
             if self.any_rank(wish()):
                 self.ds.train()
                 return None

@@ -39,8 +39,10 @@ class Fragments:
         self.sharded = stage > 0
         self.names = [name for name, _ in ds.module.named_parameters()]
         self.shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in ds.module.named_parameters()}
+        # This rank's pieces, and at which place of `names` each belongs: sums over a parameter are made by that index.
         self.local = zero.fragments_of(ds, stage)
         self._index = torch.tensor([self.names.index(f.name) for f in self.local], device=ds.device, dtype=torch.long)
+        # Every rank learns once what all others hold, so that later nobody has to ask.
         pieces: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(pieces, [(f.name, f.start, f.weight.numel()) for f in self.local])
         # name → (rank, start, length) of the pieces that make up the whole; at stage 0 each rank has it all
@@ -48,6 +50,7 @@ class Fragments:
         for rank, found in enumerate(pieces if self.sharded else pieces[:1]):
             for name, start, length in found:
                 self.owners[name].append((rank, start, length))
+        # A gap would lose part of a checkpoint, an overlap would count it twice in every norm.
         for name, shape in self.shapes.items():
             assert sum(length for _, _, length in self.owners[name]) == shape.numel(), f"fragments do not cover {name}"
 
@@ -60,6 +63,7 @@ class Fragments:
         """The fragment's part of `weights`, of a moment or of an average, (n,)."""
         if kind == "weights":
             return fragment.weight
+        # Averages are kept by name, moments by the flat tensor that the optimiser steps, of which this is a part.
         if kind in self.averages.kinds:
             return self.averages.tensors[kind][fragment.name]
         whole: Tensor = self.optimizer.state[fragment.flat][kind]
@@ -122,6 +126,7 @@ class Fragments:
     @contextmanager
     def swapped(self, kind: str) -> Iterator[None]:
         """Let the forward pass see another kind for a while; afterwards every bit is what it was. Collective."""
+        # Copied, not computed back: the weights must come back to the bit.
         kept = [weight.clone() for weight in self.weights()]
         try:
             self._copy_to_weights([self.view(fragment, kind) for fragment in self.local])
@@ -167,6 +172,7 @@ class Fragments:
 
     def gather(self, kind: str, to: int) -> dict[str, Tensor] | None:
         """Whole tensors of one kind, by name, on the CPU of rank `to`; None on the other ranks. Moves bytes, no sums."""
+        # One parameter at a time, so that no rank but `to` holds more than a piece of it beside its own.
         mine, rank = {f.name: f for f in self.local}, dist.get_rank()
         whole: dict[str, Tensor] = {}
         for name in self.names:
@@ -175,7 +181,7 @@ class Fragments:
                 for owner, _, length in sorted(self.owners[name], key=lambda piece: piece[1]):
                     if owner == rank or not self.sharded:
                         pieces.append(self.view(mine[name], kind).detach())
-                    else:
+                    else:  # sent as bytes: not every backend knows bfloat16
                         dtype = self._dtype(kind)
                         pieces.append(torch.empty(length, dtype=dtype, device=self.ds.device))
                         dist.recv(pieces[-1].view(torch.uint8), owner)
@@ -210,6 +216,7 @@ class Fragments:
         Those of gradients, accumulation and reduction are what the engine is configured for; the trainer reads the
         first two off the first update.
         """
+        # What DeepSpeed is configured for; that it does so is seen in the first update.
         model_dtype, accumulation = self.ds.get_data_types()
         return {
             "weights": dtype_name(next(self.ds.module.parameters()).dtype),
@@ -241,7 +248,9 @@ def square_sums(tensors: list[Tensor]) -> Tensor:
 
     In chunks: over 4·10⁷ elements at once, torch's float32 norm on a CPU is 0.3 % too small.
     """
+    # One call for all chunks of all tensors: a call each would take longer than the sums, where tensors are small.
     chunks = [tensor.split(NORM_CHUNK) for tensor in tensors]
     norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
+    # Chunks are added in float64.
     squares = torch.stack(norms).double().square()
     return torch.stack([piece.sum() for piece in squares.split([len(pieces) for pieces in chunks])])

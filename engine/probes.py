@@ -37,10 +37,12 @@ class Probe:
     def look(self, gradients: list[Tensor]) -> None:
         """Shown the reduced gradients before they are clipped. `seconds`: how long it looked, which is no time of the update."""
         began = self._now()
+        # The micro-batches' own gradients have been seen; from here on the whole batch's count.
         for hook in self._hooks:
             hook.remove()
         self.before = [weight.clone() for weight in self.fragments.weights()]  # not while activations are held
         self.grad_squares = self.fragments.square_norms(gradients)
+        # |G|² of the noise scale is of the cross-entropy alone, as the hooks saw it.
         penalty = self.engine.config.optim.decay_rule == "l2_loss"
         plain = self._without_penalty(gradients) if penalty and self._hooks else gradients
         self.big = self.fragments.square_norms(plain).sum().item()
@@ -67,6 +69,7 @@ class Probe:
         return self._tensors() | self._model() | self._noise()
 
     def _tensors(self) -> dict[str, float]:
+        # Sums over each tensor, over all ranks: Σw², Σ(w′−w)², Σg², Σg·w, and so on, a column a quantity.
         f, optim = self.fragments, self.engine.config.optim
         groups = f.groups()
         rates = [float(groups[name]["lr"]) for name in f.names]
@@ -80,6 +83,7 @@ class Probe:
         if optim.algorithm == "adam":
             second = ((float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq")) for p in f.local)
             columns["adam"] = f.sums((lr / (v.float().sqrt() + optim.eps) for (v,) in slices(m)) for lr, m in second)
+        # One transfer from the device; then plain numbers, by tensor and by kind.
         table = {key: column.tolist() for key, column in columns.items()}
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
@@ -118,6 +122,7 @@ class Probe:
             for new, old in slices(fragment.weight, before):
                 yield (new.double() * other[i]).sub_(old.double(), alpha=one[i]).square_()
 
+        # Of the chord between the two directions: near 0 the arc cosine of their product would lose all digits.
         chords = self.fragments.sums(map(squares, self.fragments.local, self.before)).sqrt()
         return 2 * torch.asin((chords / 2).clamp(max=1.0))
 
@@ -135,6 +140,7 @@ class Probe:
         return row
 
     def _statistics(self) -> list[float]:
+        # In eval mode: no dropout, and no z-loss in the loss.
         ds = self.engine.ds
         ds.eval()
         found = ds(*self.engine.on_device(self.batch), statistics=True)

@@ -81,6 +81,7 @@ class Training:
 
     def lr_factors(self) -> dict[str, float] | None:
         """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
+        # Norms are compared before the update, as the leader's were: its own recorded ones, or the live ones of this run.
         leader, match = self.plan.leader, self.config.schedule.match
         if leader is None or match is None:
             return None
@@ -99,6 +100,7 @@ class Training:
     def evaluate(self, wish: Wish) -> bool:
         """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile."""
         began, fragments, step = time.perf_counter(), self.engine.fragments, self.progress.step
+        # The weights first, then each average in their place; a wish to stop ends it without a row.
         loss = self.engine.evaluate(self.validation, wish)
         if loss is None:
             return False
@@ -121,6 +123,7 @@ class Training:
         DamagedDataError if the data has turned out not to be what its manifest says: nothing is written then.
         """
         self.guard.check()
+        # Rows first, to the disk: a checkpoint whose rows are lost could not be resumed without a gap.
         on_first_rank(lambda: self.recorder.flush(sync=True))
         began, step = time.perf_counter(), self.progress.step
         counters = self.progress.counters()
@@ -136,11 +139,13 @@ class Training:
 
     def note_start(self, given: dict[str, Any]) -> None:
         """Describe the run and this start; another machine or thread count than last time may change bits, so it is said."""
+        # The description, at every start: what was planned and with which norms it runs.
         config, plan, folder, progress = self.config, self.plan, self.folder, self.progress
         folder.create(config.model_dump(mode="json"), given, self.experiment, plan.as_dict())
         match, leader = config.schedule.match, plan.leader
         if match is not None and leader is not None:
             folder.write_norms({"match": match.model_dump(mode="json"), **leader.as_dict()})
+        # What can change the last bits of a float is compared with the start before.
         row, last = self.describe(), folder.last_start()
         for key in ("device", "threads_per_rank", "machine", "micro_batch", "deterministic", "compiled", "attention"):
             if last is not None and (before := last.get(key, row[key])) != row[key]:

@@ -21,6 +21,7 @@ def moments(config: Optim) -> tuple[str, ...]:
 
 def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     """η is set before each step. torch's Adam adds λw to the gradient, its AdamW multiplies the weights."""
+    # Both fused: one pass over the weights, computed in float32 and rounded once, also for bfloat16 weights.
     kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 

@@ -38,6 +38,7 @@ def moments(config: Optim) -> tuple[str, ...]:
 
 def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
     """The state before the first step, as the optimiser itself would create it: zero moments, and what it counts."""
+    # Now rather than at the first step, so that memory is known and a checkpoint of step 0 is whole.
     zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config)}
     counts: dict[str, Tensor] = ALGORITHMS[config.algorithm].counts(flat)
     return counts | zeros
@@ -45,6 +46,7 @@ def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
 
 def check_rounding(optimizer: torch.optim.Optimizer, config: Optim, masters: str) -> None:
     """RuntimeError if bfloat16 masters would lose their decay: it must be rounded together with the step."""
+    # Half a unit in the last place of bfloat16 is 2⁻⁹ of a number: a decay of ηλ below that, applied alone, rounds back.
     if masters == "bfloat16" and not ALGORITHMS[config.algorithm].rounds_once(optimizer):
         raise RuntimeError(
             f"{type(optimizer).__name__} is not fused: under bfloat16 masters its decay is a multiplication of its own, which "

@@ -22,6 +22,7 @@ class Averages:
 
     def start(self, coefficients: tuple[float, ...], pieces: dict[str, Tensor]) -> None:
         """Begin anew, at the weights as they are."""
+        # The kind names its coefficient, so that two averages never share a file.
         self.coefficients = {f"ema_{c!r}": c for c in coefficients}
         self.tensors = {
             kind: {name: piece.detach().to(torch.float32, copy=True) for name, piece in pieces.items()}
@@ -31,5 +32,6 @@ class Averages:
     @torch.no_grad()
     def update(self, pieces: dict[str, Tensor]) -> None:
         for kind, c in self.coefficients.items():
+            # In float32 whatever the weights are: 1 − c is small, and bfloat16 would lose the step.
             ours = self.tensors[kind]
             torch._foreach_lerp_(list(ours.values()), [pieces[name].float() for name in ours], 1 - c)

@@ -29,9 +29,11 @@ def parameter_groups(
     assert {name: tuple(p.shape) for name, p in named.items()} == {name: t.shape for name, t in tensors.items()}, (
         "the model has other tensors than its table (configs/tensors.py)"
     )
+    # The same groups for every λ, 0 too: else the optimiser's structure, and checkpoints, would depend on it.
     groups = decay_groups(tensors, config)
     if by_tensor:
         groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
+    # Checked, not trusted: a tensor in two groups would decay twice.
     grouped = sorted(name for names, _ in groups.values() for name in names)
     assert grouped == sorted(named), "the groups must partition the parameters"
     return [
@@ -55,7 +57,9 @@ def set_step(
     """
     rule = rule_of(config.optim)
     for group in optimizer.param_groups:
+        # η follows the schedule, times what a matched run takes from its leader; λ follows the rule.
         factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
         group["lr"] = lr * factor
         group["decay"] = group["base_decay"] * rule.factor(config, t)
+        # torch multiplies by its own `weight_decay` where the rule is torch's.
         group["weight_decay"] = rule.in_optimizer(group["decay"], config.optim.algorithm)

@@ -49,6 +49,7 @@ class SGD(torch.optim.SGD):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every group; DeepSpeed calls it once per group, with flat pieces (engine/fragments.py)."""
         assert closure is None, "DeepSpeed gives none"
+        # Decay and step rounded together where weights are bfloat16; else torch's own step, after the decay.
         weights = [p for group in self.param_groups for p in group["params"]]
         if any(p.dtype == torch.bfloat16 for p in weights):
             for group in self.param_groups:
@@ -63,6 +64,7 @@ class SGD(torch.optim.SGD):
 
     def _round_once(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
+        # Of the weights this much is kept; λ′w is added to the gradient where the rule is coupled.
         keep = 1 - group["lr"] * group["decay"] if self.decoupled else 1.0
         momentum, buffer = group["momentum"], None
         if momentum:
@@ -70,6 +72,7 @@ class SGD(torch.optim.SGD):
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(p)
             buffer = state["momentum_buffer"].view(-1)
+        # A slice at a time, or the float32 copies would be as large as the model.
         weights, gradients = p.view(-1), p.grad.view(-1)
         for start in range(0, p.numel(), CHUNK):
             here = slice(start, start + CHUNK)

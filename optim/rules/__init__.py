@@ -34,6 +34,7 @@ Groups = list[dict[str, Any]]
 class Rule:
     """A rule's module, complete."""
 
+    # What a module leaves out is looked for at each call: rules are few, and a call costs nothing beside an update.
     def __init__(self, module: ModuleType) -> None:
         self._module = module
         self.about: str = module.ABOUT

@@ -20,5 +20,6 @@ def in_optimizer(decay: float, algorithm: str) -> float:
 
 @torch.no_grad()
 def on_gradients(gradients: list[Tensor], weights: list[Tensor], groups: list[dict[str, Any]]) -> None:
+    # The gradient of λ_t·‖w‖², without a pass through autograd: exact, and no copy of the weights.
     for gradient, weight, group in zip(gradients, weights, groups, strict=True):
         gradient.add_(weight, alpha=2 * group["decay"])
