@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from configs.arguments import parse_args
 from configs.cadence import is_evaluated, is_saved
-from configs.echo import shown
 from configs.errors import InputError
 from configs.load import load_config
 from configs.plan import Plan, make_plan
@@ -47,7 +47,7 @@ logger = logging.getLogger("train")
 
 def main(argv: list[str] | None = None) -> int:
     """Check everything that can be checked without torch, then train."""
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
@@ -87,50 +87,6 @@ def main(argv: list[str] | None = None) -> int:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES["failed"]
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="JSON configuration")
-    parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="override a field, e.g. optim.weight_decay=0.1"
-    )
-    parser.add_argument("--run-dir", type=Path, help="run folder; default runs/<name>-<id>")
-    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto", help="default: auto")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and the plan, then exit"
-    )
-    parser.add_argument(
-        "--step", type=int, help="with --resume must: continue from this checkpoint, not from the newest"
-    )
-    parser.add_argument(
-        "--replay", type=int, metavar="STEP", help="take one step of the run again, print its tensors, write nothing"
-    )
-    parser.add_argument(
-        "--profile", type=int, default=0, metavar="N", help="trace N updates from the third on, into the run folder"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="where the data of a run that is resumed lies now; other data is refused",
-    )
-    parser.add_argument("--branch", metavar="RUN@STEP", help="start a new run from this checkpoint (branch.origin)")
-    parser.add_argument("--ranks", type=int, help="with --dry-run: plan for this many ranks")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    args, stray = parser.parse_known_args(argv)
-    if stray:
-        parser.error(
-            f"no option takes {shown(stray)}: each override needs a --set of its own (--set optim.lr=0.1 --set seeds.init=1), "
-            "and a name with a * must be quoted, or the shell replaces it by many"
-        )
-    if args.step is not None and args.resume != "must":
-        parser.error("--step goes with --resume must")
-    if args.profile < 0:
-        parser.error("--profile takes a number of updates")
-    if args.ranks is not None and (args.ranks < 1 or not args.dry_run):
-        parser.error("--ranks takes a positive number and goes with --dry-run; otherwise the launcher sets the ranks")
-    return args
 
 
 def run(
@@ -173,12 +129,7 @@ def run(
             on_first_rank(lambda: training.note_start(given))
             step = training.progress.step
             tick = stack.enter_context(profiled(args.profile if first else 0, folder.path, step, plan.steps - step))
-            try:
-                state, reason = train(training, stop, tick)
-            except DamagedDataError as error:  # all ranks know it, and end together
-                state, reason = "failed", str(error)
-            except InputError as error:  # from here on an InputError is no longer the user's
-                raise RuntimeError(f"training failed: {error}") from error
+            state, reason = train(training, stop, tick)
         except InputError:  # bad input: the folder's status stays what it was
             raise
         except BaseException as error:
@@ -292,6 +243,10 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
             if outcome.ended != "abandoned":
                 bar.set_postfix_str(f"step {progress.step:,} of {steps:,}, loss {outcome.loss:.3f}", refresh=False)
                 bar.update(config.batch.tokens_per_step)
+    except DamagedDataError as error:  # all ranks know it, and end together
+        return "failed", str(error)
+    except InputError as error:  # here it is no longer the user's
+        raise RuntimeError(f"training failed: {error}") from error
     finally:
         bar.close()
         batches.close()

@@ -48,8 +48,7 @@ def update(
     """Take the next update of a run and record it. Collective. `wish()`: whether this rank wishes to stop."""
     config, engine, progress = training.config, training.engine, training.progress
     weights, groups = engine.fragments.weights(), engine.fragments.groups_of_pieces
-    rule = engine.rule
-    began, t = time.perf_counter(), progress.step
+    rule, t, began = engine.rule, progress.step, time.perf_counter()
 
     # The batch: which windows it holds is a pure function of the step (data/order.py).
     batch = next(batches)
