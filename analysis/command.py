@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from analysis.draw import save
 from analysis.figures import Figure
-from analysis.read import load_run
+from analysis.reading import load_run
 from analysis.runs import Run, find_runs
 from analysis.statistics import SMOOTHING
 from configs.errors import InputError

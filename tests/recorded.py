@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.read import load_run
+from analysis.reading import load_run
 from analysis.runs import Run
 from configs.load import merge
 from record.metrics import MetricsLog
@@ -24,6 +24,21 @@ def base_curve(step: np.ndarray) -> np.ndarray:
 
 def digest(reference: str) -> str:
     return hashlib.sha256(reference.encode()).hexdigest()
+
+
+def create(folder: RunFolder, experiment: dict[str, Any]) -> None:
+    """The folder, as a run of this experiment begins it."""
+    config = merge(
+        {"name": folder.path.name, "precision": "fp32", "branch": None, "numerics": {"divergence_margin": None}},
+        experiment,
+    )
+    # In the identity a digest stands for another run, as in configs/identity.py.
+    if experiment.get("branch"):
+        experiment = {**experiment, "branch": {"digest": digest(experiment["branch"]["origin"])}}
+    if experiment["schedule"].get("match"):
+        match = {"digest": digest(experiment["schedule"]["match"]["reference"])}
+        experiment = {**experiment, "schedule": {**experiment["schedule"], "match": match}}
+    folder.create(config, config, {**experiment, "data": {"digest": "d" * 64}}, {"n_parameters": 1000})
 
 
 def write_run(
@@ -46,26 +61,14 @@ def write_run(
     `columns`: further measurements, by step. `probes`: rows of probes.jsonl. `fields`: sections of the configuration.
     """
     folder = RunFolder(path)
-    experiment = merge(
-        {
-            "optim": {"weight_decay": decay, "lr": 0.1},
-            "seeds": {"init": seed, "data": seed},
-            "schedule": {"steps": steps},
-            "batch": {"tokens_per_step": 64},
-            "model": {"n_layer": 2, "n_head": 1, "n_embd": 8, "seq_len": 8, "vocab_size": 64},
-        },
-        fields,
-    )
-    config = merge(
-        {"name": path.name, "precision": "fp32", "branch": None, "numerics": {"divergence_margin": None}}, experiment
-    )
-    # In the identity a digest stands for another run, as in configs/identity.py.
-    if experiment.get("branch"):
-        experiment = {**experiment, "branch": {"digest": digest(experiment["branch"]["origin"])}}
-    if experiment["schedule"].get("match"):
-        match = {"digest": digest(experiment["schedule"]["match"]["reference"])}
-        experiment = {**experiment, "schedule": {**experiment["schedule"], "match": match}}
-    folder.create(config, config, {**experiment, "data": {"digest": "d" * 64}}, {"n_parameters": 1000})
+    given = {
+        "optim": {"weight_decay": decay, "lr": 0.1},
+        "seeds": {"init": seed, "data": seed},
+        "schedule": {"steps": steps},
+        "batch": {"tokens_per_step": 64},
+        "model": {"n_layer": 2, "n_head": 1, "n_embd": 8, "seq_len": 8, "vocab_size": 64},
+    }
+    create(folder, merge(given, fields))
     every = np.arange(steps + 1)
     train = curve(every) + noise * np.random.default_rng(seed).standard_normal(steps + 1)
     extra = {name: values(every) for name, values in (columns or {}).items()}

@@ -11,7 +11,7 @@ from analysis import laws, theory
 from analysis.__main__ import main
 from analysis.command import Options
 from analysis.published import P1, curves, paper, published_lines
-from analysis.read import load_run
+from analysis.reading import load_run
 from configs.load import load_config
 from configs.schedule import lr_sum
 from tests.recorded import crossing_runs, write_run

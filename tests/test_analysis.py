@@ -12,7 +12,7 @@ import pytest
 from analysis import best_decay, bias_variance, effective_lr, generalisation, loss_curves, precision_gap
 from analysis.__main__ import main
 from analysis.command import Options, write
-from analysis.read import load_run
+from analysis.reading import load_run
 from analysis.runs import find_runs
 from tests.recorded import base_curve, crossing_runs, load, write_run
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs.load import load_config
 from configs.schedule import lr_at
+from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from record.metrics import read_metrics
 from tests.processes import ConfigFile, finish, losses, start, status
@@ -27,6 +28,25 @@ def rows_of(run: Path) -> dict[int, dict[str, Any]]:
 def effective(run: Path, key: str = "weights/norm") -> list[float]:
     rows = rows_of(run)
     return [rows[t + 1]["optim/lr"] / rows[t][key] for t in range(6)]
+
+
+def assert_rates_by_tensor(run: Path, config: RunConfig, theirs: dict[int, dict[str, Any]]) -> None:
+    """A run matched by tensor logs the mean of the tensors' rates, and in its probes what each tensor is held to."""
+    ours, tensors = rows_of(run), tensor_table(config.model)
+    rates = {
+        name: [lr_at(config, t) * ours[t][f"norm/{name}"] / theirs[t][f"norm/{name}"] for t in range(6)]
+        for name in tensors
+    }
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    mean = [sum(rates[n][t] * sizes[n] for n in tensors) / sum(sizes.values()) for t in range(6)]
+    assert [ours[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(mean, rel=1e-6)
+    probes = read_metrics(run / "probes.jsonl")[0]
+    for row in probes:
+        t = row["step"] - 1
+        for name in tensors:
+            expected_rate = lr_at(config, t) / theirs[t][f"norm/{name}"]
+            assert row[f"probe/effective_lr/{name}"] == pytest.approx(expected_rate, rel=1e-6), (t, name)
+    assert len(probes) == 2
 
 
 def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
@@ -70,23 +90,7 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
         finish(start(by_tensor, tmp_path / f"stage{stage}", *options, ranks=2))
         for (_, one), (_, two) in zip(losses(tmp_path / f"stage{stage}"), losses(tmp_path / "tensors"), strict=True):
             assert one == pytest.approx(two, rel=1e-6), f"stage {stage}"
-    tensors = tensor_table(loaded.model)
-    rates = {
-        name: [
-            lr_at(loaded, t) * rows_of(tmp_path / "tensors")[t][f"norm/{name}"] / theirs[t][f"norm/{name}"]
-            for t in range(6)
-        ]
-        for name in tensors
-    }
-    sizes = {name: tensor.size for name, tensor in tensors.items()}
-    mean = [sum(rates[n][t] * sizes[n] for n in tensors) / sum(sizes.values()) for t in range(6)]
-    assert [rows_of(tmp_path / "tensors")[t + 1]["optim/lr"] for t in range(6)] == pytest.approx(mean, rel=1e-6)
-    for row in read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]:
-        t = row["step"] - 1
-        for name in tensors:
-            expected_rate = lr_at(loaded, t) / theirs[t][f"norm/{name}"]
-            assert row[f"probe/effective_lr/{name}"] == pytest.approx(expected_rate, rel=1e-6), (t, name)
-    assert len(read_metrics(tmp_path / "tensors" / "probes.jsonl")[0]) == 2
+    assert_rates_by_tensor(tmp_path / "tensors", loaded, theirs)
 
     before = losses(tmp_path / "closed")
     shutil.rmtree(tmp_path / "closed" / "checkpoints" / "step_00000006")

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import gate
 from analysis.command import Options
-from analysis.read import load_run
+from analysis.reading import load_run
 from analysis.runs import find_runs
 from configs.identity import experiment, run_id
 from configs.plan import make_plan

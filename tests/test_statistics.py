@@ -14,7 +14,7 @@ from analysis import best_decay, generalisation, loss_curves
 from analysis.command import Options
 from analysis.compare import divergence, paired_final
 from analysis.pairing import group_runs
-from analysis.read import load_run
+from analysis.reading import load_run
 from analysis.statistics import Interval, crossing, crossing_interval, interval, optimum
 from tests.recorded import base_curve, load, write_run
 
