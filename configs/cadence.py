@@ -87,11 +87,11 @@ def most_at_once(checkpoint: Checkpoint, steps: int) -> int:
 
 def _milestones(checkpoint: Checkpoint, steps: int) -> set[int]:
     """The steps from 1 to `steps` in checkpoint.at or of log_spaced: whatever else is deleted, these stay."""
-    found = {step for step in checkpoint.at if step <= steps}
+    milestones = {step for step in checkpoint.at if step <= steps}
     if checkpoint.log_spaced is not None:
         last = math.ceil(checkpoint.log_spaced * math.log10(steps)) + 1
-        found |= {round(10 ** (k / checkpoint.log_spaced)) for k in range(last + 1)}
-    return {step for step in found if step <= steps}
+        milestones |= {round(10 ** (k / checkpoint.log_spaced)) for k in range(last + 1)}
+    return {step for step in milestones if step <= steps}
 
 
 def _is_milestone(checkpoint: Checkpoint, step: int) -> bool:

@@ -52,9 +52,9 @@ def peak_flops(device: str, precision: str) -> float | None:
     words = set(re.split(r"[\s-]+", device.lower()))
     if words & {"laptop", "mig", "d"}:  # parts or lesser ones of the same name
         return None
-    known = next((peaks for name, peaks in PEAKS.items() if set(name.lower().split()) <= words), None)
+    of_device = next((peaks for name, peaks in PEAKS.items() if set(name.lower().split()) <= words), None)
     kind = ("bfloat16", "tensorfloat32", "float32").index(TABLE[precision].matmul)
-    return known[kind] * 1e12 if known else None
+    return of_device[kind] * 1e12 if of_device else None
 
 
 def mfu(model: Model, tokens_per_s: float, device: str, precision: str, devices: int) -> float | None:

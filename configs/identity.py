@@ -37,22 +37,22 @@ def experiment(
     return fields
 
 
-def run_id(asked: dict[str, Any]) -> str:
+def run_id(fields: dict[str, Any]) -> str:
     """Ten hexadecimal digits of the SHA-256 of an experiment's canonical JSON."""
-    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Dotted fields in which two nested mappings differ: (field, ours, theirs); None stands for the default."""
-    found: list[tuple[str, Any, Any]] = []
+    rows: list[tuple[str, Any, Any]] = []
     for key in sorted(set(ours) | set(theirs)):
         mine, other = ours.get(key), theirs.get(key)
         if isinstance(mine, dict) or isinstance(other, dict):
-            found += differences(mine or {}, other or {}, f"{prefix}{key}.")
+            rows += differences(mine or {}, other or {}, f"{prefix}{key}.")
         elif mine != other:
-            found.append((prefix + key, mine, other))
-    return found
+            rows.append((prefix + key, mine, other))
+    return rows
 
 
 def render_differences(rows: list[tuple[str, Any, Any]]) -> str:

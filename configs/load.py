@@ -76,9 +76,9 @@ def validate_as(schema: type[Schema], given: dict[str, Any], source: str) -> Sch
     try:
         return schema.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        more = [f"and {len(found) - PROBLEMS:,} more problems"] if len(found) > PROBLEMS else []
-        problems = [describe(problem, schema) for problem in found[:PROBLEMS]]
+        errors = error.errors(include_url=False)
+        more = [f"and {len(errors) - PROBLEMS:,} more problems"] if len(errors) > PROBLEMS else []
+        problems = [describe(problem, schema) for problem in errors[:PROBLEMS]]
         raise InputError(f"{source}: " + "; ".join(problems + more)) from None
 
 

@@ -30,9 +30,9 @@ def describe(problem: Any, root: type[BaseModel]) -> str:
 
 
 def _near(key: str, model: type[BaseModel] | None) -> str:
-    known = sorted(model.model_fields) if model is not None else []
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) if len(key) < 100 else []
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    names = sorted(model.model_fields) if model is not None else []
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5) if len(key) < 100 else []
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
 
 
 def _reason(kind: str, field: FieldInfo | None) -> str:

@@ -63,7 +63,7 @@ def hold(
 def _beat(note: Path, row: dict[str, object], ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
-            if (found := read_dict(note)) and found != row:  # we were suspended for long, and another host took over
+            if (writer := read_dict(note)) and writer != row:  # we were suspended for long, and another host took over
                 logger.error("%s has taken over %s: this process ends", holder(note.parent), note.parent)
                 os._exit(1)
             os.utime(note)

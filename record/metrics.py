@@ -128,11 +128,11 @@ def read_log(path: Path, last: int = LARGEST) -> Log:
             for s in void:
                 del rows[s]
         else:
-            known = rows.setdefault(step, {})
-            bad = {*known.get("nonfinite", ()), *row.get("nonfinite", ())}
-            known.update(row)
+            merged = rows.setdefault(step, {})
+            bad = {*merged.get("nonfinite", ()), *row.get("nonfinite", ())}
+            merged.update(row)
             if bad:
-                known["nonfinite"] = sorted(bad)
+                merged["nonfinite"] = sorted(bad)
     if len(damaged) > WORST:
         damaged[WORST:] = [f"{path}: {len(damaged) - WORST} more lines are no rows"]
     return Log([rows[step] for step in sorted(rows)], damaged, superseded, torn=bool(lines[-1]))

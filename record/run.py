@@ -101,8 +101,8 @@ class RunFolder:
 
     def check_data(self, digest: str, path: str) -> None:
         """InputError if the run in this folder was trained on other data than that of `digest`, which lies in `path`."""
-        known = (self.read_experiment() or {}).get("data")
-        trained = known.get("digest") if isinstance(known, dict) else None
+        data = (self.read_experiment() or {}).get("data")
+        trained = data.get("digest") if isinstance(data, dict) else None
         if trained != digest:
             raise InputError(
                 f"{self.path} was trained on data of digest {str(trained)[:12]} (in {self.data_path() or 'a folder not known'}), "

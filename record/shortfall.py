@@ -22,18 +22,18 @@ TAIL = 1 << 20  # bytes that are looked through for the last row of probes.jsonl
 def shortfalls(folder: RunFolder, status: Mapping[str, Any], log: Log, probe_every: int | None) -> list[str]:
     """Sentences on rows that metrics.jsonl (read as `log`, after the status) and probes.jsonl should have and have not."""
     state, done = status["state"], status["step"]
-    found = lost_steps(folder.metrics, log)
+    sentences = lost_steps(folder.metrics, log)
     last = log.rows[-1] if log.rows else {}
     standing = f"although the run is {state} at step {done:,}"
     if not log.rows and (done or state == "done"):
-        found.append(f"{folder.metrics}: it has no rows at all, {standing}")
+        sentences.append(f"{folder.metrics}: it has no rows at all, {standing}")
     elif log.rows and last["step"] < done:
-        found.append(f"{folder.metrics}: its rows end at step {last['step']:,}, {standing}")
+        sentences.append(f"{folder.metrics}: its rows end at step {last['step']:,}, {standing}")
     elif state == "done" and "val/loss" not in last:
-        found.append(f"{folder.metrics}: the last step has no validation loss, {standing}")
+        sentences.append(f"{folder.metrics}: the last step has no validation loss, {standing}")
     elif log.torn and state != "running":
-        found.append(f"{folder.metrics}: its last line is cut off, {standing}")
-    return found + _probes(folder, done, log, probe_every, standing)
+        sentences.append(f"{folder.metrics}: its last line is cut off, {standing}")
+    return sentences + _probes(folder, done, log, probe_every, standing)
 
 
 def _probes(folder: RunFolder, done: int, log: Log, every: int | None, standing: str) -> list[str]:

@@ -34,15 +34,15 @@ class LossWatch:
 
     def add(self, step: int, loss: float, grad_norm: float) -> dict[str, float]:
         """Take in the values of update `step`; returns `spike/…`: the deviations of what is a spike."""
-        found = {}
+        spikes = {}
         for key, value in zip(KEYS, (loss, grad_norm), strict=True):
-            recent = [math.inf if known is None else known for known in self.state[key]]
+            recent = [math.inf if earlier is None else earlier for earlier in self.state[key]]
             deviation = _deviation(value, recent)
             if self._deviations and deviation > self._deviations:
-                found[f"spike/{key}"] = deviation
+                spikes[f"spike/{key}"] = deviation
             self.state[key] = [*self.state[key], _json(value)][-WINDOW:]
         self._smooth(step)
-        return found
+        return spikes
 
     @property
     def divergence(self) -> str:
@@ -72,7 +72,7 @@ def _deviation(value: float, recent: list[float]) -> float:
     middle = median(recent)
     if not math.isfinite(middle):
         return 0.0
-    spread = 1.4826 * median(abs(known - middle) for known in recent)
+    spread = 1.4826 * median(abs(value - middle) for value in recent)
     floor = 0.1 if len(recent) < ENOUGH else 1e-3
     return (value - middle) / max(spread, floor * abs(middle), 1e-12)
 

@@ -51,10 +51,10 @@ def max_array_size() -> int | None:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
-    if found and int(found[1]) == 0:
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+    if limit and int(limit[1]) == 0:
         raise InputError("this cluster allows no job arrays (MaxArraySize 0); ask its administrators, or use --local")
-    return int(found[1]) if found else None  # the largest index is one less, and the first is 0
+    return int(limit[1]) if limit else None  # the largest index is one less, and the first is 0
 
 
 def chain(todo: Stages, size: int | None, limit: int | None, queued: Queued, send: Callable[[Array], str]) -> None:
@@ -148,9 +148,9 @@ def _send(path: Path, sweep: Sweep, site: Site, root: Path, accepted: list[str],
         for folder in folders:
             with suppress(OSError):  # not empty: earlier submissions are in it
                 folder.rmdir()
-        found = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise InputError(f"sbatch refused stage {array.name}: {found}; asked: {shlex.join(command)}") from None
-    job = answer.stdout.strip().partition(";")[0]
+        words = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        raise InputError(f"sbatch refused stage {array.name}: {words}; asked: {shlex.join(command)}") from None
+    job = words.stdout.strip().partition(";")[0]
     write_json(file, {**row, "job": job})
     accepted.append(job)
     logger.info("stage %s: job %s, %d run(s); logs in %s", array.name, job, len(array.cells), root / "slurm")

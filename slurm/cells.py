@@ -90,10 +90,10 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
 
 def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None = None) -> dict[Path, Standing]:
     """The standing of every cell; parents come before their children."""
-    found: dict[Path, Standing] = {}
+    by_folder: dict[Path, Standing] = {}
     for cell in cells:
         try:
-            found[cell.folder] = standing(cell, queued or {}, found)
+            by_folder[cell.folder] = standing(cell, queued or {}, by_folder)
         except (
             InputError,
             KeyError,
@@ -101,10 +101,10 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
             ArithmeticError,
             OSError,
         ) as error:  # one damaged folder must not hide the others
-            found[cell.folder] = Standing(
+            by_folder[cell.folder] = Standing(
                 "failed", 0, cell.config.schedule.steps, f"its folder cannot be read: {error!r}"
             )
-    return found
+    return by_folder
 
 
 def is_alive(folder: RunFolder) -> bool:
@@ -172,7 +172,7 @@ def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:
 
     With `strict`, InputError where jobs were submitted and SLURM cannot be asked about them.
     """
-    found: dict[str, tuple[str, str]] = {}
+    states: dict[str, tuple[str, str]] = {}
     tasks = {
         f"{submission['job']}_{index}": cell["folder"]
         for submission in read_submissions(root)
@@ -187,8 +187,8 @@ def queue(root: Path, strict: bool = False) -> dict[str, tuple[str, str]]:
     for line in (answer or "").splitlines():
         task, state = line.split()
         if task in tasks and state in ACTIVE:
-            found[tasks[task]] = (task, state)
-    return found
+            states[tasks[task]] = (task, state)
+    return states
 
 
 ACTIVE = (
@@ -199,7 +199,7 @@ ACTIVE = (
 
 def accounted(root: Path) -> dict[str, str]:
     """Folder → how SLURM says its latest attempt ended (OUT_OF_MEMORY, TIMEOUT, …); empty without accounting."""
-    found: dict[str, str] = {}
+    endings: dict[str, str] = {}
     for submission in read_submissions(root):
         if not submission.get("job"):
             continue
@@ -210,8 +210,8 @@ def accounted(root: Path) -> dict[str, str]:
             task, _, state = line.partition("|")
             index = task.rpartition("_")[2]
             if index.isdecimal() and int(index) < len(submission["cells"]):
-                found[submission["cells"][int(index)]["folder"]] = state.split()[0]
-    return found
+                endings[submission["cells"][int(index)]["folder"]] = state.split()[0]
+    return endings
 
 
 def _ask(command: list[str]) -> str | None:

@@ -89,24 +89,24 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
             if not running and waiting and all(blocked(cell) for cell in waiting):
                 break
             if time.monotonic() > looked + LOOK_S:
-                found, looked = standings(cells), time.monotonic()
-                bar.set_postfix_str(render_counts(found), refresh=False)
-                bar.update(sum(known.step for known in found.values()) - bar.n)
+                standing_of, looked = standings(cells), time.monotonic()
+                bar.set_postfix_str(render_counts(standing_of), refresh=False)
+                bar.update(sum(standing.step for standing in standing_of.values()) - bar.n)
             time.sleep(0.5)
-    found = standings(cells)
-    _say(render_counts(found))
+    standing_of = standings(cells)
+    _say(render_counts(standing_of))
     for cell in waiting if not stopped else []:
         _say(f"{cell.folder}: blocked: {blocked(cell)}")
     if stopped:
         return EXIT_CODES["preempted"]
-    return 0 if all(found[cell.folder].state in FINISHED for cell in cells) else 1
+    return 0 if all(standing_of[cell.folder].state in FINISHED for cell in cells) else 1
 
 
 def _listen(stopped: list[int]) -> None:
     """Note every request to stop; a terminal that closes is one, unless nohup has it ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda found, _: stopped.append(found))
+            signal.signal(number, lambda received, _: stopped.append(received))
 
 
 def _say(text: str) -> None:
@@ -164,8 +164,8 @@ def _is_over(job: Job, stopped: bool) -> bool:
         word, _ = aftermath(job.cell.folder, job.started, [job.log], None, ended)
         if word == "held":
             return False
-    known = standings([job.cell])[job.cell.folder]
-    _say(f"{job.cell.folder}: {known.state} at step {known.step}{': ' + known.why if known.why else ''}")
+    standing = standings([job.cell])[job.cell.folder]
+    _say(f"{job.cell.folder}: {standing.state} at step {standing.step}{': ' + standing.why if standing.why else ''}")
     return True
 
 

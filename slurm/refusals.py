@@ -57,8 +57,8 @@ def note_refusal(folder: Path, why: str) -> None:
 
 def refusal(folder: Path, status: dict[str, Any] | None) -> str:
     """Why the latest attempt was refused; empty if it was not."""
-    known = read_dict(folder / REFUSAL)
-    return "" if status is not None and status["updated"] > known.get("updated", "") else str(known.get("why", ""))
+    note = read_dict(folder / REFUSAL)
+    return "" if status is not None and status["updated"] > note.get("updated", "") else str(note.get("why", ""))
 
 
 def _latest_attempt(log: Path) -> list[str]:

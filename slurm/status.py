@@ -34,54 +34,58 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     root = args.runs / sweep.name
     cells = all_cells(stages)
-    found = _explained(standings(cells, queue(root)), root)
+    standing_of = _explained(standings(cells, queue(root)), root)
     if args.json:
         print(
-            json.dumps([{"stage": c.stage, "run": str(c.folder), **asdict(found[c.folder])} for c in cells], indent=2)
+            json.dumps(
+                [{"stage": c.stage, "run": str(c.folder), **asdict(standing_of[c.folder])} for c in cells], indent=2
+            )
         )
     else:
-        print(render(cells, found))
+        print(render(cells, standing_of))
     return 0
 
 
-def _explained(found: dict[Path, Standing], root: Path) -> dict[Path, Standing]:
+def _explained(standing_of: dict[Path, Standing], root: Path) -> dict[Path, Standing]:
     """With SLURM's word on why a task ended, where the run could not say it itself."""
-    silent = {folder for folder, known in found.items() if known.state in ("failed", "missing")}
+    silent = {folder for folder, standing in standing_of.items() if standing.state in ("failed", "missing")}
     words = accounted(root) if silent else {}
     for folder in silent:
         word = words.get(str(folder.resolve()))
         if word and word not in ("COMPLETED", "RUNNING", "PENDING"):
-            known = found[folder]
-            found[folder] = replace(known, state="failed", why=", ".join(filter(None, [known.why, f"SLURM: {word}"])))
-    return found
+            standing = standing_of[folder]
+            standing_of[folder] = replace(
+                standing, state="failed", why=", ".join(filter(None, [standing.why, f"SLURM: {word}"]))
+            )
+    return standing_of
 
 
-def render(cells: list[Cell], found: dict[Path, Standing]) -> str:
+def render(cells: list[Cell], standing_of: dict[Path, Standing]) -> str:
     """The table, and the counts under it."""
     rows = [("run", "state", "step", "tokens/s", "ETA", "train loss", "val loss", "")]
     for cell in cells:
-        known = found[cell.folder]
+        standing = standing_of[cell.folder]
         rows.append(
             (
                 cell.folder.name,
-                known.state,
-                f"{known.step}/{known.steps}",
-                f"{known.tokens_per_s:,.0f}" if known.tokens_per_s else "",
-                _duration(known.eta_s) if known.eta_s is not None else "",
-                f"{known.train_loss:.4f}" if known.train_loss is not None else "",
-                f"{known.val_loss:.4f}" if known.val_loss is not None else "",
-                known.why,
+                standing.state,
+                f"{standing.step}/{standing.steps}",
+                f"{standing.tokens_per_s:,.0f}" if standing.tokens_per_s else "",
+                _duration(standing.eta_s) if standing.eta_s is not None else "",
+                f"{standing.train_loss:.4f}" if standing.train_loss is not None else "",
+                f"{standing.val_loss:.4f}" if standing.val_loss is not None else "",
+                standing.why,
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(7)]
     lines = [
         "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[7]]).rstrip() for row in rows
     ]
-    return "\n".join([*lines, "", render_counts(found)])
+    return "\n".join([*lines, "", render_counts(standing_of)])
 
 
-def render_counts(found: dict[Path, Standing]) -> str:
-    counts = Counter(known.state for known in found.values())
+def render_counts(standing_of: dict[Path, Standing]) -> str:
+    counts = Counter(standing.state for standing in standing_of.values())
     return ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs"
 
 

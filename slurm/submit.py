@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         _check(stages, 1 if args.local else site.ranks)
         if args.dry_run:
             queued = queue(root)
-            found, todo = outlook(stages, queued, args.local)
-            print(render(stages, found, todo))
+            standing_of, todo = outlook(stages, queued, args.local)
+            print(render(stages, standing_of, todo))
             if not args.local:
                 print(f"\nsite: {source}")
                 chain(todo, max_array_size(), sweep.limit or site.limit, queued, partial(foretell, sweep, site, root))
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError("the data is not prepared; prepare it with: " + "; ".join(missing))
         with sweep_folder(root):
             queued = queue(root, strict=not args.local)  # under the lock: what another command has submitted is seen
-            found, todo = outlook(stages, queued, args.local)
-            print(render_counts(found))
+            standing_of, todo = outlook(stages, queued, args.local)
+            print(render_counts(standing_of))
             if args.local:
                 write_cells(root, all_cells(todo))
                 return run_local(root, all_cells(todo), args.jobs)
@@ -137,26 +137,29 @@ def sweep_folder(root: Path) -> Iterator[None]:
 
 def outlook(stages: Stages, queued: dict[str, tuple[str, str]], local: bool) -> tuple[dict[Path, Standing], Stages]:
     """The standing of every cell, and the cells to do: on a cluster without those that run, which the local runner waits for."""
-    found = standings(all_cells(stages), queued)
+    standing_of = standings(all_cells(stages), queued)
     settled = FINISHED if local else (*FINISHED, "running")
 
     def is_open(cell: Cell) -> bool:
-        return found[cell.folder].state not in settled and str(cell.folder.resolve()) not in queued
+        return standing_of[cell.folder].state not in settled and str(cell.folder.resolve()) not in queued
 
-    return found, {name: [cell for cell in cells if is_open(cell)] for name, cells in stages.items()}
+    return standing_of, {name: [cell for cell in cells if is_open(cell)] for name, cells in stages.items()}
 
 
-def render(stages: Stages, found: dict[Path, Standing], todo: Stages) -> str:
+def render(stages: Stages, standing_of: dict[Path, Standing], todo: Stages) -> str:
     """What would happen to every cell, one a line."""
     lines = []
     for name, cells in stages.items():
         lines.append(f"stage {name}: {len(cells)} run(s), {len(todo[name])} to do")
         for cell in cells:
-            known, start = found[cell.folder], f" from {cell.parent.folder.name}@{cell.step}" if cell.parent else ""
-            act = {"missing": "starts", "blocked": "starts"}.get(
-                known.state, f"resumes ({known.state} at {known.step})"
+            standing, start = (
+                standing_of[cell.folder],
+                f" from {cell.parent.folder.name}@{cell.step}" if cell.parent else "",
             )
-            lines.append(f"  {cell.folder}{start}: {act if cell in todo[name] else 'left alone, ' + known.state}")
+            act = {"missing": "starts", "blocked": "starts"}.get(
+                standing.state, f"resumes ({standing.state} at {standing.step})"
+            )
+            lines.append(f"  {cell.folder}{start}: {act if cell in todo[name] else 'left alone, ' + standing.state}")
     return "\n".join(lines)
 
 

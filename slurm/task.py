@@ -149,8 +149,8 @@ def begun_at(folder: RunFolder, started: float, step: int) -> int:
 
 def preempted_by_slurm() -> bool:
     """Whether SLURM is preempting this job, and nobody has cancelled it: one that ends in its grace time is not requeued."""
-    found = shown_job()
-    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    job = shown_job()
+    return job.get("JobState") == "RUNNING" and job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
 
 
 def shown_job() -> dict[str, str]:

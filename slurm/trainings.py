@@ -38,16 +38,16 @@ def trainings_here() -> dict[Path, list[Training]]:
 
     Only processes that were told their folder by --run-dir, as this project's commands tell them.
     """
-    found: dict[Path, list[Training]] = {}
+    by_folder: dict[Path, list[Training]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_text(errors="replace").split("\0")
             folder = _run_folder(words)
             if folder and (training := training_of(int(entry.name))):
-                found.setdefault(Path(os.readlink(entry / "cwd"), folder).resolve(), []).append(training)
+                by_folder.setdefault(Path(os.readlink(entry / "cwd"), folder).resolve(), []).append(training)
         except OSError:  # it has ended, or is another user's
             continue
-    return found
+    return by_folder
 
 
 def writer_here(folder: Path) -> Training | None:
