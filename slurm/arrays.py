@@ -150,7 +150,7 @@ def _send(path: Path, sweep: Sweep, site: Site, root: Path, accepted: list[str],
                 folder.rmdir()
         words = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise InputError(f"sbatch refused stage {array.name}: {words}; asked: {shlex.join(command)}") from None
-    job = words.stdout.strip().partition(";")[0]
+    job = answer.stdout.strip().partition(";")[0]
     write_json(file, {**row, "job": job})
     accepted.append(job)
     logger.info("stage %s: job %s, %d run(s); logs in %s", array.name, job, len(array.cells), root / "slurm")
