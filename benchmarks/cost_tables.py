@@ -74,11 +74,11 @@ def study() -> str:
 
 def devices() -> str:
     """The devices that were measured: how long one run at 124M takes there."""
-    found, config = read_result(MEASURED), config_of("124M", 1)
-    rate = found["tokens_per_s"]["train.py"]
+    result, config = read_result(MEASURED), config_of("124M", 1)
+    rate = result["tokens_per_s"]["train.py"]
     days = config.schedule.steps * config.batch.tokens_per_step / rate / 86400
     flops = rate * cost.flops_per_token(config.model) / 1e12
-    row = [f"CPU, {found['threads']} cores", f"{rate:,.0f}", f"{flops:.2f}", f"{days:,.0f}", f"`{MEASURED}`"]
+    row = [f"CPU, {result['threads']} cores", f"{rate:,.0f}", f"{flops:.2f}", f"{days:,.0f}", f"`{MEASURED}`"]
     return table(["device", "tokens/s in `bf16-mixed`", "TFLOP/s", "days for one run at 124M", "result file"], [row])
 
 

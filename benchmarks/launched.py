@@ -28,7 +28,7 @@ def launch(given: dict[str, Any], ranks: int, work: Path, environ: dict[str, str
     launcher += ["--master_port", str(free_port())]
     env = os.environ | (environ or {}) | ({} if Path("/dev/nvidia0").exists() else {"DS_ACCELERATOR": "cpu"})
     command = [sys.executable, *launcher, "train.py", "--config", str(config), "--run-dir", str(run.path)]
-    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if (run.read_status() or {}).get("state") != "done":
-        raise SystemExit(f"train.py on {ranks} rank(s) failed:\n{found.stderr[-2000:]}")
+        raise SystemExit(f"train.py on {ranks} rank(s) failed:\n{ended.stderr[-2000:]}")
     return run

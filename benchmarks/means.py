@@ -107,21 +107,21 @@ def main() -> int:
     chosen = list(dict.fromkeys(["shipped", *(args.means or (set(MEANS) - left_out))]))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(chosen, key=list(MEANS).index)}
     for _ in range(args.rounds):
-        for name, found in runs.items():
+        for name, results in runs.items():
             command = [sys.executable, "-m", "benchmarks.means", *sys.argv[1:], "--child", name]
             env = os.environ | ({"THP_MEM_ALLOC_ENABLE": "1"} if name == "huge" else {})
             said = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             if said.returncode:
                 raise SystemExit(f"{name} failed:\n{said.stderr[-2000:]}")
-            found.append(json.loads(said.stdout.splitlines()[-1]))
-    median = {n: statistics.median(s for run in found for s in run["seconds"]) for n, found in runs.items()}
-    peak = {n: max(run["peak_bytes"] for run in found) for n, found in runs.items()}
+            results.append(json.loads(said.stdout.splitlines()[-1]))
+    median = {n: statistics.median(s for run in results for s in run["seconds"]) for n, results in runs.items()}
+    peak = {n: max(run["peak_bytes"] for run in results) for n, results in runs.items()}
     result = {
         "tokens_per_s": {n: config.batch.tokens_per_step / s for n, s in median.items()},
         "time_over_shipped": {n: s / median["shipped"] for n, s in median.items()},
         "memory_over_shipped": {n: bytes_ / peak["shipped"] for n, bytes_ in peak.items()},
         "peak_bytes": peak,
-        "seconds": {n: [s for run in found for s in run["seconds"]] for n, found in runs.items()},
+        "seconds": {n: [s for run in results for s in run["seconds"]] for n, results in runs.items()},
         "precision": config.precision,
         "device": runs["shipped"][0]["device"],
     }

@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="results file")
     args = parser.parse_args()
     config, given = load_config(args.config, args.set)
-    found = {}
+    measured = {}
     for case in [CASES[index] for index in args.cases]:
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / "data"
@@ -85,10 +85,10 @@ def main() -> int:
             given_case = merge(merge(given, settings), {"data": {"path": str(data), "train_tokens": None}})
             validate(given_case, args.config)
             name = name_of(*case)
-            found[name] = measure(given_case, case[2], Path(work))
-            print(name, found[name], flush=True)
+            measured[name] = measure(given_case, case[2], Path(work))
+            print(name, measured[name], flush=True)
     out = args.out or RESULTS / f"memory-{Path(args.config).stem}-cpu.json"
-    write_result(out, "memory_estimate", {"cases": found})
+    write_result(out, "memory_estimate", {"cases": measured})
     return 0
 
 

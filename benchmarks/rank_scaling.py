@@ -40,7 +40,7 @@ def main() -> int:
         work = Path(temporary)
         write_data(work / "data", (tokens * args.steps + 1, args.steps), (2 * config.model.seq_len, 1))
         for turn in range(args.rounds):
-            for (stage, ranks), found in zip(cases, seconds.values(), strict=True):
+            for (stage, ranks), times in zip(cases, seconds.values(), strict=True):
                 changed = {
                     "data": {"path": str(work / "data"), "train_tokens": None},
                     "parallel": {"zero_stage": stage},
@@ -51,7 +51,7 @@ def main() -> int:
                 case = merge(given, changed)
                 validate(case, args.config)
                 rows = read_metrics(launch(case, ranks, work / f"{turn}_{stage}_{ranks}").metrics)[0]
-                found += [row["time/step_s"] for row in rows if "time/step_s" in row][2:]
+                times += [row["time/step_s"] for row in rows if "time/step_s" in row][2:]
     median = {name: statistics.median(times) for name, times in seconds.items()}
     one = median["ZeRO 0, 1 rank(s)"]
     result = {

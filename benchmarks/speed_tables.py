@@ -24,10 +24,10 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _most(key: str, found: dict[str, Any]) -> float | None:
+def _most(key: str, result: dict[str, Any]) -> float | None:
     """What a ratio is where an update takes no longer than its FLOPs at the matmul rate; None where that bounds nothing."""
     if key == "ratio_to_peer":
-        return float(found[key] / found["fraction_of_matmul"])
+        return float(result[key] / result["fraction_of_matmul"])
     return 1.0 if key == "fraction_of_matmul" else None
 
 
@@ -35,13 +35,13 @@ def aims() -> str:
     """What was aimed at beside what was measured."""
     rows = []
     for what, name, key, aim in AIMS:
-        found = read_result(name)
-        rows.append([what, f"{aim:g} or more", f"{found[key]:.2f}", _ratio(_most(key, found)), f"`{name}`"])
-    for name, found in read_results("ranks-*.json").items():
-        best = max(ratio for case, ratio in found["ratio_to_one_rank"].items() if "1 rank" not in case)
+        result = read_result(name)
+        rows.append([what, f"{aim:g} or more", f"{result[key]:.2f}", _ratio(_most(key, result)), f"`{name}`"])
+    for name, result in read_results("ranks-*.json").items():
+        best = max(ratio for case, ratio in result["ratio_to_one_rank"].items() if "1 rank" not in case)
         rows.append(["two ranks on two cores, of one", "0.9 or more", f"{best:.2f}", "", f"`{name}`"])
-    for name, found in read_results("memory-*.json").items():
-        ratios = [sum(estimate(case)) / bytes_["measured_bytes"] for case, bytes_ in found["cases"].items()]
+    for name, result in read_results("memory-*.json").items():
+        ratios = [sum(estimate(case)) / bytes_["measured_bytes"] for case, bytes_ in result["cases"].items()]
         between = f"{min(ratios):.2f} to {max(ratios):.2f}"
         rows.append(["the plan's memory over measured", "0.9 to 1.1", between, "", f"`{name}`"])
     return table(["what", "aim", "measured", "at most", "result file"], rows)
@@ -50,11 +50,11 @@ def aims() -> str:
 def loop() -> str:
     """Every measured configuration."""
     rows = []
-    for name, found in read_results("train_step-*.json").items():
-        device = found["device"] if found["device"] != "cpu" else f"{found['threads']} cores"
-        rates = [f"{found['tokens_per_s']['train.py']:,.0f}", f"{found['flop_per_s'] / 1e9:,.0f}"]
-        ratios = [_ratio(found.get(key)) for key in ("ratio", "ratio_to_peer", "fraction_of_matmul")]
-        rows.append([f"`{name}`", device, *rates, *ratios, f"{found['probe_cost']:.1%}"])
+    for name, result in read_results("train_step-*.json").items():
+        device = result["device"] if result["device"] != "cpu" else f"{result['threads']} cores"
+        rates = [f"{result['tokens_per_s']['train.py']:,.0f}", f"{result['flop_per_s'] / 1e9:,.0f}"]
+        ratios = [_ratio(result.get(key)) for key in ("ratio", "ratio_to_peer", "fraction_of_matmul")]
+        rows.append([f"`{name}`", device, *rates, *ratios, f"{result['probe_cost']:.1%}"])
     columns = ["device", "tokens/s", "GFLOP/s", "/ bare loop", "/ peer", "/ matmul", "probes"]
     return table(["result file", *columns], rows)
 
@@ -62,8 +62,8 @@ def loop() -> str:
 def shares() -> str:
     """Where the time of an update goes."""
     rows = []
-    for name, found in read_results("train_step-*.json").items():
-        parts = [f"{part} {value:.1%}" for part, value in found["share_of_time"].items() if value >= 0.0005]
+    for name, result in read_results("train_step-*.json").items():
+        parts = [f"{part} {value:.1%}" for part, value in result["share_of_time"].items() if value >= 0.0005]
         rows.append([f"`{name}`", ", ".join(parts)])
     return table(["result file", "shares of an update"], rows)
 
@@ -71,10 +71,10 @@ def shares() -> str:
 def means() -> str:
     """What each means gains or costs."""
     rows = []
-    for name, found in read_results("means-*.json").items():
-        for key, ratio in found["time_over_shipped"].items():
+    for name, result in read_results("means-*.json").items():
+        for key, ratio in result["time_over_shipped"].items():
             if key != "shipped":
-                updates, memory = len(found["seconds"][key]), found["memory_over_shipped"][key]
+                updates, memory = len(result["seconds"][key]), result["memory_over_shipped"][key]
                 rows.append([MEANS[key], f"`{name}`", updates, f"× {ratio:.2f}", f"× {memory:.2f}"])
     return table(["change", "result file", "updates", "time", "memory"], rows)
 
@@ -83,13 +83,13 @@ def ranks() -> str:
     """Several ranks on one machine against one."""
     rows = [
         [case, f"`{name}`", f"{ratio:.2f}"]
-        for name, found in read_results("ranks-*.json").items()
-        for case, ratio in found["ratio_to_one_rank"].items()
+        for name, result in read_results("ranks-*.json").items()
+        for case, ratio in result["ratio_to_one_rank"].items()
     ]
     return table(["case", "result file", "ratio"], rows)
 
 
 def gpus() -> str:
     """What `benchmarks/gpu.sh` has left; one row that says so where it has not been run."""
-    rows = [[f"`{name}`", found.get("device", "")] for name, found in read_results("gpu*.json").items()]
+    rows = [[f"`{name}`", result.get("device", "")] for name, result in read_results("gpu*.json").items()]
     return table(["result file", "device"], rows or [["none yet", ""]])

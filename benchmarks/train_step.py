@@ -118,11 +118,11 @@ class Bench:
             raise SystemExit(f"train.py failed:\n{said[-2000:]}")
         peak = max(row.get("perf/peak_memory_bytes", 0) for row in read_metrics(metrics)[0])
         before = (RunFolder(run).last_start() or {})["memory_before_bytes"]
-        found = {"launch_to_first_step_s": seconds, "peak_memory_bytes": peak}
+        figures = {"launch_to_first_step_s": seconds, "peak_memory_bytes": peak}
         if self.world.device.type == "cuda":  # on a CPU the heap keeps what is freed: benchmarks.memory_estimate
             estimate = self.plan.state_bytes + self.plan.activation_bytes
-            found["estimate_over_measured"] = estimate / (peak - before)
-        return found
+            figures["estimate_over_measured"] = estimate / (peak - before)
+        return figures
 
 
 def _watch(spans: Spans, training: Training) -> None:
@@ -141,12 +141,12 @@ def _watch(spans: Spans, training: Training) -> None:
 
 def peer_seconds(command: str) -> list[float]:
     """Seconds of each update that another trainer prints."""
-    found = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
-    times = [float(ms) / 1000 for ms in re.findall(r"time\s+([\d.]+)\s*ms", found.stdout)][WARM_UP:]
-    if found.returncode or not times:
+    ended = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
+    times = [float(ms) / 1000 for ms in re.findall(r"time\s+([\d.]+)\s*ms", ended.stdout)][WARM_UP:]
+    if ended.returncode or not times:
         raise SystemExit(
-            f"--peer ended with exit code {found.returncode} and {len(times)} updates after the first {WARM_UP}; expected "
-            f"lines with `time <milliseconds>ms`, one an update:\n{(found.stdout + found.stderr)[-2000:]}"
+            f"--peer ended with exit code {ended.returncode} and {len(times)} updates after the first {WARM_UP}; expected "
+            f"lines with `time <milliseconds>ms`, one an update:\n{(ended.stdout + ended.stderr)[-2000:]}"
         )
     return times
 
