@@ -3,7 +3,7 @@
     python -m analysis effective_lr runs/small_matched_lr --out runs/effective
 
 The effective learning rate of update s is η_s/‖w_{s−1}‖, of SGD η_s/‖w_{s−1}‖² (P1); the Adam effective learning rate,
-rotation and size are probed (log.probe_every); predictions are those of record/probes.py, under pure noise.
+rotation and size are probed (log.probe_every); predictions are those of record/probe_columns.py, under pure noise.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def probes(self) -> pd.DataFrame:
-        """As `metrics`, columns as in record/probes.py; empty for a run that was not probed."""
+        """As `metrics`, columns as in record/probe_columns.py; empty for a run that was not probed."""
         return table_of(self.probe_log.rows)
 
     @property

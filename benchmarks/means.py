@@ -29,9 +29,9 @@ from benchmarks.outcome import RESULTS, write_result
 from configs.load import load_config
 from configs.plan import make_plan
 from configs.schema import RunConfig
+from engine.dtypes import set_matmul_precision
 from engine.launch import device_name, start_world
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
-from engine.precision import set_matmul_precision
 
 WARM_UP = 2  # updates that are not counted
 MEANS = {

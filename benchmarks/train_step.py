@@ -42,10 +42,10 @@ from configs.plan import Plan, make_plan
 from configs.schema import Log, RunConfig
 from data.loader import Prefetcher
 from data.manifest import Manifest
+from engine.dtypes import set_matmul_precision
 from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
 from engine.network import is_compiled
-from engine.precision import set_matmul_precision
 from engine.training import Training, begin, open_data
 from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder

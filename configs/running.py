@@ -151,7 +151,7 @@ class Log(Section):
     every: int = setting(10, "updates between writes of the metrics (each update has its row)", operational=True, ge=1)
     probe_every: int | None = setting(
         100,
-        "updates between probes (record/probes.py), and every tenth of the first hundred; null: none",
+        "updates between probes (record/probe_columns.py), and every tenth of the first hundred; null: none",
         operational=True,
         ge=1,
     )

@@ -1,4 +1,7 @@
-"""Which kernel attention takes in a run: of a bfloat16 study it is a factor, since each rounds in its own way (2510.04212)."""
+"""Which kernel attention takes in a run.
+
+Each kernel rounds in its own way, so in a bfloat16 study the kernel is a factor of its own (2510.04212). It is recorded.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.precision import TABLE
 from configs.schema import RunConfig
-from engine.precision import autocast_dtype
+from engine.dtypes import autocast_dtype
 from model.gpt import Attention, document_mask
 
-# The operators that torch's scaled_dot_product_attention hands over to; without one of them it multiplies and takes softmax.
+# The operators that torch's scaled_dot_product_attention hands over to. If it uses none of them, it multiplies and takes
+# the softmax itself ("math").
 KERNELS = {
     "aten::_scaled_dot_product_flash_attention": "flash",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash_cpu",
@@ -23,16 +27,20 @@ SOFTMAX = {"aten::_softmax", "aten::_safe_softmax"}
 
 
 def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) -> str:
-    """flash, flash_cpu, efficient, cudnn or math; "unknown" where what ran is none of them.
+    """The kernel's name: flash, flash_cpu, efficient, cudnn or math; "unknown" if what ran is none of them.
 
-    Read off one call of the model's own attention, with the shapes, dtypes, mask and dropout of a micro-step: torch chooses by
-    them, by the device and by what was switched off in this process. Compiled blocks were seen to take the same kernel, on a CPU.
+    It is read off one call of the model's own attention, with the shapes, dtypes, mask and dropout of a micro-step. torch
+    chooses by these, by the device, and by what was switched off in this process. On a CPU, compiled blocks were seen to take
+    the same kernel.
     """
+    # The inputs are of the dtype that the weights have in the forward pass; autocast, below, lowers them further.
     dtype = torch.bfloat16 if TABLE[config.precision].weights == "bfloat16" else torch.float32
     length = config.model.seq_len
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws, and so do new weights
+    # New weights and dropout draw random numbers. The run's own generators must not notice.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         attention = Attention(config.model).to(device, dtype)
         x = torch.zeros(micro_batch, length, config.model.n_embd, device=device, dtype=dtype, requires_grad=True)
+        # With a mask torch chooses another kernel; which document a token is of does not matter for that.
         tokens = torch.zeros(micro_batch, length, device=device, dtype=torch.long)
         mask = None if config.data.cross_document_attention else document_mask(tokens, 0)
         autocast = autocast_dtype(config.precision)
@@ -43,6 +51,7 @@ def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) 
 
 def name_kernel(operators: set[str]) -> str:
     """The kernel's name, from the names of all operators that an attention ran."""
+    # `…_attention_math` is the name of the composite operator, which then runs matmuls and a softmax of its own.
     fused = {name for name in operators if "_scaled_dot_product_" in name and not name.endswith("_attention_math")}
     if len(fused) == 1:
         return KERNELS.get(fused.pop(), "unknown")

@@ -9,11 +9,13 @@ from importlib import metadata
 
 def no_cuda() -> str:
     """Why torch cannot find a CUDA device in this process; empty where it may, which only torch itself can tell."""
+    # The version's suffix says what torch was built for.
     build = metadata.version("torch").partition("+")[2]  # 2.13.0+cpu, 2.13.0+cu130, or 2.13.0 alone
     if build == "cpu":
         return "this torch is built for CPUs only"
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES shows none"
+    # ROCm's devices are "cuda" to torch, and have another driver.
     if build.startswith("rocm"):
         return ""
     try:
@@ -49,6 +51,6 @@ def device_bytes() -> int | None:
 
 
 def not_here(precision: str) -> str:
-    """Why this machine cannot run a precision; empty where it may (engine/precision.py looks again, at the device itself)."""
+    """Why this machine cannot run a precision; empty where it may. engine/dtypes.py looks again, at the device itself."""
     reason = no_cuda() if precision == "tf32" else ""
     return f"precision tf32 needs a CUDA device, and {reason}" if reason else ""

@@ -1,4 +1,7 @@
-"""The DeepSpeed configuration that a run's configuration implies; everything that changes a number is written."""
+"""The DeepSpeed configuration that follows from a run's configuration.
+
+Everything that changes a number is written, defaults too: they have changed between versions of DeepSpeed.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """Clipping, the finite check and the schedule are ours (engine/engine.py, engine/update.py), so DeepSpeed's are off."""
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     true_bf16 = dtypes.masters == "bfloat16"
-    # Gradient norms are computed once, by us. Not possible at stage 3, nor for BF16_Optimizer (stage 1, fp32 accumulation).
+    # Gradient norms are computed once, by us. DeepSpeed cannot leave its own out at stage 3, nor in BF16_Optimizer (stage 1 with
+    # accumulation in float32).
     ds_norm = stage == 3 or config.precision == "bf16-master"
+    # The batch is said three times, and DeepSpeed refuses numbers that do not multiply: the plan's must.
     return {
         "train_batch_size": config.sequences_per_step,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
@@ -29,6 +34,7 @@ def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
             "reduce_bucket_size": bucket_elements(config),
             **config.deepspeed,
         },
+        # ZeRO refuses optimisers that it does not know, such as SGD; ours are tested at every stage.
         "zero_allow_untested_optimizer": True,
         "bf16": {
             "enabled": dtypes.weights == "bfloat16",

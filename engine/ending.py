@@ -20,6 +20,7 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
 
     A request to stop is obeyed meanwhile; the next start only compares.
     """
+    # In turns, between which the ranks ask each other: a signal need not wait for terabytes to be hashed.
     said = False
     while not training.guard.compared():
         if training.engine.any_rank(stop.pending):
@@ -32,6 +33,7 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
 
 def stop_reason(training: Training, stop: StopRequest) -> str:
     """Why the ranks stop, the same on all: the first reason that a rank knows. Collective. Raises where damaged data is why."""
+    # First what was found in the data: it makes a failure of what would be a stop.
     training.guard.check()
     return signalled(stop) or "asked to stop"
 

@@ -26,9 +26,9 @@ from data.loader import EvalBatch, StepBatch
 from engine import zero
 from engine.agree import over_ranks
 from engine.ds_config import deepspeed_config
+from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
 from engine.launch import World
-from engine.precision import check_dtypes, dtype_name
 from optim.algorithms import build_optimizer, check_rounding
 from optim.rules import rule_of
 

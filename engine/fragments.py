@@ -20,7 +20,7 @@ from torch import Tensor
 from configs.schema import Optim
 from engine import zero
 from engine.agree import over_ranks
-from engine.precision import dtype_name
+from engine.dtypes import dtype_name
 from engine.zero import Fragment
 from optim.algorithms import moments, zero_state
 from optim.averages import Averages

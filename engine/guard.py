@@ -35,6 +35,7 @@ class DataGuard:
         self._batches, self._began = batches, step
         if self._hashing is not None:
             self._hashing.start()
+        # Data that is bad from the first batch on is better known before an update than after.
         self.check()
 
     @property
@@ -55,6 +56,7 @@ class DataGuard:
         """Whether all files are compared; waits a little for it. Raises as `check` does."""
         if not self._beside_training:
             return True
+        # Rank 0 alone hashes; the others wait for its word, a turn at a time.
         ended = on_first_rank(lambda: self._hashing is None or self._hashing.wait(TURN_S))
         self.check()
         return ended

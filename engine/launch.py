@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class World:
-    """`threads_from` says what the number of this rank's CPU threads was taken from."""
+    """Where this process stands among the ranks. `threads_from`: what the number of its CPU threads was taken from."""
 
     rank: int
     ranks: int
@@ -27,28 +27,31 @@ class World:
 
 
 def device_name(device: torch.device) -> str:
+    """What the record calls a device: the model of a GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def start_world(run: str, timeout_s: float, threads: int | None, deterministic: bool = False) -> World:
     """Join the process group and choose device and CPU threads.
 
-    `run` names the run: the group's keys carry it, so that ranks of another run that collide on a port cannot join.
+    `run` names the run. The group's keys carry that name, so that ranks of another run on the same port cannot join.
     With `deterministic` torch uses only algorithms that give the same bits each time (parallel.deterministic).
     `threads` is parallel.threads_per_rank. Raises InputError if the rendezvous port is taken.
     """
+    # cuBLAS and torch choose their algorithms when CUDA starts, so this comes before the device is touched.
     if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    # A process that nobody launched is one rank of one. The launchers name the ranks of this host differently:
+    # LOCAL_SIZE is DeepSpeed's, LOCAL_WORLD_SIZE torchrun's.
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_ranks = int(
-        os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ranks
-    )  # DeepSpeed's, torchrun's
+    local_ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ranks)
     os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed insists on it
     if torch.cuda.is_available():
-        index = 0 if torch.cuda.device_count() == 1 else local_rank  # a cluster may show each rank its own device only
+        # A cluster may show each rank its own device only, and that is then number 0.
+        index = 0 if torch.cuda.device_count() == 1 else local_rank
         torch.cuda.set_device(index)
         device = torch.device("cuda", index)
     else:
@@ -59,6 +62,7 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     logger.info("%d CPU thread(s) per rank, from %s", count, threads_from)
     if count * local_ranks > (cores := usable_cores()):
         logger.warning("%d rank(s) here with %d threads each share %d core(s): slow", local_ranks, count, cores)
+    # NCCL between GPUs, gloo between CPUs. A rank that waits longer than the timeout ends with an error instead of hanging.
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -71,10 +75,10 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
 
 
 def cpu_threads(given: int | None, local_ranks: int) -> tuple[int, str]:
-    """CPU threads of a rank, and what says so: the configuration, else OMP_NUM_THREADS, else the cores over the local ranks.
+    """How many CPU threads a rank uses, and what says so: the configuration, OMP_NUM_THREADS, or the cores over the local ranks.
 
-    Whoever shares a machine sets OMP_NUM_THREADS. Two programs with a thread on every core slow each other many times over.
-    Raises InputError if OMP_NUM_THREADS is no number of threads.
+    The first of these that is set counts. Who shares a machine sets OMP_NUM_THREADS: two programs with a thread on every
+    core slow each other many times over. Raises InputError if OMP_NUM_THREADS is no number of threads.
     """
     if given is not None:
         return given, "parallel.threads_per_rank"
@@ -87,9 +91,12 @@ def cpu_threads(given: int | None, local_ranks: int) -> tuple[int, str]:
 
 
 def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
+    """Where the ranks find each other: a server of rank 0. InputError if its port is taken."""
+    # One rank has nobody to find, and needs no port: any number of such runs fit on one host.
     if ranks == 1:
         return dist.HashStore()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # The other ranks are waited for in init_process_group, not here: this only takes the port, or fails to.
     try:
         return dist.TCPStore(host, port, ranks, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
     except (RuntimeError, dist.DistError) as error:

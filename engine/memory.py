@@ -1,4 +1,7 @@
-"""Memory of this rank: its peak, of the device on CUDA, of the process on a CPU (libraries and mapped files included)."""
+"""The peak memory of this rank: of the device on CUDA, of the whole process on a CPU.
+
+On a CPU that includes libraries and mapped files, such as the token shards.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,17 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed, unless the environment says when it is to map (MALLOC_MMAP_…).
+    """Let glibc's malloc keep the memory that is freed, and use it again. Returns False where there is nothing to set.
 
-    By default it maps every large tensor anew and gives it back, and the kernel zeroes its pages each time (docs/speed.md).
-    False where there is nothing to set: other C libraries have no mallopt.
+    By default glibc maps every large tensor anew and gives it back, and the kernel zeroes its pages each time (docs/speed.md).
+    Other C libraries have no mallopt.
     """
+    # Who set these variables has chosen, and malloc has read them already.
     if any(name.startswith("MALLOC_MMAP_") for name in os.environ):
         return True
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28}  # nothing mapped, nothing given back
-    return mallopt is not None and all(mallopt(option, value) for option, value in wanted.items())
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28}  # nothing mapped, nothing given back
+    return mallopt is not None and all(mallopt(option, value) for option, value in settings.items())
 
 
 def forget_peak(device: torch.device) -> None:

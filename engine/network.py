@@ -14,23 +14,25 @@ import torch
 
 from configs.errors import InputError
 from configs.schema import RunConfig
-from engine.precision import autocast_dtype
+from engine.dtypes import autocast_dtype
 from model.gpt import GPT
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(config: RunConfig, eot: int | None, device: torch.device) -> GPT:
-    """The network of a configuration, over data whose documents end with token `eot` (None: unknown); uninitialised."""
+    """The network of a configuration, its weights not yet set. `eot`: the token that ends the data's documents (None: unknown)."""
     assert eot is not None or config.data.cross_document_attention, "the plan refuses this"
+    # Attention stays within a document only where the configuration says so; the token then marks where one ends.
     separate_at = None if config.data.cross_document_attention else eot
     autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
     return GPT(config.model, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Whether torch.compile is used (parallel.compile). InputError where it is asked for and something it needs is missing."""
-    asked, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
+    """Whether torch.compile is used (parallel.compile). InputError if the configuration asks for it and its tools are missing."""
+    setting, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
+    # torch would find out in the first update, after minutes, and say so in a long traceback. So it is looked at here.
     missing = []
     if shutil.which(shlex.split(compiler)[0]) is None:
         missing.append(f"a C++ compiler ({compiler} is not on the path; CXX names one)")
@@ -38,10 +40,12 @@ def is_compiled(config: RunConfig, device: torch.device) -> bool:
         missing.append("Python's headers (python3-dev)")
     if device.type == "cuda" and find_spec("triton") is None:
         missing.append("triton")
-    if asked and missing:
+    if setting and missing:
         raise InputError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
-    if asked is not None or device.type != "cuda" or config.model.dropout:
-        return bool(asked)
+    # What the configuration says counts. Left open (null), it is compiled on CUDA only, and never with dropout: compiled
+    # dropout draws other random numbers.
+    if setting is not None or device.type != "cuda" or config.model.dropout:
+        return bool(setting)
     if missing:
         logger.warning("without %s the blocks are not compiled, and the run is slower", " and ".join(missing))
     return not missing

@@ -1,4 +1,4 @@
-"""What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probes.py).
+"""What one update did, tensor by tensor and for the whole model: a row of probes.jsonl (columns in record/probe_columns.py).
 
 Written over fragments, so that every ZeRO stage gives the unsharded values; beside the masters before the update it
 holds one slice of a tensor at a time. A probe only looks: it draws nothing at random, and every bit of training is as

@@ -57,6 +57,7 @@ def load(training: Training, path: Path | None) -> None:
         if config.branch is not None:
             _start_branch(training, config.branch)
         return
+    # The folder was checked before; a checkpoint that was copied into it was not.
     manifest = on_first_rank(lambda: read_manifest(path))
     rows = differences(training.experiment, manifest.experiment)
     if rows:

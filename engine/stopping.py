@@ -61,6 +61,7 @@ def launcher_ancestors() -> list[int]:
     """The launcher, and DeepSpeed's runner above it; empty for a process that nobody launched."""
     if "RANK" not in os.environ:
         return []
+    # DeepSpeed's runner starts a launcher, which starts the ranks; torchrun and srun end their ranks themselves.
     parent = os.getppid()
     command = Path(f"/proc/{parent}/cmdline")
     if not command.exists() or b"launch" not in command.read_bytes():
@@ -85,6 +86,7 @@ def leave(code: int) -> NoReturn:
     Gloo's worker threads may still hold tensors then, and abort the process about once in 200 ends although the group was destroyed
     (pytorch/pytorch#179291): a finished run would count as failed.
     """
+    # What is buffered is written now, for nothing runs after this.
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a terminal that was closed

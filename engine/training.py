@@ -19,12 +19,12 @@ from data.verify import verify_split
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.attention import attention_kernel
+from engine.dtypes import set_matmul_precision
 from engine.engine import Engine, Wish
 from engine.guard import DataGuard
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_model
-from engine.precision import set_matmul_precision
 from record.environment import environment
 from record.metrics import TENSOR_NORM
 from record.progress import Progress
@@ -177,6 +177,7 @@ class Training:
 
 def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -> OpenData:
     """Open a run's data; writes nothing. InputError if it is damaged, or the device lacks the precision."""
+    # Before any product: TF32 is a switch of the process.
     set_matmul_precision(config.precision, world.device)
     if config.data.verify == "before" and world.rank == 0:
         for split in (manifest.train, manifest.val):
@@ -201,6 +202,7 @@ def begin(
     if world.device.type == "cpu" and not keep_freed_memory():
         logger.info("the C library has no mallopt: large tensors are mapped anew each time, which is slow")
     forget_peak(world.device)
+    # At step 0, as if nothing had ever been saved; engine/resume.py sets it to where the run goes on.
     watch = LossWatch(config.numerics.spike_deviations, config.numerics.divergence_margin)
     progress = Progress(data.train.start_digest, plan.first_window, watch)
     return Training(

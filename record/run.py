@@ -8,7 +8,7 @@ norms.json          of a matched run: the norms it follows
 starts.jsonl        one row per start: versions, code revision, device, threads, ranks, attention kernel, resumed step
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
-probes.jsonl        what single updates did, tensor by tensor (record/probes.py)
+probes.jsonl        what single updates did, tensor by tensor (record/probe_columns.py)
 checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
 

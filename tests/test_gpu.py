@@ -13,9 +13,9 @@ from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.attention import attention_kernel, name_kernel
 from engine.devices import device_bytes
+from engine.dtypes import set_matmul_precision
 from engine.launch import start_world
 from engine.network import build_model
-from engine.precision import set_matmul_precision
 from model import loss
 from tests.live import make_training, train_steps
 from tests.plain import plain_run

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,52 @@ def test_weights_are_read_without_deepspeed() -> None:
     names = [f"weights.{path.stem}" for path in sorted((ROOT / "weights").glob("*.py")) if path.stem != "__init__"]
     code = f"import sys, {', '.join(names)}; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def sources() -> list[Path]:
+    """Every Python file that is under version control, or is about to be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return [ROOT / name for name in listed if (ROOT / name).exists()]
+
+
+def test_files_are_read_in_one_sitting() -> None:
+    """Breaks if a file grows over 300 lines, or a function over 60."""
+    long = [
+        f"{path.relative_to(ROOT)}: {n} lines" for path in sources() if (n := len(path.read_text().splitlines())) > 300
+    ]
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                long.append(f"{path.relative_to(ROOT)}, {node.name}: {lines} lines")
+    assert not long
+
+
+def test_no_two_files_of_one_name() -> None:
+    """Breaks if a name leads to two files: whoever looks for one finds the other."""
+    names = Counter(path.name for path in sources() if path.name not in ("__init__.py", "__main__.py"))
+    assert not {name: count for name, count in names.items() if count > 1}
+
+
+@pytest.mark.parametrize("room", ["engine", "optim", "analysis"])
+def test_the_code_talks(room: str) -> None:
+    """Breaks if a room has fewer than 8 lines with a comment to 100 lines of code; docstrings are neither."""
+    comments = code = 0
+    for path in (ROOT / room).rglob("*.py"):
+        text, docstrings = path.read_text(), set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                docstrings |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        comments += len({token.start[0] for token in tokens if token.type == tokenize.COMMENT})
+        lines = enumerate(text.splitlines(), 1)
+        code += sum(1 for n, line in lines if line.strip() and not line.strip().startswith("#") and n not in docstrings)
+    assert comments >= 0.08 * code, f"{comments} comments, {code} lines of code"
+
+
+def test_readme_is_one_page() -> None:
+    """Breaks if the front door becomes a manual again."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
 @pytest.mark.parametrize("name", ["utils", "common", "helpers", "misc"])

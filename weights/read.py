@@ -19,8 +19,8 @@ from configs.load import read_json, validate, with_absolute_data
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from data.manifest import Manifest, read_manifest
+from engine.dtypes import set_matmul_precision
 from engine.network import build_model
-from engine.precision import set_matmul_precision
 from model.gpt import GPT
 from record.checkpoint_manifest import SUFFIX, verify
 from record.checkpoint_manifest import read_manifest as read_checkpoint

@@ -8,4 +8,5 @@ STAGES = (0, 1, 2, 3)
 
 def in_optimizer(decay: float, algorithm: str) -> float:
     """torch's AdamW does it. torch's SGD has no such decay: optim/sgd.py does it inside its own step."""
+    # 0 for SGD, or torch would add λw to the gradient as well.
     return decay if algorithm == "adam" else 0.0

@@ -9,23 +9,28 @@ from configs.precision import TABLE
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype for autocast inside the model's forward: bf16-mixed only."""
+    """The dtype of autocast inside the model's forward pass; None without autocast. Only bf16-mixed uses it.
+
+    The other bfloat16 precisions cast the weights themselves, which DeepSpeed does.
+    """
     return torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 def set_matmul_precision(precision: str, device: torch.device) -> None:
-    """TF32 on for `tf32`, off for everything else, through torch's one newer switch.
-
-    Raises InputError for tf32 off CUDA, where it would be a label without a meaning.
-    """
+    """Switch TF32 on for `tf32` and off for every other precision. Raises InputError for `tf32` on a CPU, which has none."""
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision tf32 needs a CUDA device, this run is on {device.type}; use fp32 or bf16-mixed")
+    # torch has older switches for the same thing (allow_tf32). Where both kinds are used it raises.
     torch.backends.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def check_dtypes(precision: str, seen: dict[str, str]) -> None:
-    """Compare dtypes read off the engine with the table. RuntimeError lists every one that differs."""
+    """Compare dtypes read off the live engine with the table. RuntimeError lists every one that differs.
+
+    It is no InputError: the user asked for a precision that exists, and DeepSpeed does something else.
+    """
     expected = TABLE[precision].as_dict()
+    # All that differ, not the first: together they show which precision it is that DeepSpeed runs in truth.
     wrong = [
         f"{key} is {dtype}, expected {expected[key]}"
         for key, dtype in seen.items()
@@ -36,9 +41,10 @@ def check_dtypes(precision: str, seen: dict[str, str]) -> None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, as in the table, for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def _kind(name: str) -> str:
-    """tensorfloat32 is how float32 operands are multiplied: the tensors themselves are float32."""
+    """The dtype of a tensor: `tensorfloat32` says how float32 operands are multiplied, and the tensors are float32."""
     return "float32" if name == "tensorfloat32" else name
