@@ -15,6 +15,7 @@ from data.manifest import Manifest, Split
 from data.shards import sha256_of
 
 BLOCK = 4 << 20  # bytes: large enough that the hash seldom asks for the interpreter, small enough to stop at once
+STOP_S = 5.0
 LEAST_URGENT = 19  # the operating system's niceness
 
 
@@ -44,7 +45,7 @@ class Hashing:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         # The validation split first: it is small, and every loss that a run reports rests on it.
         self._files = [(folder / name, sha) for split in (manifest.val, manifest.train) for name, sha in _files(split)]
-        self.problem = ""
+        self.problem, self.hashed = "", 0  # bytes so far
         self._stopped, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
 
@@ -56,10 +57,10 @@ class Hashing:
         return self._ended.wait(seconds)
 
     def stop(self) -> None:
-        """End within one block."""
+        """End within one block; a thread that a lost network holds is left behind."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def _run(self) -> None:
         try:
@@ -84,6 +85,7 @@ class Hashing:
         with open(path, "rb", buffering=0) as file:
             while not self._stopped.is_set() and (size := file.readinto(block)):
                 digest.update(block[:size])
+                self.hashed += size
         return digest.hexdigest()
 
 
