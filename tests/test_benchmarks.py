@@ -33,7 +33,11 @@ PEER, SLOWER = (
         ("memory_estimate", ["--cases", "0"], {"cases"}),
         ("rank_scaling", ["--steps", "3", "--stages", "0"], {"ratio_to_one_rank"}),
         ("means", ["--updates", "1", "--rounds", "1", "--means", "whole"], {"time_over_shipped", "peak_bytes"}),
-        ("hashing", ["--pairs", "1", "--updates", "2"], {"ratio", "ratio_range", "seconds_per_gb", "bytes_per_s_beside"}),
+        (
+            "hashing",
+            ["--pairs", "1", "--updates", "2"],
+            {"ratio", "ratio_range", "seconds_per_gb", "bytes_per_s_beside"},
+        ),
         ("checkpoint_times", ["--rounds", "1"], {"ours_save_s", "deepspeed_save_s", "ours_load_s", "ours_bytes"}),
     ],
 )
