@@ -20,6 +20,7 @@ from analysis.compare import TRAIN, paired_final
 from analysis.pairing import baseline_of, group_runs
 from analysis.published import P1, paper
 from analysis.runs import LAMBDA, Run
+from configs import equilibrium
 from configs.cautions import cautions
 from configs.cost import n_parameters
 from configs.load import load_config
@@ -70,12 +71,12 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         if adamw:
             b1 = config.optim.betas[0]
             rms, decayed = (
-                math.sqrt(eta / 2 / lam),
+                equilibrium.rms(eta, lam),
                 sum(g.parameters for g in plan.groups.values() if g.weight_decay == lam),
             )
             norm = rms * math.sqrt(decayed)
             rows.append(("RMS, norm of decayed weights under noise √(η/2λ)", f"{rms:.4g}, {norm:.4g}", "2305.17212"))
-            angle = math.sqrt(2 * eta * lam * (1 - b1) / (1 + b1))
+            angle = equilibrium.rotation(eta, lam, b1)
             rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
             if tau > steps:
                 findings.append(f"τ is longer than the run: λ = {lam:g} never brings the weights to their equilibrium.")

@@ -21,6 +21,7 @@ from analysis.grouped import Read, grouped, mean_line, trunks_of
 from analysis.pairing import Group, by_seed
 from analysis.runs import FOLLOWS, STARTS, Run, find_run
 from analysis.statistics import final, interval, smooth
+from configs.equilibrium import LR_POWERS
 
 RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 # What a quantity is compared with: in equilibrium the relative update is the rotation.
@@ -85,7 +86,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def effective_lr(run: Run) -> pd.Series:
     """η_s/‖w_{s−1}‖ of update s; for SGD η_s/‖w_{s−1}‖² (P1, by scale invariance)."""
     # the norm before the update: the row of step s has the norm after it, so it counts for s + 1
-    norm = run.column("weights/norm") ** (2 if run.fields.get("optim.algorithm") == "sgd" else 1)
+    norm = run.column("weights/norm") ** LR_POWERS[run.fields.get("optim.algorithm", "adam")]
     return (run.column("optim/lr") / pd.Series(norm.to_numpy(), index=norm.index + 1)).dropna()
 
 

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from configs import equilibrium
+
 
 def quadratic(
     eta: float, lam: float, h: float, s: float, start: float, target: float, steps: int
@@ -106,17 +108,10 @@ def sign_descent(
     return bias, variance
 
 
-def equilibrium_rms(eta: float, lam: float, beta1: float) -> float:
-    """RMS of weights under AdamW on pure noise. Updates of variance (1−β₁)/(1+β₁) and autocorrelation β₁ᵏ, summed with a = 1 − ηλ:
-    w² = η²/(1−a²)·(1−β₁)(1+aβ₁)/((1+β₁)(1−aβ₁)), which for ηλ ≪ 1 − β₁ is η/2λ (2305.17212)."""
-    a = 1 - eta * lam
-    return float(np.sqrt(eta**2 / (1 - a**2) * (1 - beta1) * (1 + a * beta1) / ((1 + beta1) * (1 - a * beta1))))
-
-
 def simulate_adamw(eta: float, lam: float, betas: tuple[float, float], size: int) -> tuple[float, float]:
     """RMS of the weights and rotation a step of AdamW on pure noise, once settled."""
     dice, tau = np.random.default_rng(0), round(1 / (eta * lam))
-    w, m, v = dice.standard_normal(size) * np.sqrt(eta / 2 / lam), np.zeros(size), np.zeros(size)
+    w, m, v = dice.standard_normal(size) * equilibrium.rms(eta, lam), np.zeros(size), np.zeros(size)
     rms, angles = [], []
     for t in range(1, 8 * tau):
         g = dice.standard_normal(size)

@@ -17,7 +17,6 @@ import pandas as pd
 from analysis.command import Result, show
 from analysis.figures import Figure, Line, Panel
 from analysis.laws import (
-    equilibrium_rms,
     matched_directions,
     quadratic,
     regression,
@@ -26,6 +25,7 @@ from analysis.laws import (
     simulate_quadratic,
     simulate_regression,
 )
+from configs import equilibrium
 from configs.errors import InputError
 
 COLOURS = ("#440154", "#31688e", "#35b779", "#b5a000")
@@ -49,7 +49,7 @@ def analyse(copies: int = 20_000) -> Result:
     figures = [_sgd(checks, copies), _regression(checks, copies), *_sign(checks, copies)]
     sizes = _equilibrium(checks)
     # how wrong the simple law is where it is not meant to hold
-    simple = np.sqrt(0.01 / 2 / 3) / equilibrium_rms(0.01, 3, 0.9) - 1
+    simple = equilibrium.rms(0.01, 3) / equilibrium.rms_with_momentum(0.01, 3, 0.9) - 1
     matched, unmatched = matched_directions(0.02, 0.5, 2000)
     table = pd.DataFrame([{**vars(c), "holds": c.holds} for c in checks])
     # a law that fails is the first sentence, by its setting
@@ -163,7 +163,8 @@ def _equilibrium(checks: list[Check]) -> Figure:
     eta, betas, size = 0.01, (0.9, 0.99), 2000
     decays = np.array([0.1, 0.3, 1.0, 3.0])
     settled = [simulate_adamw(eta, lam, betas, size) for lam in decays]
-    rms, rotation = np.sqrt(eta / 2 / decays), np.sqrt(2 * eta * decays * (1 - betas[0]) / (1 + betas[0]))
+    rms = np.array([equilibrium.rms(eta, lam) for lam in decays])
+    rotation = np.array([equilibrium.rotation(eta, lam, betas[0]) for lam in decays])
     for lam, (size_settled, angle), a, b in zip(decays, settled, rms, rotation, strict=True):
         text = f"η {eta:g}, λ {lam:g}, β₁ {betas[0]}"
         checks.append(Check("AdamW on noise: rotation √(2ηλ(1−β₁)/(1+β₁))", text, float(b), angle, 0.05))
@@ -171,19 +172,19 @@ def _equilibrium(checks: list[Check]) -> Figure:
             Check(
                 "AdamW on noise: RMS, momentum's memory counted",
                 text,
-                equilibrium_rms(eta, lam, betas[0]),
+                equilibrium.rms_with_momentum(eta, lam, betas[0]),
                 size_settled,
                 0.03,
             )
         )
         if eta * lam <= 0.05 * (1 - betas[0]):  # beyond it the simple law is not meant to hold
-            rate = eta / (size_settled * np.sqrt(size))
+            rate = equilibrium.effective_lr(eta, size_settled * np.sqrt(size), "adam")
             checks.append(Check("AdamW on noise: RMS √(η/2λ)", text, float(a), size_settled, 0.05))
             checks.append(
                 Check(
                     "AdamW on noise: effective LR √(2ηλ/n)",
                     text,
-                    float(np.sqrt(2 * eta * lam / size)),
+                    float(equilibrium.effective_lr(eta, equilibrium.rms(eta, lam) * np.sqrt(size), "adam")),
                     float(rate),
                     0.05,
                 )

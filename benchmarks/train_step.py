@@ -236,7 +236,7 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
         "flop_per_s": flops,
         "matmul_flop_per_s": statistics.median(matmul),
         "fraction_of_matmul": flops / statistics.median(matmul),
-        "mfu": cost.mfu(config.model, rates["train.py"], device_name(device), config.precision, 1),
+        "mfu": cost.mfu(flops, device_name(device), config.precision, 1),
         "spans_over_update": total / sum(spanned),
         "share_of_time": {name: s / total for name, s in sorted(spans.seconds.items(), key=lambda item: -item[1])},
         "probe_cost": probe,

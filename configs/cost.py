@@ -57,10 +57,10 @@ def peak_flops(device: str, precision: str) -> float | None:
     return of_device[kind] * 1e12 if of_device else None
 
 
-def mfu(model: Model, tokens_per_s: float, device: str, precision: str, devices: int) -> float | None:
+def mfu(flops_per_s: float, device: str, precision: str, devices: int) -> float | None:
     """Model FLOPs utilisation (PaLM, 2204.02311, appendix B), a fraction; None where the device's peak is not known."""
     peak = peak_flops(device, precision)
-    return tokens_per_s * flops_per_token(model) / (peak * devices) if peak else None
+    return flops_per_s / (peak * devices) if peak else None
 
 
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from configs import equilibrium
 from configs.tensors import tensor_table
 from data.loader import EvalBatch
 from engine.agree import over_ranks
@@ -98,7 +99,9 @@ class Probe:
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
         row["probe/max"] = max(table["max"])
-        row["probe/effective_lr"] = _effective_lr(self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm)
+        row["probe/effective_lr"] = equilibrium.effective_lr(
+            self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm
+        )
         return row
 
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
@@ -106,10 +109,9 @@ class Probe:
         optim, lr, decay = self.engine.config.optim, group["lr"], group["decay"]
         if optim.algorithm != "adam" or optim.decay_rule != "decoupled" or not decay:
             return {}
-        rotation = math.sqrt(2 * lr * decay * (1 - optim.betas[0]) / (1 + optim.betas[0]))
         return {
-            f"probe/predicted_rms/{name}": math.sqrt(lr / (2 * decay)),
-            f"probe/predicted_rotation/{name}": rotation,
+            f"probe/predicted_rms/{name}": equilibrium.rms(lr, decay),
+            f"probe/predicted_rotation/{name}": equilibrium.rotation(lr, decay, optim.betas[0]),
         }
 
     def _rotations(self, before: Tensor, after: Tensor) -> Tensor:
@@ -184,7 +186,7 @@ def _quantities(
         "rms": norm / math.sqrt(size),
         "update": math.sqrt(total["d2"]) / before if before else math.inf,
         "rotation": total["rotation"] / len(members),
-        "effective_lr": _effective_lr(lr, before, algorithm),
+        "effective_lr": equilibrium.effective_lr(lr, before, algorithm),
         "grad_norm": gradient,
         "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
         "max": max(table["max"][i] for i in members),
@@ -192,9 +194,3 @@ def _quantities(
     if "adam" in table:
         row["adam_lr"] = total["adam"] / size
     return {f"probe/{key}/{label}": value for key, value in row.items()}
-
-
-def _effective_lr(lr: float, norm: float, algorithm: str) -> float:
-    """η/‖w‖ for Adam (P1, by sign descent), η/‖w‖² for SGD."""
-    power = 1 if algorithm == "adam" else 2
-    return lr / norm**power if norm else math.inf

@@ -130,7 +130,8 @@ def _record(training: Training, row: dict[str, Any], seconds: float) -> None:
     config, step, device = training.config, training.progress.step, training.world.device
     rate = config.batch.tokens_per_step / seconds
     row |= {"time/step_s": seconds, "perf/tokens_per_s": rate}
-    mfu = cost.mfu(config.model, rate, device_name(device), config.precision, training.world.ranks)
+    flops = rate * training.plan.flops_per_token
+    mfu = cost.mfu(flops, device_name(device), config.precision, training.world.ranks)
     if mfu is not None:
         row["perf/mfu"] = mfu
     due = is_written(config.log, step)

@@ -243,10 +243,11 @@ def test_flops_by_hand(tiny_config: Callable[..., RunConfig]) -> None:
 
 def test_mfu_by_hand(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if MFU is against another device's or precision's peak, or a device nobody knows gets one."""
-    model, flops = tiny_config().model, 6 * (2 * 12 * 32 * 32 + 512 * 32) + 12 * 2 * 32 * 16
-    assert cost.mfu(model, 1e6, "NVIDIA H200", "bf16-mixed", 1) == pytest.approx(1e6 * flops / 989e12)
-    assert cost.mfu(model, 1e6, "NVIDIA H200", "fp32", 4) == pytest.approx(1e6 * flops / (4 * 67e12))
-    assert cost.mfu(model, 1e6, "cpu", "fp32", 1) is None
+    flops = 6 * (2 * 12 * 32 * 32 + 512 * 32) + 12 * 2 * 32 * 16
+    assert cost.flops_per_token(tiny_config().model) == flops
+    assert cost.mfu(1e6 * flops, "NVIDIA H200", "bf16-mixed", 1) == pytest.approx(1e6 * flops / 989e12)
+    assert cost.mfu(1e6 * flops, "NVIDIA H200", "fp32", 4) == pytest.approx(1e6 * flops / (4 * 67e12))
+    assert cost.mfu(1e6 * flops, "cpu", "fp32", 1) is None
     found = {
         "NVIDIA A100-SXM4-80GB": 312,
         "NVIDIA H100 80GB HBM3": 989,

@@ -17,6 +17,7 @@ import pytest
 
 from analysis.command import Options, load_runs
 from analysis.report import results_of
+from configs.load import merge
 from record.metrics import read_metrics
 from tests.processes import finish, start
 from tests.ranks import run_ranks
@@ -52,6 +53,21 @@ def test_analyses_read_alike() -> None:
     for name, rows in found.items():
         for row, (ours, theirs) in enumerate(zip(rows, expected[name], strict=True)):
             assert all(map(same, ours, theirs)), f"{name}, row {row}: {ours} was {theirs}"
+
+
+def test_a_rule_of_then(tmp_path: Path) -> None:
+    """Breaks if a run of the rule "none", which no configuration may ask for today, is not analysed as what it was."""
+    runs = shutil.copytree(KEPT / "runs", tmp_path / "runs")
+    for path in runs.glob("weight_decay0-*/config.json"):
+        path.write_text(path.read_text().replace('"decoupled"', '"none"'))
+        fields = json.loads((path.parent / "experiment.json").read_text())
+        (path.parent / "experiment.json").write_text(json.dumps(merge(fields, {"optim": {"decay_rule": "none"}})))
+    loaded, notes = load_runs([str(runs)], tmp_path)
+    assert sorted(run.fields["optim.decay_rule"] for run in loaded) == ["decoupled"] * 4 + ["none"] * 4
+    results, more = results_of(loaded, Options())
+    assert not notes
+    assert not more
+    assert "none" in results[0].tables["Losses"].to_string()
 
 
 @pytest.mark.engine

@@ -61,9 +61,10 @@ def ends_without_gradient(configs: list[RunConfig], manifest: Manifest) -> list[
 def law_cases(precisions: dict[str, tuple[int, ...]]) -> list[dict[str, Any]]:
     """Every rule, algorithm, precision and mask that is allowed, the ZeRO stages in turn."""
     cases: list[dict[str, Any]] = []
-    for (algorithm, rule), (precision, stages), mask in product(RULES, precisions.items(), DECAY_MASKS):
+    rules = [(*both, 1.0) for both in RULES] + [("adam", "decoupled", 0.0), ("sgd", "decoupled", 0.0)]
+    for (algorithm, rule, decay), (precision, stages), mask in product(rules, precisions.items(), DECAY_MASKS):
         lr = 0.01 if algorithm == "adam" and rule != "decoupled" else 0.05
-        optim = {"algorithm": algorithm, "decay_rule": rule, "lr": lr, "weight_decay": float(rule != "none")}
+        optim = {"algorithm": algorithm, "decay_rule": rule, "lr": lr, "weight_decay": decay}
         optim |= {"decay_mask": mask, "grad_clip": 0.0}
         if precision == "bf16-true" and rule == "l2_loss":  # refused: test_bad_decay
             continue

@@ -1,0 +1,37 @@
+"""Where weight decay takes the size of weights, and what a learning rate is worth at a size: each formula once.
+
+Predictions (analysis), measurements (engine/probes.py) and advice use the same functions. η is the learning rate, λ the
+weight decay of that update.
+"""
+
+from __future__ import annotations
+
+import math
+
+LR_POWERS = {"adam": 1, "sgd": 2}  # of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by
+
+
+def effective_lr(lr: float, norm: float, algorithm: str) -> float:
+    """η/‖w‖ for Adam (P1, 2310.04415, by sign descent), η/‖w‖² for SGD; infinite where the weights are zero."""
+    return lr / norm ** LR_POWERS[algorithm] if norm else math.inf
+
+
+def rms(lr: float, weight_decay: float) -> float:
+    """Root mean square of weights that AdamW moves under noise alone: √(η/2λ), for ηλ ≪ 1 − β₁ (2305.17212)."""
+    return math.sqrt(lr / (2 * weight_decay))
+
+
+def rms_with_momentum(lr: float, weight_decay: float, beta1: float) -> float:
+    """The same with the memory of the first moment counted, for any ηλ < 1.
+
+    Updates have variance (1−β₁)/(1+β₁) and autocorrelation β₁ᵏ; summed with a = 1 − ηλ this gives
+    w² = η²/(1−a²) · (1−β₁)(1+aβ₁)/((1+β₁)(1−aβ₁)).
+    """
+    a = 1 - lr * weight_decay
+    memory = (1 - beta1) * (1 + a * beta1) / ((1 + beta1) * (1 - a * beta1))
+    return math.sqrt(lr**2 / (1 - a**2) * memory)
+
+
+def rotation(lr: float, weight_decay: float, beta1: float) -> float:
+    """Angle (radians) by which AdamW turns weights in an update: √(2ηλ(1−β₁)/(1+β₁)) (2305.17212)."""
+    return math.sqrt(2 * lr * weight_decay * (1 - beta1) / (1 + beta1))
