@@ -14,12 +14,13 @@ FILE = "characters.json"
 
 
 class Characters:
-    """`table[i]` is the text of token i."""
+    """A tokenizer that only decodes: `table[i]` is the text of token i."""
 
     def __init__(self, table: list[str]) -> None:
         self.table, self.vocab_size = table, len(table)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return "".join(self.table[i] for i in ids)
 
     def encoded(self) -> bytes:
@@ -27,11 +28,12 @@ class Characters:
         return json.dumps(self.table).encode()
 
     def describe(self) -> dict[str, Any]:
+        """What a manifest says of it."""
         return {"kind": "characters", "file": FILE, "sha256": hashlib.sha256(self.encoded()).hexdigest()}
 
 
 def load_characters(path: Path) -> Characters:
-    """InputError for a file that is not such a table."""
+    """The table that stands beside prepared tokens. InputError for a file that is not such a table."""
     try:
         table = json.loads(path.read_bytes())
     except ValueError:
@@ -42,7 +44,7 @@ def load_characters(path: Path) -> Characters:
 
 
 def read_meta(path: Path) -> Characters | int:
-    """nanoGPT's meta.pkl, which is parsed and never run: its characters, or its vocab_size where it has no more.
+    """The characters in nanoGPT's meta.pkl, or its vocab_size where it has nothing more. It is parsed and never run.
 
     InputError for a file that holds anything but plain values, or whose table has gaps.
     """

@@ -1,8 +1,8 @@
 """From a text file to documents: where it is split, and to what size the pieces are gathered and cut.
 
-Every byte of the file stands in exactly one document, in order, but for two: a separator that the user names is left out,
-since an end-of-text token takes its place, and so is a piece of white space alone. The file is read in blocks: memory is
-bounded by a document, and the time is linear in the file.
+Every byte of the file stands in exactly one document, in order, with two exceptions. A separator that the user names is left
+out, since an end-of-text token takes its place. A piece that is white space alone is left out too. The file is read in blocks:
+memory is bounded by a document, and the time is linear in the file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def default_document_bytes(text_bytes: int) -> int:
 
 def separator(split_on: str) -> bytes:
     """A separator as the command line gives it: \\n, \\t and \\\\ are what they mean in Python. InputError for an empty one."""
+    # Two backslashes stand for one, also before an n: they are put aside until the escapes are replaced.
     text = split_on.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
     if not text:
         raise InputError(
@@ -123,10 +124,11 @@ def cut_point(text: bytes | bytearray, size: int, back: int) -> int:
     The line's end, or the space, is looked for in the last `back` of those bytes. `text` is longer than `size`.
     """
     for mark in (b"\n", b" "):
-        found = text.rfind(mark, max(0, size - back), size)
-        if found >= 0:
-            return found + 1
+        place = text.rfind(mark, max(0, size - back), size)
+        if place >= 0:
+            return place + 1
+    # Not inside a character of several bytes: those after its first begin with the bits 10.
     cut = max(size, 1)
-    while cut < len(text) and cut < size + 3 and text[cut] & 0xC0 == 0x80:  # not inside a character of several bytes
+    while cut < len(text) and cut < size + 3 and text[cut] & 0xC0 == 0x80:
         cut += 1
     return cut

@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub, as parquet files: found, pinned to a revision, or a local copy of it."""
+"""A dataset of the Hugging Face hub as parquet files, pinned to a revision; or a local copy of it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> So
         source = Source.local("openwebtext", files, text_field)
         source.origin["dataset"] = dataset
         return source
+    # A dataset that is a script has no parquet files of its own, and no script is run: the hub's conversion is read instead.
     for candidate in [revision] if revision else ["main", CONVERTED]:
-        sha, found = _hub_files(dataset, candidate)
-        if found:
-            addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in found]
+        sha, sizes = _hub_files(dataset, candidate)
+        if sizes:
+            # By the commit's hash, not by the branch's name: the data stays the same while it is read, and afterwards.
+            addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in sizes]
             origin = {"dataset": dataset, "revision": sha}
-            return Source("openwebtext", addresses, sum(found.values()), text_field, origin)
+            return Source("openwebtext", addresses, sum(sizes.values()), text_field, origin)
     raise InputError(
         f"dataset {dataset} has no parquet files at revision {revision or 'main'}; name one with --revision"
     )

@@ -69,17 +69,17 @@ def _matches(kind: str, patterns: Sequence[str], option: str, inputs: Inputs) ->
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = _in_folder(kind, path, inputs)
-            if not found:
+            matching = _in_folder(kind, path, inputs)
+            if not matching:
                 wanted = "text file" if kind == "text" else f"file named *{' or *'.join(SUFFIXES[kind])}"
                 raise InputError(f"{option} {pattern!r} is a folder that holds no {wanted}")
-            inputs.notes.append(f"{pattern}: {_count(found)}, {_names(found)}")
+            inputs.notes.append(f"{pattern}: {_count(matching)}, {_names(matching)}")
         else:  # a name that exists is that file, also where it has a glob's characters
             candidates = [path] if path.exists() else map(Path, glob.glob(pattern, recursive=True))
-            found = [candidate for candidate in candidates if candidate.is_file()]
-            if not found:
+            matching = [candidate for candidate in candidates if candidate.is_file()]
+            if not matching:
                 raise InputError(f"{option} {pattern!r} matches no file")
-        files.update(found)
+        files.update(matching)
     return sorted(files)
 
 
@@ -92,8 +92,9 @@ def _in_folder(kind: str, folder: Path, inputs: Inputs) -> list[Path]:
             if kind == "text" and not hidden and path.is_file():
                 inputs.skipped["file that is no text"] = inputs.skipped.get("file that is no text", 0) + 1
             continue
-        known = files.get(path.resolve())
-        if known is None or (known.is_symlink() and not path.is_symlink()):
+        # By what it names: a link beside its target is the same text, which would be read twice. The target stays.
+        other = files.get(path.resolve())
+        if other is None or (other.is_symlink() and not path.is_symlink()):
             files[path.resolve()] = path
     return sorted(files.values())
 
@@ -143,14 +144,15 @@ def _use_named_splits(inputs: Inputs, folder: bool) -> None:
 
 def split_by_role(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by the split that one of their words says: train, val, test; "" for a name that says none or several."""
-    found: dict[str, list[str]] = {}
+    by_role: dict[str, list[str]] = {}
     for name in names:
         roles = {ROLES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in ROLES}
-        found.setdefault(roles.pop() if len(roles) == 1 else "", []).append(name)
-    return found
+        by_role.setdefault(roles.pop() if len(roles) == 1 else "", []).append(name)
+    return by_role
 
 
 def _is_saved(path: Path) -> bool:
+    """Whether the `datasets` library wrote this folder, by save_to_disk."""
     return path.is_dir() and (
         (path / SAVED_SPLITS).is_file() or ((path / SAVED).is_file() and any(path.glob("*.arrow")))
     )
@@ -188,12 +190,14 @@ def _saved_dataset(folder: Path, by_name: bool) -> Inputs:
 
 def _saved_files(folder: Path) -> list[Path]:
     """What state.json lists. InputError for a damaged list, or a file that is missing or elsewhere."""
+    # Not every arrow file of the folder: caches of other code may lie beside the data.
     try:
         names = [str(entry["filename"]) for entry in json.loads((folder / SAVED).read_text())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{folder / SAVED} lists no data files ({type(error).__name__}); save the dataset again"
         ) from None
+    # The list comes from somebody else: a path in it could lead out of the folder.
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise InputError(f"{folder / SAVED} lists {name}, which is no file in {folder}; save the dataset again")

@@ -16,6 +16,7 @@ from data.verify import verify_split
 
 
 def render(folder: Path, manifest: Manifest) -> str:
+    """The manifest as lines for a reader."""
     lines = [("data", f"{folder}, digest {manifest.digest}")]
     lines += [("source", ", ".join(f"{key} {value}" for key, value in manifest.source.items()))]
     lines += [("options", ", ".join(f"{key} {value}" for key, value in manifest.options.items()))]
@@ -33,7 +34,7 @@ def windows(folder: Path, manifest: Manifest, count: int, length: int, seed: int
     stream = TokenStream(folder, manifest.train.shards, manifest.dtype)
     tokenizer = load_tokenizer(folder, manifest.tokenizer)
     length = min(length, len(stream))
-    out, found = np.empty(length, np.int64), []
+    out, texts = np.empty(length, np.int64), []
     for start in np.random.default_rng(seed).integers(0, len(stream) - length + 1, count).tolist():
         stream.read(start, start + length, out)
         ends = np.flatnonzero(out == (-1 if manifest.eot is None else manifest.eot)) + 1  # no id is below 0
@@ -41,8 +42,8 @@ def windows(folder: Path, manifest: Manifest, count: int, length: int, seed: int
         text = "<|endoftext|>\n".join(
             tokenizer.decode([i for i in part.tolist() if i != manifest.eot]) for part in parts
         )
-        found.append(f"--- tokens {start:,} to {start + length:,}\n{text}")
-    return found
+        texts.append(f"--- tokens {start:,} to {start + length:,}\n{text}")
+    return texts
 
 
 def main(argv: list[str] | None = None) -> int:

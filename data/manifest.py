@@ -19,6 +19,8 @@ FORMAT = 2  # 1: source and options were part of the digest
 
 
 class Split(BaseModel):
+    """One split: its shards, in order, and the file of its documents' ends."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int
@@ -59,14 +61,16 @@ class Manifest(BaseModel):
 
     def with_digest(self) -> Manifest:
         """The same with its digest and checksum, which are made from all the rest."""
-        known = self.model_copy(update={"digest": _sha256(self._content())})
-        return known.model_copy(update={"checksum": known._sum()})
+        with_digest = self.model_copy(update={"digest": _sha256(self._content())})
+        return with_digest.model_copy(update={"checksum": with_digest._sum()})
 
     def _content(self) -> dict[str, Any]:
         """What the digest is made of."""
         if self.format == 1:  # as it was written then, so that no run on that data gets another id
-            known = self.model_dump(mode="json", exclude={"digest", "checksum"})
-            return known | {name: {k: v for k, v in known[name].items() if k != "sha256"} for name in ("train", "val")}
+            fields = self.model_dump(mode="json", exclude={"digest", "checksum"})
+            return fields | {
+                name: {k: v for k, v in fields[name].items() if k != "sha256"} for name in ("train", "val")
+            }
         streams = {"tokens", "documents", "sha256", "docs_sha256"}  # not the shards: they are how it is stored
         kept = {"format", "tokenizer", "vocab_size", "eot", "dtype"}
         return self.model_dump(mode="json", include={**dict.fromkeys(kept, True), "train": streams, "val": streams})
@@ -77,9 +81,11 @@ class Manifest(BaseModel):
 
     @property
     def intact(self) -> bool:
+        """Whether digest and checksum are those of the rest: nobody has edited the file."""
         return self == self.with_digest()
 
     def summary(self) -> DataSummary:
+        """What a plan needs to know of the data."""
         return DataSummary(
             self.digest,
             self.vocab_size,

@@ -26,7 +26,7 @@ BLOCK = 1 << 26  # bytes read at a time
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the ids mean. `end`: the id that ends a document, where it occurs; `ground`: how this is known."""
+    """What the ids mean. `end`: the id that ends a document, where it occurs; `ground`: how this is vocabulary."""
 
     size: int
     tokenizer: dict[str, Any]
@@ -53,41 +53,44 @@ def adopt(folder: Path, out: Path, vocab_size: int | None, tokenizer: str | None
     size = sum(path.stat().st_size for path in paths.values())
     origin = {"kind": "nanogpt", "folder": str(folder.resolve()), "files": 2, "bytes": size, "skipped": {}}
     options: dict[str, Any] = {"vocab_size": vocab_size} | ({"tokenizer": told.tokenizer} if told and tokenizer else {})
-    asked = {"source": origin, "options": options}
-    done = prepared_already(out, asked)
+    request = {"source": origin, "options": options}
+    done = prepared_already(out, request)
     if done is not None:
         _warn_of_old(out, done)
         return done
-    with building(out, asked) as work:
+    with building(out, request) as work:
+        # Ends are looked for before it is sure what the ids mean: a second pass over the tokens would cost as much again.
         scans = {split: _scan(path, told.end if told else GPT2_EOT) for split, path in paths.items()}
-        largest = max(found for _, found, _ in scans.values())
-        known = told or _guess(folder, largest, vocab_size)
-        if largest >= known.size:
+        largest = max(top for _, top, _ in scans.values())
+        vocabulary = told or _guess(folder, largest, vocab_size)
+        if largest >= vocabulary.size:
             raise InputError(
-                f"{folder} holds token id {largest}, outside the vocabulary of {known.size} ({known.ground}); set --vocab-size"
+                f"{folder} holds token id {largest}, outside the vocabulary of {vocabulary.size} ({vocabulary.ground}); "
+                "set --vocab-size"
             )
-        ended = known.end is not None and any(len(ends) for _, _, ends in scans.values())
+        # Without a single end of text in the data nobody can say where a document ends, whatever the vocabulary allows.
+        ended = vocabulary.end is not None and any(len(ends) for _, _, ends in scans.values())
         splits = {
             split: _split(work, split, path, scans[split][0], scans[split][2] if ended else scans[split][2][:0])
             for split, path in paths.items()
         }
-        if known.file is not None:
-            replace_file(work / known.file[0], known.file[1])
+        if vocabulary.file is not None:
+            replace_file(work / vocabulary.file[0], vocabulary.file[1])
         manifest = Manifest(
             source=origin,
             options=options,
-            tokenizer=known.tokenizer,
-            vocab_size=known.size,
-            eot=known.end if ended else None,
+            tokenizer=vocabulary.tokenizer,
+            vocab_size=vocabulary.size,
+            eot=vocabulary.end if ended else None,
             dtype="uint16",
             train=splits["train"],
             val=splits["val"],
         ).with_digest()
         replace_file(work / FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
-    print(_said(known, manifest))
-    found = read_manifest(out)
-    assert found is not None
-    return found
+    print(_said(vocabulary, manifest))
+    written = read_manifest(out)
+    assert written is not None
+    return written
 
 
 def _told(folder: Path, vocab_size: int | None, tokenizer: str | None) -> Vocabulary | None:
@@ -130,8 +133,9 @@ def _guess(folder: Path, largest: int, vocab_size: int | None) -> Vocabulary:
     )
 
 
-def _said(known: Vocabulary, manifest: Manifest) -> str:
-    line = f"vocabulary {manifest.vocab_size}, tokenizer {known.tokenizer['kind']} ({known.ground})"
+def _said(vocabulary: Vocabulary, manifest: Manifest) -> str:
+    """A line that tells the user what the ids were taken for, and why."""
+    line = f"vocabulary {manifest.vocab_size}, tokenizer {vocabulary.tokenizer['kind']} ({vocabulary.ground})"
     if manifest.eot is not None:
         return f"{line}; end of text {manifest.eot}"
     return (
@@ -141,6 +145,7 @@ def _said(known: Vocabulary, manifest: Manifest) -> str:
 
 
 def _warn_of_old(out: Path, done: Manifest) -> None:
+    """Say of data from an older version that its documents' ends were guessed wrong."""
     if done.format == 1 and done.tokenizer.get("kind") == "unknown":
         print(
             f"{out} was adopted by an older version, which took the ordinary token {done.eot} for the end of text; "

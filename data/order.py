@@ -39,6 +39,8 @@ class Permutation:
     def __call__(self, ranks: Ids) -> Ids:
         """The images of an int64 array of ranks."""
         values = self._network(ranks.astype(np.uint64))
+        # The network permutes more than n values. Those that it sends outside go round again until they come in: each
+        # value stays in its own cycle, so no two meet.
         while (outside := values >= self.n).any():
             values[outside] = self._network(values[outside])
         return values.astype(np.int64)
@@ -47,6 +49,7 @@ class Permutation:
         bits = np.uint64(self._half_bits)
         mask = np.uint64((1 << self._half_bits) - 1)
         left, right = values >> bits, values & mask
+        # Each round is undone by the same round, whatever `_mix` does: this is why the network is a bijection.
         for key in self._keys:
             left, right = right, left ^ (_mix(right + key) & mask)
         return (left << bits) | right
@@ -108,20 +111,21 @@ class DocumentOrder:
     """
 
     def __init__(self, ends: NDArray[np.uint64], seed: int, epoch: int) -> None:
-        found = ends.astype(np.int64)
-        lengths = np.diff(found, prepend=0)
+        starts = ends.astype(np.int64)  # until the lengths are taken off, below: one array less in memory
+        lengths = np.diff(starts, prepend=0)
         shuffle = shuffled(len(ends), f"documents/{seed}/{epoch}")
-        found -= lengths
-        self._starts = found[shuffle]
+        starts -= lengths
+        self._starts = starts[shuffle]
         self._ends = lengths[shuffle].cumsum()
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The ranges of the split that make up stream positions [start, stop)."""
-        found, index = [], int(np.searchsorted(self._ends, start, side="right"))
+        ranges, index = [], int(np.searchsorted(self._ends, start, side="right"))
+        # Where a document of the shuffle ends, the stream goes on with the beginning of the next.
         while start < stop:
             end = int(self._ends[index])
             begin = int(self._starts[index]) + start - (int(self._ends[index - 1]) if index else 0)
             length = min(end, stop) - start
-            found.append((begin, begin + length))
+            ranges.append((begin, begin + length))
             start, index = start + length, index + 1
-        return found
+        return ranges

@@ -18,14 +18,14 @@ from data.manifest import FILE, Manifest, read_manifest
 OUTCOMES = ("notes", "skipped")  # of a manifest's source: what reading it brought, not what was asked for
 
 
-def prepared_already(out: Path, asked: dict[str, Any], outcomes: tuple[str, ...] = ()) -> Manifest | None:
-    """The manifest in `out` if it holds what is asked; None if `out` is free. InputError if it holds anything else.
+def prepared_already(out: Path, request: dict[str, Any], outcomes: tuple[str, ...] = ()) -> Manifest | None:
+    """The manifest in `out` if it holds what is requested; None if `out` is free. InputError if it holds anything else.
 
-    `outcomes` are options in the manifest that were not asked for.
+    `outcomes` are options in the manifest that nobody requested: what the preparation decided.
     """
     done = read_manifest(out)
-    if done is not None and _asked(done.source, done.options, outcomes) == _asked(
-        asked["source"], asked["options"], ()
+    if done is not None and _comparable(done.source, done.options, outcomes) == _comparable(
+        request["source"], request["options"], ()
     ):
         print(f"{out} is prepared already: {done.train.tokens:,} training tokens")
         return done
@@ -35,7 +35,8 @@ def prepared_already(out: Path, asked: dict[str, Any], outcomes: tuple[str, ...]
     return None
 
 
-def _asked(source: dict[str, Any], options: dict[str, Any], outcomes: tuple[str, ...]) -> list[dict[str, Any]]:
+def _comparable(source: dict[str, Any], options: dict[str, Any], outcomes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Source and options without what only the preparation could know: two of them are equal for the same request."""
     return [
         {key: value for key, value in source.items() if key not in OUTCOMES},
         {key: value for key, value in options.items() if key not in outcomes},
@@ -43,10 +44,10 @@ def _asked(source: dict[str, Any], options: dict[str, Any], outcomes: tuple[str,
 
 
 @contextmanager
-def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
+def building(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     """The folder `out`.preparing, locked, to build in; renamed to `out` at the end.
 
-    What a killed preparation of the same `asked` left there is kept, to go on from. A InputError (bad input) removes
+    What a killed preparation of the same `request` left in it is kept, to go on from. An InputError (bad input) removes
     everything; an OSError (a full disk) keeps it and says so.
     """
     work = out.with_name(out.name + ".preparing")
@@ -57,14 +58,16 @@ def building(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
     except Timeout:
         raise InputError(f"another preparation is writing {out}; wait for it or choose another --out") from None
     try:
+        # Beside the unfinished work stands what it is for: another request must not go on from it.
         started = work / "asked.json"
-        if started.exists() and json.loads(started.read_text()) != asked:
+        if started.exists() and json.loads(started.read_text()) != request:
             raise InputError(f"{work} holds an unfinished preparation with other options; repeat those, or delete it")
         try:
             work.mkdir(exist_ok=True)
-            replace_file(started, json.dumps(asked).encode())
+            replace_file(started, json.dumps(request).encode())
             yield work
             assert (work / FILE).exists()
+            # All is written: from here on `out` is there, whole. An empty folder in its place gives way.
             started.unlink()
             if out.exists():
                 out.rmdir()

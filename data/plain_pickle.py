@@ -26,6 +26,7 @@ def read_plain_pickle(path: Path) -> Any:
     size = path.stat().st_size
     if size > LARGEST:
         raise InputError(f"{path} has {size:,} bytes; a table of tokens has at most {LARGEST:,}")
+    # A pickle ends with one value on the stack; anything else is damage, and unpacking `(value,)` says so.
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
@@ -73,6 +74,7 @@ class _Machine:
         }
 
     def act(self, name: str, argument: Any) -> None:
+        """Carry out one opcode. _RefusalError for one that makes anything but plain values."""
         if name in VALUES:
             self.stack.append(argument)
         elif name in self._acts:
@@ -85,6 +87,7 @@ class _Machine:
         self._memo[place] = self.stack[-1]
 
     def _last(self, count: int) -> list[Any]:
+        """The topmost values of the stack, which are taken off."""
         taken = self.stack[-count:]
         if len(taken) < count:
             raise IndexError("its stack is empty")

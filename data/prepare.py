@@ -58,14 +58,16 @@ def prepare(
     same source and options is returned as it is. Raises InputError for anything else in `out`, an empty corpus or split, or
     a vocabulary the sample cannot fill: nothing is left behind. Raises OSError for a full disk: finished shards are kept.
     """
-    known = {key: value for key, value in source.describe().items() if key != "skipped"}  # some is known before reading
-    asked = {"source": {**known, "skipped": {}}, "options": {**asdict(options), **source.reading()}}
-    done = prepared_already(out, asked, (FITTED,) if fit else ())
+    # What a folder finds may already be skipped before a file is read; it is no part of what is requested.
+    described = {**source.describe(), "skipped": {}}
+    request = {"source": described, "options": {**asdict(options), **source.reading()}}
+    done = prepared_already(out, request, (FITTED,) if fit else ())
     if done is not None:
         return done
     for note in source.notes:
         print(note)
-    with building(out, asked) as work:
+    with building(out, request) as work:
+        # A preparation that was killed after its manifest has only the sweeping up left.
         if not (work / FILE).exists():
             manifest = _prepare_in(work, source, options, workers, model, fit)
             replace_file(work / FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
@@ -73,12 +75,13 @@ def prepare(
         for pattern in ("spooled.json", "*.lengths", "train_*.json", "val_*.json", "*.tmp"):
             for path in work.glob(pattern):
                 path.unlink()
-    found = read_manifest(out)
-    assert found is not None
-    return found
+    written = read_manifest(out)
+    assert written is not None
+    return written
 
 
 def _prepare_in(work: Path, source: Source, options: Options, workers: int, model: bytes | None, fit: bool) -> Manifest:
+    """The three passes, in the folder `work`; each leaves a file that says it is finished, and is not taken again."""
     spooled = work / "spooled.json"
     if not spooled.exists():
         shutil.rmtree(work / "spool", ignore_errors=True)

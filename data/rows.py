@@ -27,8 +27,8 @@ def json_text(line: bytes, place: str, field: str) -> str:
         raise RowError(reason, "row that is not JSON") from None
     if not isinstance(row, dict) or field not in row:
         names = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        found = names if len(names) <= 200 else names[:200] + "…"
-        reason = f"{place} has no string field {field!r} (found: {found}); see --text-field"
+        shown = names if len(names) <= 200 else names[:200] + "…"
+        reason = f"{place} has no string field {field!r} (found: {shown}); see --text-field"
         raise RowError(reason, f"row without the field {field!r}")
     return text_of(row[field], place, f"the field {field!r}")
 
@@ -38,8 +38,8 @@ def text_of(value: Any, place: str, field: str) -> str:
     if value is None:
         raise RowError(f"{place} has null in {field}", f"row with null in {field}")
     if not isinstance(value, str):
-        found = f"{place} has {type(value).__name__} in {field}, expected text; see --text-field"
-        raise RowError(found, f"row without text in {field}")
+        reason = f"{place} has {type(value).__name__} in {field}, expected text; see --text-field"
+        raise RowError(reason, f"row without text in {field}")
     try:
         size = len(value.encode("utf-8"))
     except UnicodeEncodeError as error:

@@ -90,6 +90,7 @@ class Source:
         return 3 if packed else 1
 
     def _read_files(self, files: Sequence[Path]) -> Iterator[str]:
+        # `_read_jsonl`, `_read_parquet`, …: one method a kind, below.
         read: Callable[[Path], Iterator[str]] = getattr(self, "_read_" + self.kind.replace("-", "_"))
         for path in files:
             yield from read(path)
@@ -155,6 +156,7 @@ class Source:
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} is not a parquet file: {error}") from None
         self._check_column(path, file.schema_arrow.names)
+        # A row group is read as a whole; batches bound what is turned into Python strings at once.
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
         largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
         size = min(BATCH_ROWS, max(1, BATCH_BYTES // max(largest, 1)))
@@ -167,6 +169,7 @@ class Source:
 
         try:
             mapped = pyarrow.memory_map(str(path))
+            # Nothing but an attempt tells which of the two formats a file is in: both end in .arrow.
             try:
                 stream = pyarrow.ipc.open_stream(mapped)
                 schema, batches = stream.schema, iter(stream)
@@ -213,6 +216,7 @@ class Source:
                 self._told(size * len(batch) // rows)
 
     def _told(self, count: int) -> None:
+        """Tell the progress bar, if there is one."""
         if self.on_bytes is not None:
             self.on_bytes(count)
 
@@ -261,7 +265,8 @@ def _python_sources(packages: bool) -> list[Path]:
     """The standard library; with `packages` everything installed beside it as well."""
     paths = sysconfig.get_paths()
     library = Path(paths["stdlib"])
-    found = {path for path in library.rglob("*.py") if "site-packages" not in path.parts}
+    # A set: without a virtual environment the packages lie inside the library's own folder.
+    files = {path for path in library.rglob("*.py") if "site-packages" not in path.parts}
     if packages:
-        found |= set(Path(paths["purelib"]).rglob("*.py")) | set(Path(paths["platlib"]).rglob("*.py"))
-    return sorted(path for path in found if path.is_file())
+        files |= set(Path(paths["purelib"]).rglob("*.py")) | set(Path(paths["platlib"]).rglob("*.py"))
+    return sorted(path for path in files if path.is_file())

@@ -34,8 +34,8 @@ def spool(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """
     buckets = _Buckets(folder, options, source)
     total = source.size + source.val_size()
-    known = source.kind != "openwebtext"  # the hub's files are read by its own library, which tells no position
-    with buckets, tqdm(desc="read", total=total if known else None, unit="B", unit_scale=True) as bar:
+    counted = source.kind != "openwebtext"  # the hub's files are read by its own library, which tells no position
+    with buckets, tqdm(desc="read", total=total if counted else None, unit="B", unit_scale=True) as bar:
         source.on_bytes = bar.update
         for text in source.documents():
             buckets.add(text)
@@ -73,8 +73,11 @@ class _Buckets:
         return sum(self.documents.values())
 
     def add(self, text: str, split: str | None = None) -> None:
+        """Append a document to its bucket; `split` None: to the split that its content decides."""
         raw = text.encode("utf-8")
         content = hashlib.blake2b(raw, digest_size=16).digest()
+        # The split follows from the content alone, the place in the shuffle from content and seed: another seed shuffles
+        # otherwise, and holds out the same documents.
         if split is None:
             split = "val" if _fraction(content) < self.options.val_fraction else "train"
         key = hashlib.blake2b(self._seed + content, digest_size=16).digest()
@@ -116,6 +119,7 @@ def _hold_out_tails(folder: Path, buckets: _Buckets, options: Options) -> str:
             with open(folder / buckets.bucket("train", key), "ab") as file:
                 write_record(file, key, raw)
         (folder / name).write_bytes(b"")
+    # One bucket after the other. Which bytes are held out follows from the sorted records, and so from content and seed.
     held = kept = 0
     for name in [name for name in buckets.names if name.startswith("train_")]:
         records = sorted(read_records(folder / name))

@@ -73,6 +73,7 @@ class SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one document, without its end-of-text token."""
+        # The parts between ▁ are encoded by the model; a ▁ itself would be taken for a space.
         first, *rest = text.split(META_SPACE)
         ids: list[int] = self._processor.encode(first)
         for part in rest:
@@ -144,8 +145,8 @@ def load_tokenizer(folder: Path, description: dict[str, Any]) -> Decoder:
 class VocabularyError(InputError):
     """A text cannot fill a vocabulary (`most` it fills), or it has more characters than that (`least` it needs)."""
 
-    def __init__(self, vocab_size: int, found: str, most: int | None = None, least: int | None = None) -> None:
-        super().__init__(f"SentencePiece cannot train a vocabulary of {vocab_size} on this text: {found}")
+    def __init__(self, vocab_size: int, reason: str, most: int | None = None, least: int | None = None) -> None:
+        super().__init__(f"SentencePiece cannot train a vocabulary of {vocab_size} on this text: {reason}")
         self.most, self.least = most, least
 
 
@@ -197,6 +198,7 @@ def fit_sentencepiece(documents: Callable[[], Iterable[str]], kind: str, vocab_s
 
     Too little text for it: `smaller`, or the most that the text fills. More characters than entries: the next power of two.
     """
+    # SentencePiece says only by failing what a text allows. A size that comes back is no progress.
     tried = set()
     while True:
         try:
@@ -215,12 +217,12 @@ def _vocabulary_error(vocab_size: int, reason: str) -> VocabularyError:
     """SentencePiece's own words, a line of its source among them, as a sentence that says what would work."""
     if match := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", reason):
         most = int(match[1])
-        found = f"at most {most} entries can be filled; give --vocab-size {most} or less, or more text"
-        return VocabularyError(vocab_size, found, most=most)
+        problem = f"at most {most} entries can be filled; give --vocab-size {most} or less, or more text"
+        return VocabularyError(vocab_size, problem, most=most)
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
         least = int(match[1])
-        found = f"its bytes and characters alone are {least}; give --vocab-size {least} or more"
-        return VocabularyError(vocab_size, found, least=least)
+        problem = f"its bytes and characters alone are {least}; give --vocab-size {least} or more"
+        return VocabularyError(vocab_size, problem, least=least)
     if "sentences_.empty()" in reason:
         return VocabularyError(vocab_size, "the training documents hold no text")
     lines = reason.strip().splitlines()

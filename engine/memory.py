@@ -50,6 +50,7 @@ def peak_bytes(device: torch.device) -> int:
     """The peak since forget_peak, or since the process began where that could not set it back."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # The largest resident size so far, which Linux alone can set back.
     peak = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
     if peak is not None:
         return int(peak[1]) * 1024
