@@ -26,7 +26,7 @@ BLOCK = 1 << 26  # bytes read at a time
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the ids mean. `end`: the id that ends a document, where it occurs; `ground`: how this is vocabulary."""
+    """What the ids mean. `end`: the id that ends a document, where it occurs; `ground`: how this is known."""
 
     size: int
     tokenizer: dict[str, Any]

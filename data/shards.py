@@ -19,6 +19,8 @@ from configs.errors import InputError
 
 @dataclass(frozen=True)
 class Shard:
+    """A file of tokens, as a manifest says it."""
+
     file: str
     tokens: int
     sha256: str
@@ -33,10 +35,10 @@ class TokenStream:
         self._paths = [folder / shard.file for shard in shards]
         self._maps: list[NDArray[np.unsignedinteger]] = []
         for path, shard in zip(self._paths, shards, strict=True):
-            found = path.stat().st_size if path.exists() else None
+            size = path.stat().st_size if path.exists() else None
             expected = shard.tokens * self.dtype.itemsize
-            if found != expected:
-                what = "is missing" if found is None else f"has {found} bytes"
+            if size != expected:
+                what = "is missing" if size is None else f"has {size} bytes"
                 raise InputError(
                     f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again"
                 )
@@ -56,6 +58,7 @@ class TokenStream:
     def read(self, start: int, stop: int, out: NDArray[np.int64]) -> None:
         """Copy tokens [start, stop) into out."""
         index, filled = int(np.searchsorted(self._starts, start, side="right")) - 1, 0
+        # A window may begin in one shard and end in the next.
         while start < stop:
             offset = start - int(self._starts[index])
             piece = self._maps[index][offset : offset + stop - start]
@@ -81,6 +84,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def sha256_of(path: Path) -> str:
+    """The hash of a file, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

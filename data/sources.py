@@ -265,7 +265,7 @@ def _python_sources(packages: bool) -> list[Path]:
     """The standard library; with `packages` everything installed beside it as well."""
     paths = sysconfig.get_paths()
     library = Path(paths["stdlib"])
-    # A set: without a virtual environment the packages lie inside the library's own folder.
+    # A set: the two folders of packages, below, are often one.
     files = {path for path in library.rglob("*.py") if "site-packages" not in path.parts}
     if packages:
         files |= set(Path(paths["purelib"]).rglob("*.py")) | set(Path(paths["platlib"]).rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Acts that succeed on all ranks or fail on all of them.
+"""Run something so that all ranks succeed together or fail together.
 
 If one rank raised alone, the others would hang in the next collective.
 """
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def on_first_rank(act: Callable[[], T]) -> T:
     """Run `act` on rank 0 and give its result to every rank.
 
-    An InputError is raised as one on every rank; an OSError (a full disk) as one that says the same.
+    If it fails, every rank raises: InputError for an InputError, OSError for an OSError (a full disk), with the same text.
     """
     # An exception is not raised but sent, as everything else that rank 0 found: then all ranks raise it together.
     outcome: list[Any] = [None, None]
@@ -50,6 +50,7 @@ def over_ranks(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
 
 def _attempt(act: Callable[[], Any]) -> list[Any]:
     """The result of `act` and None; or None and what went wrong: the kind of error, and its text."""
+    # Only what the world does to us (bad input, a full disk) is shared. A bug is to end in its own traceback.
     try:
         return [act(), None]
     except InputError as error:
