@@ -23,7 +23,7 @@ absent = "" if "REQUIRE_SLURM" in os.environ else why_not()
 on_slurm = [pytest.mark.engine, pytest.mark.xdist_group("slurm"), pytest.mark.skipif(bool(absent), reason=absent)]
 SHORT: dict[str, Any] = {"schedule": {"steps": 12}, "log": {"every": 1}, "checkpoint": {"every": 4}}
 MIDDLE: dict[str, Any] = {
-    "schedule": {"steps": 1000},
+    "schedule": {"steps": 2000},  # long enough for what a test does in its midst
     "data": {"epochs": 100},
     "log": {"every": 1},
     "checkpoint": {"every": 100, "keep_last": 2},
