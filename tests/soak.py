@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": {"every": 8, "keep_last": 3},
     "eval": {"every": 50},
     "log": {"every": 1},
-    "data": {"verify": True},
+    "data": {"verify": "before"},  # so that no step is taken on a shard that must be refused
 }
 
 
