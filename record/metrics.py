@@ -9,7 +9,7 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     weights/norm          ‖w‖₂ of all trainable tensors after the update, tied weights once
     weights/norm_decayed  the same over the tensors that decay
     norm/<tensor>         the same of one tensor, with log.tensor_norms
-    time/step_s           seconds of the update: data, forward, backward, optimiser, norms
+    time/step_s           seconds of the update: data, forward, backward, optimiser, norms; not a probe's look at it
     perf/tokens_per_s     tokens_per_step over it
     perf/mfu              model FLOPs utilisation, a fraction; only on devices whose peak is known (configs/cost.py)
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
