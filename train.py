@@ -79,14 +79,11 @@ def main(argv: list[str] | None = None) -> int:
             return replay_step(config, manifest, plan, folder, args.replay)
         check_folder(folder, plan.experiment or {}, args.resume, config.data.path)  # early; again under the lock
         return EXIT_CODES[run(config, given, manifest, plan, folder, args)]
-    except InputError as error:
+    except (InputError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once a node: data may be missing on one of them
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODES["bad input"]
-    except OSError as error:  # a full disk, a lost network: nothing that another configuration would mend
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+        # A full disk or a lost network is nothing that another configuration would mend.
+        return EXIT_CODES["bad input" if isinstance(error, InputError) else "failed"]
 
 
 def run(
@@ -210,10 +207,10 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
     batches, bar = training.batches(), progress_bar(training)
 
     def wish() -> bool:
-        return stop.pending or training.guard.wish
+        return stop.pending or training.data.guard.wish
 
     try:
-        training.guard.start(batches, progress.step)
+        training.data.guard.start(batches, progress.step)
         while True:
             done, fresh = progress.step == steps, progress.step > resumed_at
 
@@ -250,7 +247,7 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
     finally:
         bar.close()
         batches.close()
-        training.guard.close()
+        training.data.guard.close()
 
 
 def progress_bar(training: Training) -> tqdm[NoReturn]:

@@ -1,6 +1,6 @@
 """float32 against the other precisions at each λ: loss, divergence, spikes, norms.
 
-    python -m analysis precision configs/sweeps/small_bfloat16.json --out runs/precision
+    python -m analysis precision configs/sweeps/small_wd_precision.json --out runs/precision
 
 A run has diverged from the first step on from which its smoothed loss (the median of 64 updates) stays a margin above its running
 minimum to the end: numerics.divergence_margin, or half a nat. A run that ended `diverged` has as well.

@@ -1,4 +1,4 @@
-"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or a InputError."""
+"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or an InputError."""
 
 from __future__ import annotations
 

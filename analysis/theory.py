@@ -193,7 +193,8 @@ def _equilibrium(checks: list[Check]) -> Figure:
     panels = []
     simulated = ([f[0] for f in settled], [f[1] for f in settled], [eta / f[0] / np.sqrt(size) for f in settled])
     labels = ("RMS of the weights", "rotation (radians per step)", "effective LR η/‖w‖")
-    for values, predicted, label in zip(simulated, (rms, rotation, eta / (rms * np.sqrt(size))), labels, strict=True):
+    rates = [equilibrium.effective_lr(eta, one * size**0.5, "adam") for one in rms]
+    for values, predicted, label in zip(simulated, (rms, rotation, np.array(rates)), labels, strict=True):
         lines = [
             Line(decays, predicted, "formula", COLOURS[0]),
             Line(decays, np.array(values), "simulation", COLOURS[1], points=True),

@@ -10,6 +10,7 @@ import torch
 from benchmarks.made import IDS
 from benchmarks.spans import Spans
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from engine.network import build_model
 from model.linear import product
 
@@ -45,10 +46,12 @@ def update_seconds(
 
 def matmul_rate(config: RunConfig, micro_batch: int, device: torch.device) -> float:
     """FLOP/s of the model's matrix products alone, forward shapes, one micro-batch: their FLOPs over their time."""
-    model = config.model
+    model, tensors = config.model, tensor_table(config.model).values()
     dtype = torch.bfloat16 if config.precision.startswith("bf16") else torch.float32
-    rows, d = micro_batch * model.seq_len, model.n_embd
-    shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * model.n_layer + [(d, model.vocab_size)]
+    rows = micro_batch * model.seq_len
+    shapes = [tensor.shape[::-1] for tensor in tensors if tensor.role == "matrix"]
+    if model.tied_head:
+        shapes.append((model.n_embd, model.vocab_size))
     seconds = {}
     for inner, outer in set(shapes):
         x, weight = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, outer))

@@ -22,7 +22,7 @@ TOO_LONG = f"longer than {MAX_DOCUMENT >> 20} MiB"
 
 
 class Reader:
-    """A file's bytes, decompressed where the name ends in .gz or .zst. Every failure is a InputError that names the file.
+    """A file's bytes, decompressed where the name ends in .gz or .zst. Every failure is an InputError that names the file.
 
     `on_bytes` is told how many bytes of the file itself were read, for a progress bar.
     """
@@ -79,7 +79,7 @@ class Reader:
 
 
 def lines(reader: Reader, keep_long: bool = True) -> Iterator[bytes | None]:
-    """Lines without their line end, in linear time. A line over MAX_DOCUMENT is a InputError, or None if not `keep_long`."""
+    """Lines without their line end, in linear time. A line over MAX_DOCUMENT is an InputError, or None if not `keep_long`."""
     parts: list[bytes] = []  # of the line that has begun; joined once, at its end
     held, number = 0, 1
 

@@ -22,7 +22,7 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
     """
     # In turns, between which the ranks ask each other: a signal need not wait for terabytes to be hashed.
     said = False
-    while not training.guard.compared():
+    while not training.data.guard.compared():
         if training.engine.any_rank(stop.pending):
             return "preempted", stop_reason(training, stop)
         if not said:
@@ -34,7 +34,7 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
 def stop_reason(training: Training, stop: StopRequest) -> str:
     """Why the ranks stop, the same on all: the first reason that a rank knows. Collective. Raises where damaged data is why."""
     # First what was found in the data: it makes a failure of what would be a stop.
-    training.guard.check()
+    training.data.guard.check()
     return signalled(stop) or "asked to stop"
 
 

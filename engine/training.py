@@ -47,19 +47,16 @@ class OpenData:
 
 @dataclass
 class Training:
-    """`norms`: the weights' norms as they are, once measured. The other fields of a start are for `describe`."""
+    """`norms`: the weights' norms as they are, once measured. `attention` and `memory_before` are for `describe`."""
 
     config: RunConfig
     plan: Plan
     folder: RunFolder
     world: World
-    data: TrainData
-    validation: list[EvalBatch]
-    guard: DataGuard
+    data: OpenData
     engine: Engine
     progress: Progress
     recorder: Recorder
-    compiled: bool
     attention: str
     memory_before: int | None
     norms: dict[str, float] = field(default_factory=dict)
@@ -72,7 +69,9 @@ class Training:
         """The batches of the updates still to do, from a prefetch thread."""
         plan, world, progress = self.plan, self.world, self.progress
         return Prefetcher(
-            step_batches(self.data, progress.step, progress.order_digest, plan.micro_batch, world.rank, world.ranks)
+            step_batches(
+                self.data.train, progress.step, progress.order_digest, plan.micro_batch, world.rank, world.ranks
+            )
         )
 
     def windows_after(self, step: int) -> int:
@@ -101,13 +100,13 @@ class Training:
         """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile."""
         began, fragments, step = time.perf_counter(), self.engine.fragments, self.progress.step
         # The weights first, then each average in their place; a wish to stop ends it without a row.
-        loss = self.engine.evaluate(self.validation, wish)
+        loss = self.engine.evaluate(self.data.validation, wish)
         if loss is None:
             return False
         row = {"val/loss": loss}
         for kind in fragments.averages.kinds:
             with fragments.swapped(kind):
-                loss = self.engine.evaluate(self.validation, wish)
+                loss = self.engine.evaluate(self.data.validation, wish)
             if loss is None:
                 return False
             row[f"val/loss_{kind}"] = loss
@@ -122,7 +121,7 @@ class Training:
 
         DamagedDataError if the data has turned out not to be what its manifest says: nothing is written then.
         """
-        self.guard.check()
+        self.data.guard.check()
         # Rows first, to the disk: a checkpoint whose rows are lost could not be resumed without a gap.
         on_first_rank(lambda: self.recorder.flush(sync=True))
         began, step = time.perf_counter(), self.progress.step
@@ -130,7 +129,7 @@ class Training:
         path = checkpoint.save(self.folder.checkpoints, step, self.engine.fragments, counters, self.experiment)
         self.recorder.add(step, {"time/checkpoint_s": time.perf_counter() - began})
         on_first_rank(self._tidy_up)
-        self.guard.saved(step)
+        self.data.guard.saved(step)
         return path
 
     def _tidy_up(self) -> None:
@@ -167,7 +166,7 @@ class Training:
             "zero_stage": self.config.parallel.zero_stage,
             "micro_batch": self.plan.micro_batch,
             "deterministic": self.config.parallel.deterministic,
-            "compiled": self.compiled,
+            "compiled": self.engine.ds.module.compiled,
             "attention": self.attention,
             "memory_before_bytes": self.memory_before,
             "precision": self.config.precision,
@@ -205,18 +204,4 @@ def begin(
     # At step 0, as if nothing had ever been saved; engine/resume.py sets it to where the run goes on.
     watch = LossWatch(config.numerics.spike_deviations, config.numerics.divergence_margin)
     progress = Progress(data.train.start_digest, plan.first_window, watch)
-    return Training(
-        config,
-        plan,
-        folder,
-        world,
-        data.train,
-        data.validation,
-        data.guard,
-        engine,
-        progress,
-        recorder,
-        model.compiled,
-        kernel,
-        before,
-    )
+    return Training(config, plan, folder, world, data, engine, progress, recorder, kernel, before)

@@ -55,7 +55,9 @@ def update(
     assert batch.step == t, f"the batch of update {batch.step} in update {t}"
 
     # Some updates are probed: the gradients here, the weights at the end. A probe only looks.
-    probe = Probe(engine, training.validation[0]) if look is None and is_probed(config.log, t + 1) else None
+    probed = look is None and is_probed(config.log, t + 1)
+    probe = Probe(engine, training.data.validation[0]) if probed else None
+    look = probe.look if probe is not None else look
 
     # Forward and backward passes. The gradients are summed over micro-steps and ranks.
     backward = engine.backward(batch, wish)
@@ -68,8 +70,8 @@ def update(
     # The gradients, as the decay rule would have them; whoever looks sees them before they are clipped.
     gradients = engine.gradients()
     rule.on_gradients(gradients, weights, groups)
-    for see in filter(None, (look, probe and probe.look)):
-        see(gradients)
+    if look is not None:
+        look(gradients)
 
     # Nothing that is not finite reaches the weights.
     norm = engine.norm(gradients)
@@ -80,7 +82,8 @@ def update(
     engine.clip(gradients, norm)
     kept = rule.before_step(weights, groups)
     engine.apply()
-    if rule.after_step(weights, groups, kept):
+    rule.after_step(weights, groups, kept)
+    if rule.moves_weights:
         engine.fragments.refresh()  # the forward pass reads copies of the weights
     engine.average()
 
@@ -96,11 +99,7 @@ def update(
         **training.measure_norms(),
         **spikes,
     }
-    seconds = time.perf_counter() - began
-    if probe is not None:
-        seconds -= probe.seconds
-        training.recorder.add_probe(progress.step, probe.finish())
-    _record(training, row, seconds)
+    _record(training, row, time.perf_counter() - began, probe)
     return Outcome("applied", backward.stop, backward.loss, norm)
 
 
@@ -125,9 +124,12 @@ def _left_out(training: Training, batch: StepBatch, backward: Backward, norm: fl
     return Outcome("skipped" if goes_on else "refused", backward.stop, backward.loss, norm)
 
 
-def _record(training: Training, row: dict[str, Any], seconds: float) -> None:
-    """Add an update's row with how long it took; every log.every updates the rows are written."""
+def _record(training: Training, row: dict[str, Any], seconds: float, probe: Probe | None) -> None:
+    """Add an update's row, and its probe's. How long it took is without the probe; every log.every updates rows are written."""
     config, step, device = training.config, training.progress.step, training.world.device
+    if probe is not None:
+        seconds -= probe.seconds
+        training.recorder.add_probe(step, probe.finish())
     rate = config.batch.tokens_per_step / seconds
     row |= {"time/step_s": seconds, "perf/tokens_per_s": rate}
     flops = rate * training.plan.flops_per_token

@@ -52,4 +52,6 @@ def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
 def batch_of(training: Training, step: int) -> StepBatch:
     """This rank's batch of an update, with the digest of an order that was read from its start."""
     plan, world = training.plan, training.world
-    return next(islice(step_batches(training.data, 0, None, plan.micro_batch, world.rank, world.ranks), step, None))
+    return next(
+        islice(step_batches(training.data.train, 0, None, plan.micro_batch, world.rank, world.ranks), step, None)
+    )

@@ -133,7 +133,8 @@ def test_the_rule_that_is_shown() -> None:
     weights = [torch.tensor([1.0, 1.0, -1.0])]
     kept = complete.before_step(weights, groups)
     weights[0] += torch.tensor([-0.1, 0.1, -0.1])
-    assert complete.after_step(weights, groups, kept)
+    complete.after_step(weights, groups, kept)
+    assert complete.moves_weights
     torch.testing.assert_close(weights[0], torch.tensor([0.85, 1.1, -1.1]))
     for name in re.findall(r"^def (\w+)\(", PAGES["docs/add-a-rule.md"], re.MULTILINE)[:-1]:
         assert f"    {name}(" in (rules.__doc__ or ""), name

@@ -17,6 +17,7 @@ and of the following what it needs; what it does not define does nothing. Weight
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -32,35 +33,25 @@ Groups = list[dict[str, Any]]
 
 
 class Rule:
-    """A rule's module, complete."""
+    """A rule's module, complete. `moves_weights`: whether it does so itself, after the optimiser's step."""
 
-    # What a module leaves out is looked for at each call: rules are few, and a call costs nothing beside an update.
     def __init__(self, module: ModuleType) -> None:
-        self._module = module
         self.about: str = module.ABOUT
         self.stages: tuple[int, ...] = module.STAGES
+        self.in_optimizer: Callable[[float, str], float] = module.in_optimizer
+        # What a module leaves out does nothing, but for λ_t, which follows the schedule.
+        self.factor: Callable[[RunConfig, int], float] = getattr(module, "factor", decay_factor)
+        self.on_gradients: Callable[[list[Tensor], list[Tensor], Groups], None]
+        self.before_step: Callable[[list[Tensor], Groups], Any]
+        self.after_step: Callable[[list[Tensor], Groups, Any], None]
+        self.on_gradients, self.before_step, self.after_step = (
+            getattr(module, name, _nothing) for name in ("on_gradients", "before_step", "after_step")
+        )
+        self.moves_weights = hasattr(module, "after_step")
 
-    def in_optimizer(self, decay: float, algorithm: str) -> float:
-        return float(self._module.in_optimizer(decay, algorithm))
 
-    def factor(self, config: RunConfig, t: int) -> float:
-        own = getattr(self._module, "factor", decay_factor)
-        return float(own(config, t))
-
-    def on_gradients(self, gradients: list[Tensor], weights: list[Tensor], groups: Groups) -> None:
-        if own := getattr(self._module, "on_gradients", None):
-            own(gradients, weights, groups)
-
-    def before_step(self, weights: list[Tensor], groups: Groups) -> Any:
-        own = getattr(self._module, "before_step", None)
-        return own(weights, groups) if own else None
-
-    def after_step(self, weights: list[Tensor], groups: Groups, kept: Any) -> bool:
-        """True if weights were changed."""
-        own = getattr(self._module, "after_step", None)
-        if own:
-            own(weights, groups, kept)
-        return own is not None
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def rule_of(config: Optim) -> Rule:
