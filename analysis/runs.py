@@ -92,7 +92,7 @@ class Run:
         """The probes. Where they cannot be read the log has no rows: the run's other measurements count without them."""
         try:
             return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
-        except (OSError, InputError) as error:
+        except (OSError, ValueError) as error:
             return Log([], [str(error)], 0, torn=False)
 
     @cached_property

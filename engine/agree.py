@@ -5,6 +5,7 @@ If one rank raised alone, the others would hang in the next collective.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,12 +15,14 @@ from torch import Tensor
 from configs.errors import InputError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def on_first_rank(act: Callable[[], T]) -> T:
     """Run `act` on rank 0 and give its result to every rank.
 
-    If it fails, every rank raises: InputError for an InputError, OSError for an OSError (a full disk), with the same text.
+    If it fails, every rank raises, with the same text: InputError for an InputError, OSError for an OSError (a full disk),
+    RuntimeError for anything else.
     """
     # An exception is not raised but sent, as everything else that rank 0 found: then all ranks raise it together.
     outcome: list[Any] = [None, None]
@@ -50,13 +53,17 @@ def over_ranks(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
 
 def _attempt(act: Callable[[], Any]) -> list[Any]:
     """The result of `act` and None; or None and what went wrong: the kind of error, and its text."""
-    # Only what the world does to us (bad input, a full disk) is shared. A bug is to end in its own traceback.
+    # Bad input and a full disk are told in a sentence. Anything else is a bug: its traceback is shown here, and it too is
+    # shared, or the other ranks would wait for this one.
     try:
         return [act(), None]
     except InputError as error:
         return [None, (InputError, str(error))]
     except OSError as error:
         return [None, (OSError, str(error))]
+    except Exception as error:
+        logger.exception("one rank failed, and so do all")
+        return [None, (RuntimeError, f"{type(error).__name__}: {error}")]
 
 
 def _result(result: Any, problems: list[Any]) -> Any:
@@ -67,8 +74,9 @@ def _result(result: Any, problems: list[Any]) -> Any:
         if problem:
             first.setdefault(problem[1], rank)
     if first:
-        # Where one rank's disk is full and another's input bad, the disk comes first: it is no fault of the user's.
+        # Of several kinds the one that is least the user's to mend comes first.
         kinds = {problem[0] for problem in problems if problem}
+        kind = next(kind for kind in (RuntimeError, OSError, InputError) if kind in kinds)
         text = "; ".join(f"rank {rank}: {text}" if rank else text for text, rank in first.items())
-        raise (OSError if OSError in kinds else InputError)(text)
+        raise kind(text)
     return result

@@ -71,7 +71,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value that can be written again and printed: no NaN, no half of a surrogate pair. InputError or RecursionError."""
+    """A JSON value that can be written again and printed: no NaN, no half of a surrogate pair. ValueError or RecursionError."""
     value = json.loads(text, parse_constant=_no_number)
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode("utf-8")

@@ -95,7 +95,7 @@ def standings(cells: Iterable[Cell], queued: dict[str, tuple[str, str]] | None =
         try:
             by_folder[cell.folder] = standing(cell, queued or {}, by_folder)
         except (
-            InputError,
+            ValueError,
             KeyError,
             TypeError,
             ArithmeticError,
