@@ -25,6 +25,11 @@ def eval_windows(config: RunConfig, tokens: int) -> int:
     return min(max(1, config.eval.tokens // config.model.seq_len), windows_in(tokens, config.model.seq_len))
 
 
+def probe_windows(config: RunConfig, tokens: int, micro_batch: int, ranks: int) -> int:
+    """Validation windows that a probe looks at: one micro-batch of every rank, and not more than are evaluated."""
+    return min(micro_batch * ranks, eval_windows(config, tokens))
+
+
 def order_batch(config: RunConfig, t: int) -> int:
     """Which global batch of the data order update t reads (both from 0): t, and past the ranges of data.skip_steps."""
     for first, last in config.data.skip_steps:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from configs.errors import InputError
 from configs.prepared import check_documents
 from configs.schema import RunConfig
-from configs.windows import eval_windows, order_batch, train_windows
+from configs.windows import eval_windows, order_batch, probe_windows, train_windows, windows_in
 from data.manifest import Manifest, Split
 from data.order import DocumentOrder, Ids, WindowOrder
 from data.shards import TokenStream
@@ -191,25 +191,43 @@ def eval_batches(
     The windows are fixed: spread evenly over the validation split. Every rank gets equally many batches, as sharded
     parameters need; the last ones are filled up with rows whose targets are IGNORED.
     """
-    length = config.model.seq_len
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
-    available = (len(stream) - 1) // length
-    count = eval_windows(config, len(stream))
-    windows = np.arange(count, dtype=np.int64) * available // count
-    batches = []
-    for first in range(0, count, micro_batch * ranks):
-        mine = windows[first + rank * micro_batch : first + (rank + 1) * micro_batch]
-        tokens = np.zeros((micro_batch, length + 1), np.int64)
-        for row, window in enumerate(mine.tolist()):
-            stream.read(window * length, window * length + length + 1, tokens[row])
-        if tokens.max() >= manifest.vocab_size:
-            for window in mine.tolist():
-                stream.check_ids(window * length, window * length + length + 1, manifest.vocab_size)
-        inputs, targets = inputs_and_targets(tokens)
-        targets = targets.copy()
-        targets[len(mine) :] = IGNORED
-        batches.append(EvalBatch(inputs, targets, len(mine) * length))
-    return batches
+    windows = spread_windows(eval_windows(config, len(stream)), len(stream), config.model.seq_len)
+    firsts = range(0, len(windows), micro_batch * ranks)
+    mine = [windows[first + rank * micro_batch : first + (rank + 1) * micro_batch] for first in firsts]
+    return [_eval_batch(stream, manifest.vocab_size, one, micro_batch, config.model.seq_len) for one in mine]
+
+
+def probe_batch(
+    folder: str | Path, manifest: Manifest, config: RunConfig, micro_batch: int, rank: int, ranks: int
+) -> EvalBatch:
+    """A rank's share of the windows that a probe looks at: one micro-batch of every rank, spread evenly over the whole split.
+
+    The first batch of `eval_batches` would not do: it is of the first files of the split alone.
+    """
+    stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
+    count = probe_windows(config, len(stream), micro_batch, ranks)
+    mine = spread_windows(count, len(stream), config.model.seq_len)[rank * micro_batch : (rank + 1) * micro_batch]
+    return _eval_batch(stream, manifest.vocab_size, mine, micro_batch, config.model.seq_len)
+
+
+def spread_windows(count: int, tokens: int, length: int) -> NDArray[np.int64]:
+    """`count` windows of `length` targets, evenly over a stream of `tokens`: their numbers, rising."""
+    return np.arange(count, dtype=np.int64) * windows_in(tokens, length) // count
+
+
+def _eval_batch(stream: TokenStream, vocab_size: int, windows: NDArray[np.int64], rows: int, length: int) -> EvalBatch:
+    """The given windows, filled up to `rows` with IGNORED targets. InputError for a token beyond the vocabulary."""
+    tokens = np.zeros((rows, length + 1), np.int64)
+    for row, window in enumerate(windows.tolist()):
+        stream.read(window * length, window * length + length + 1, tokens[row])
+    if tokens.max() >= vocab_size:  # where it is, is looked up only now
+        for window in windows.tolist():
+            stream.check_ids(window * length, window * length + length + 1, vocab_size)
+    inputs, targets = inputs_and_targets(tokens)
+    targets = targets.copy()
+    targets[len(windows) :] = IGNORED
+    return EvalBatch(inputs, targets, len(windows) * length)
 
 
 def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:

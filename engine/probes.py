@@ -19,6 +19,7 @@ from torch import Tensor
 from configs import equilibrium
 from configs.tensors import tensor_table
 from data.loader import EvalBatch
+from engine.adam_rates import rate_columns
 from engine.agree import over_ranks
 from engine.engine import Engine
 from engine.fragments import slices, square_sums
@@ -29,7 +30,7 @@ class Probe:
     """Looks at one update: `look` before it is applied, `finish` after."""
 
     def __init__(self, engine: Engine, batch: EvalBatch) -> None:
-        """`batch`: of the validation windows, for the whole model's quantities."""
+        """`batch`: this rank's share of the windows (data/loader.probe_batch), for the whole model's quantities."""
         self.engine, self.fragments, self.batch = engine, engine.fragments, batch
         self.micro = torch.zeros((), dtype=torch.float64, device=engine.ds.device)
         parameters = engine.ds.module.parameters() if engine.config.log.noise_scale else ()
@@ -88,16 +89,16 @@ class Probe:
         table = {key: column.tolist() for key, column in columns.items()}
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
-        members: dict[str, list[int]] = {}
+        members = {name: [i] for i, name in enumerate(f.names)}
         tensors = tensor_table(self.engine.config.model)
         for i, name in enumerate(f.names):
-            row |= _quantities(name, [i], table, sizes, rates, optim.algorithm)
             row |= self._equilibrium(name, groups[name])
-            members.setdefault(tensors[name].kind, []).append(i)
-        for kind, indices in members.items():
-            row |= _quantities(f"kind:{kind}", indices, table, sizes, rates, optim.algorithm)
+            members.setdefault(f"kind:{tensors[name].kind}", []).append(i)
+        for label, indices in members.items():
+            row |= _quantities(label, indices, table, sizes, rates, optim.algorithm)
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
+            row |= rate_columns(f, optim.eps, {**members, "": range(len(f.names))})
         row["probe/max"] = max(table["max"])
         row["probe/effective_lr"] = equilibrium.effective_lr(
             self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm
@@ -131,11 +132,8 @@ class Probe:
     @torch.no_grad()
     def _model(self) -> dict[str, float]:
         """Loss, largest logit, mean log of the softmax's normaliser, top-1 error, over the probe's tokens; averages' loss."""
-        found = self._statistics()
-        row = {
-            f"probe/{key}": value
-            for key, value in zip(("loss", "logsumexp", "top1_error", "max_logit"), found, strict=True)
-        }
+        names = ("loss", "logsumexp", "top1_error", "max_logit", "windows")
+        row = {f"probe/{name}": value for name, value in zip(names, self._statistics(), strict=True)}
         for kind in self.fragments.averages.kinds:
             with self.fragments.swapped(kind):
                 row[f"probe/loss_{kind}"] = self._statistics()[0]
@@ -151,7 +149,8 @@ class Probe:
         sums, largest = torch.cat([found[:3], counted]), found[3:]
         over_ranks(sums)
         over_ranks(largest, dist.ReduceOp.MAX)
-        return [*(sums[:3] / sums[3]).tolist(), largest.item()]
+        # How many windows it was says which: they are spread evenly over the split (data/loader.probe_batch).
+        return [*(sums[:3] / sums[3]).tolist(), largest.item(), sums[3].item() / self.engine.config.model.seq_len]
 
     def _note(self, gradient: Tensor) -> None:
         self.micro += square_sums([gradient.detach().flatten()])[0]

@@ -13,7 +13,7 @@ import torch
 from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.windows import windows_read
-from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, step_batches
+from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, probe_batch, step_batches
 from data.manifest import Manifest
 from data.verify import verify_split
 from engine import checkpoint
@@ -37,10 +37,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenData:
-    """A run's prepared data, opened: what its updates read, and its fixed validation batches on this rank."""
+    """A run's prepared data, opened: what its updates read, and on this rank its fixed validation batches and what probes see."""
 
     train: TrainData
     validation: list[EvalBatch]
+    probe: EvalBatch
     guard: DataGuard
     eot: int | None
 
@@ -182,8 +183,9 @@ def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -
         for split in (manifest.train, manifest.val):
             verify_split(Path(config.data.path), split)
     train = TrainData(config.data.path, manifest, config, plan.first_window)
-    validation = eval_batches(config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
-    return OpenData(train, validation, DataGuard(config, manifest, world.rank), manifest.eot)
+    share = (config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
+    validation, probe = eval_batches(*share), probe_batch(*share)
+    return OpenData(train, validation, probe, DataGuard(config, manifest, world.rank), manifest.eot)
 
 
 def begin(

@@ -56,7 +56,7 @@ def update(
 
     # Some updates are probed: the gradients here, the weights at the end. A probe only looks.
     probed = look is None and is_probed(config.log, t + 1)
-    probe = Probe(engine, training.data.validation[0]) if probed else None
+    probe = Probe(engine, training.data.probe) if probed else None
     look = probe.look if probe is not None else look
 
     # Forward and backward passes. The gradients are summed over micro-steps and ranks.

@@ -9,14 +9,22 @@ tensors as one vector (their rotation is the mean of the tensors' angles):
     rms           ‖w‖/√n                             adam_lr       mean of η/(√v + ε), v the raw second moment
     update        ‖Δw‖/‖w‖                           grad_norm     ‖g‖ before clipping
     rotation      angle between w and w + Δw (rad)   cosine        of g and w
-    max           max|w|
+    max           max|w|                             adam_lr_median  the same, over elements that are not idle
+                                                     adam_idle     fraction of elements with √v ≤ ε
 
-and per tensor that decays under AdamW its equilibrium under noise, `probe/predicted_rms/…` √(η/2λ) and
+The mean adam_lr is ruled by elements without gradient (an unused row of the embedding has a tiny v), so read the median: ε
+and not a gradient sets the step of an idle element, and it is left out. It is read off counts over all ranks, within 0.8 %
+(engine/adam_rates.py). Rows of earlier versions have the mean alone.
+
+And per tensor that decays under AdamW its equilibrium under noise, `probe/predicted_rms/…` √(η/2λ) and
 `probe/predicted_rotation/…` √(2ηλ(1−β₁)/(1+β₁)) (2305.17212).
 
-For the whole model: `probe/effective_lr`, `probe/adam_lr`, `probe/max`; over fixed validation tokens (one micro-batch of
-every rank) `probe/loss`, `probe/loss_ema_0.99`, `probe/max_logit`, `probe/logsumexp` (mean), `probe/top1_error` (a
-fraction); with log.noise_scale `probe/gradient_square` (|G|²), `probe/gradient_trace` (tr Σ) and
+For the whole model: `probe/effective_lr`, `probe/adam_lr`, `probe/adam_lr_median`, `probe/adam_idle`, `probe/max`; over fixed
+validation windows `probe/loss`, `probe/loss_ema_0.99`, `probe/max_logit`, `probe/logsumexp` (mean), `probe/top1_error` (a
+fraction), and `probe/windows`, how many they were: one micro-batch of every rank, window i of n being window i·W/n of the W
+of the validation split. A row without `probe/windows` is of an earlier version, which took the first n of the windows that are
+evaluated: its five values are of other tokens, and do not compare with those of a row that has it, nor do rows of unequal n.
+With log.noise_scale `probe/gradient_square` (|G|²), `probe/gradient_trace` (tr Σ) and
 `probe/noise_scale_tokens`, their ratio: noisy in one row, average the first two over rows.
 """
 

@@ -14,7 +14,7 @@ from configs.plan import make_plan
 from configs.prepared import FEWEST_DOCUMENTS
 from configs.schema import RunConfig
 from configs.windows import train_windows, windows_in
-from data.loader import IGNORED, Prefetcher, TrainData, eval_batches, step_batches
+from data.loader import IGNORED, Prefetcher, TrainData, eval_batches, probe_batch, step_batches
 from data.manifest import Manifest
 from data.order import Permutation, WindowOrder, shuffled
 from data.shards import TokenStream
@@ -213,6 +213,26 @@ def test_validation_windows_are_fixed(tiny_data: tuple[Path, Manifest], tiny_con
         sets.append(sorted(windows))
     assert all(found == sets[0] for found in sets)
     assert len(sets[0]) == 29
+
+
+def test_a_probe_sees_the_whole_split(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:
+    """Breaks if a probe looks at the first windows of the validation split alone, at other ones on more ranks, or at more than
+    are evaluated."""
+    folder, manifest = tiny_data
+    config, length = tiny_config(), 16
+    stream = TokenStream(folder, manifest.val.shards, manifest.dtype)
+    available = (len(stream) - 1) // length
+    expected = np.empty((8, length + 1), np.int64)
+    for row in range(8):
+        first = row * available // 8 * length
+        stream.read(first, first + length + 1, expected[row])
+    for ranks in (1, 2, 4):
+        shares = [probe_batch(folder, manifest, config, 8 // ranks, rank, ranks) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate([share.inputs for share in shares]), expected[:, :-1]), ranks
+        assert np.array_equal(np.concatenate([share.targets for share in shares]), expected[:, 1:]), ranks
+    few = probe_batch(folder, manifest, tiny_config({"eval": {"tokens": 3 * length}}), 8, 0, 1)
+    assert few.counted == 3 * length
+    assert (few.targets[3:] == IGNORED).all()
 
 
 def test_prefetcher_hands_on_errors(tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]) -> None:

@@ -15,8 +15,9 @@ from configs.plan import make_plan
 from configs.schedule import lr_at
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
-from data.loader import TrainData, eval_batches, step_batches
+from data.loader import TrainData, probe_batch, step_batches
 from data.manifest import Manifest
+from engine.adam_rates import count_rates, median
 from engine.launch import start_world
 from engine.probes import Probe
 from engine.update import update
@@ -38,10 +39,9 @@ def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]
     for config in configs:
         training = make_training(config, manifest, world)
         train_steps(training, range(1))
-        validation = eval_batches(config.data.path, manifest, config, 2, world.rank, world.ranks)
         batches = step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, world.rank, world.ranks)
         before = training.engine.fragments.gather("weights", 0)
-        probe = Probe(training.engine, validation[0])
+        probe = Probe(training.engine, training.data.probe)
         outcome = update(training, batches, look=probe.look)
         row = probe.finish()
         second = training.engine.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
@@ -65,7 +65,10 @@ def quantities(run: dict[str, Any], names: list[str], lr: float, algorithm: str)
     }
     if run["second"] is not None:
         second = torch.cat([run["second"][name].double().flatten() for name in names])
-        found["adam_lr"] = (lr / (second.sqrt() + 1e-8)).mean().item()
+        rates = lr / (second.sqrt() + 1e-8)
+        active = second.sqrt() > 1e-8
+        found |= {"adam_lr": rates.mean().item(), "adam_idle": 1 - active.double().mean().item()}
+        found["adam_lr_median"] = rates[active].median().item()
     return found
 
 
@@ -85,9 +88,13 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
         members[""] = list(run["before"])  # the whole model
         for label, names in members.items():
             for key, value in quantities(run, names, lr, config.optim.algorithm).items():
-                if label or key in ("max", "effective_lr", "adam_lr"):
+                if label or key in ("max", "effective_lr", "adam_lr", "adam_lr_median", "adam_idle"):
                     place = f"probe/{key}/{label}".rstrip("/")
-                    assert row[place] == pytest.approx(value, rel=bound, abs=1e-9), (case, key, label)
+                    within = max(bound, 0.008) if key == "adam_lr_median" else bound  # the width of a bin
+                    assert row[place] == pytest.approx(value, rel=within, abs=1e-9), (case, key, label)
+        # a tensor's median is another's: else one rank's piece, or one tensor's, could stand for all
+        if run["second"] is not None:
+            assert len({row[f"probe/adam_lr_median/{name}"] for name in run["before"]}) > len(run["before"]) / 2
         squares = sum(row[f"probe/grad_norm/{name}"] ** 2 for name in run["before"])
         assert math.sqrt(squares) == pytest.approx(run["grad_norm"], rel=1e-6), case
         predicted = {name.split("/")[-1] for name in row if "/predicted_rms/" in name}
@@ -97,6 +104,17 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
             assert row["probe/predicted_rms/wte.weight"] == pytest.approx(math.sqrt(lr / (2 * 0.5)))
             rotation = math.sqrt(2 * lr * 0.5 * (1 - 0.9) / (1 + 0.9))
             assert row["probe/predicted_rotation/wte.weight"] == pytest.approx(rotation)
+
+
+def test_the_median_passes_over_what_has_no_gradient() -> None:
+    """Breaks if rows that are never used, whose second moment is nearly zero, set the effective learning rate that is shown."""
+    used = torch.full((1000,), 1e-6)
+    counts = [count_rates(0.01, torch.cat([used, torch.full((idle,), 1e-20)]), 1e-8) for idle in (0, 3000)]
+    for one in counts:
+        assert one.sum() == 1000
+        assert median(one) == pytest.approx(10.0, rel=0.008), "0.01/(√1e-6 + ε)"
+    spread = torch.logspace(-12, -2, 1001, dtype=torch.float64)
+    assert median(count_rates(0.01, spread, 1e-8)) == pytest.approx(0.01 / (10**-3.5 + 1e-8), rel=0.008)
 
 
 @pytest.mark.engine
@@ -124,7 +142,7 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
     small, b, whole = sum(squares) / 4, 32, 128
     square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
     model.load_state_dict(runs[0]["after"])
-    validation = eval_batches(config.data.path, manifest, config, 4, 0, 1)[0]
+    validation = probe_batch(config.data.path, manifest, config, 4, 0, 1)  # the windows of two ranks with two each
     assert validation.counted == validation.targets.size
     logits, targets = model.logits(torch.from_numpy(validation.inputs)).double(), torch.from_numpy(validation.targets)
     for run in runs:
@@ -138,6 +156,7 @@ def test_gradients_logits_and_noise(tiny_data: tuple[Path, Manifest], tiny_confi
         assert row["probe/loss"] == pytest.approx(
             F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), rel=1e-5
         )
+        assert row["probe/windows"] == 4
         assert row["probe/logsumexp"] == pytest.approx(logits.logsumexp(-1).mean().item(), rel=1e-5)
         assert row["probe/max_logit"] == pytest.approx(logits.max().item(), rel=1e-4)
         assert row["probe/top1_error"] == (logits.argmax(-1) != targets).double().mean().item()

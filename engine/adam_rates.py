@@ -1,0 +1,70 @@
+"""The median of Adam's effective learning rate η/(√v + ε) over elements, the same at every ZeRO stage.
+
+The mean says little: an element that hardly ever has a gradient has a tiny √v and so a huge rate. A few unused rows of the
+embedding then make up nearly all of the mean (measured: 200 times the median), and can turn the order of λ around.
+
+A median needs all elements at once, and a rank holds only pieces of a tensor. So each rank counts its elements by their
+rate, the counts are added over the ranks, and the median is read off them: within 0.8 %, the width of a bin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.agree import over_ranks
+from engine.fragments import Fragments, slices
+
+# The upper half of a float32's bits orders positive numbers as their values do: a bin for each positive bfloat16.
+SHIFT, BINS = 16, 1 << 15
+
+
+def rate_columns(fragments: Fragments, eps: float, labels: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Columns `probe/adam_lr_median/…` and `probe/adam_idle/…` of each label: its tensors, by their places in `fragments.names`.
+
+    An element with √v ≤ ε is idle: ε and not a gradient sets its step. The median is over the others; where all are idle
+    there is none. The label "" is the whole model. Collective.
+    """
+    counts = _counts(fragments, eps)
+    row: dict[str, float] = {}
+    for label, members in labels.items():
+        counted, size = counts[list(members)].sum(0), sum(fragments.shapes[fragments.names[i]].numel() for i in members)
+        active = int(counted.sum())
+        row[f"probe/adam_idle/{label}".rstrip("/")] = 1 - active / size
+        if active:
+            row[f"probe/adam_lr_median/{label}".rstrip("/")] = median(counted)
+    return row
+
+
+def _counts(fragments: Fragments, eps: float) -> Tensor:
+    """How many elements of each parameter that are not idle have a rate in each bin, over all ranks: int64 (len(names), BINS)."""
+    counts = torch.zeros(len(fragments.names), BINS, dtype=torch.int64, device=fragments.ds.device)
+    places, groups = {name: i for i, name in enumerate(fragments.names)}, fragments.groups()
+    for fragment in fragments.local:
+        lr = float(groups[fragment.name]["lr"])
+        for (second,) in slices(fragments.view(fragment, "exp_avg_sq")):
+            counts[places[fragment.name]] += count_rates(lr, second, eps)
+    # At stage 0 every rank has counted everything.
+    if fragments.sharded:
+        over_ranks(counts)
+    return counts.cpu()
+
+
+def count_rates(lr: float, second: Tensor, eps: float) -> Tensor:
+    """How many elements of Adam's second moment, (n,), that are not idle have a rate in each bin: int64 (BINS,)."""
+    root = second.float().sqrt()
+    bins = (lr / (root + eps)).view(torch.int32) >> SHIFT
+    return torch.bincount(bins[root > eps], minlength=BINS)
+
+
+def median(counts: Tensor) -> float:
+    """The rate below which half of the counted elements lie, on a straight line through its bin; `counts` of one or more."""
+    below = counts.cumsum(0)
+    half = float(below[-1]) / 2
+    place = int(torch.searchsorted(below, math.ceil(half)))
+    first, last = (torch.tensor([place, place + 1], dtype=torch.int32) << SHIFT).view(torch.float32).tolist()
+    inside = int(counts[place])
+    return float(first + (last - first) * (half - float(below[place] - inside)) / inside)
