@@ -17,9 +17,10 @@ import pandas as pd
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, divergence, is_ended, sound, twins
 from analysis.figures import Figure, Line, Panel, Style, line
-from analysis.grouped import Read, grouped, mean_line, trunks_of
+from analysis.grouped import Read, grouped, mean_line, probed, trunks_of
 from analysis.pairing import Group, by_seed
 from analysis.runs import FOLLOWS, STARTS, Run, find_run
+from analysis.settled import LATE, equilibrium, predicted
 from analysis.statistics import final, interval, smooth
 from configs.equilibrium import LR_POWERS
 
@@ -27,7 +28,8 @@ RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 # What a quantity is compared with: in equilibrium the relative update is the rotation.
 EXPECTED = {"rotation": "rotation", "update": "rotation", "rms": "rms"}
 MATCHED, PLAIN = "matched", "at its own rate"
-LATE = 0.1  # the equilibrium is read off this last fraction of the probes
+MEDIAN, MEAN, IDLE = "probe/adam_lr_median", "probe/adam_lr", "probe/adam_idle"
+MEDIAN_LABEL, MEAN_LABEL = "Adam effective LR η/(√v + ε), median over weights", "the same, mean over all weights"
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -36,22 +38,17 @@ def analyse(runs: list[Run], options: Options) -> Result:
     followed = [(run, leader) for run in trunks if run.reference and (leader := find_run(run.reference, trunks))]
     begun = grouped(trunks, options, lambda groups: [*twins(groups), *followed])
     groups, looks, notes = begun.groups, begun.looks, begun.notes
-    panels = [
-        Panel(options.xlabel, RATE_LABEL, _lines(groups, looks, options, effective_lr), ylog=True),
-        Panel(
-            options.xlabel, "mean Adam effective LR", _lines(groups, looks, options, _probe("probe/adam_lr")), ylog=True
-        ),
-    ]
-    figures = [Figure("effective_lr", "Effective learning rates, means over seeds.", [p for p in panels if p.lines])]
+    reads = ((RATE_LABEL, effective_lr), (MEDIAN_LABEL, probed(MEDIAN)), (MEAN_LABEL, probed(MEAN)))
+    panels = [Panel(options.xlabel, label, _lines(groups, looks, options, read), ylog=True) for label, read in reads]
+    caption = "Effective learning rates, means over seeds. Read Adam's by its median: unused rows of the embedding rule its mean."
+    figures = [Figure("effective_lr", caption, [p for p in panels if p.lines])]
+    if old := [run.path.name for run in trunks if MEAN in run.probes and MEDIAN not in run.probes]:
+        notes.append(
+            f"{len(old)} runs were recorded without a median, and have only the mean of Adam's: {', '.join(old[:5])}"
+        )
     # the kinds of every probed run: models of one analysis may differ
-    kinds = sorted(
-        {
-            column.rpartition("kind:")[2]
-            for run in trunks
-            for column in map(str, run.probes)
-            if "/rotation/kind:" in column
-        }
-    )
+    columns = {str(column) for run in trunks for column in run.probes}
+    kinds = sorted({column.rpartition("kind:")[2] for column in columns if "/rotation/kind:" in column})
     notes += [
         f"{run.path}: its configuration has no model of this code's, so no kinds of tensors: no prediction is compared"
         for run in trunks
@@ -66,21 +63,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
         ]
     else:
         notes.append("no run was probed (log.probe_every): no Adam effective LR, rotation or size")
-    # a kind that does not decay has no prediction, and no row
-    equilibrium = pd.DataFrame([row for group in groups for kind in kinds if (row := _equilibrium(group, kind))])
+    settled, more = equilibrium(groups, kinds)
     matched, rows, findings = _matched(trunks, looks, groups, options, notes)
-    figures += matched
-    if len(equilibrium):
-        # by the ratio's distance from one
-        worst = equilibrium.iloc[int((equilibrium["rotation measured/predicted"] - 1).abs().argmax())]
-        middle = equilibrium["rotation measured/predicted"].median()
-        findings.append(
-            f"Over the last tenth of the probes rotation is {middle:.2f} of the prediction (median over {len(equilibrium)} "
-            f"kinds and runs), farthest {worst['rotation measured/predicted']:.2f} ({worst['run']}, {worst['kind']}). The "
-            "prediction holds for pure noise at a constant learning rate, once 1/(ηλ) steps have passed."
-        )
-    tables = {"Equilibrium": equilibrium, "Matched runs": pd.DataFrame(rows)}
-    return Result("effective_lr", "Effective learning rate", findings, figures, tables, notes)
+    adam = pd.DataFrame([row for group in groups if (row := _adam(group))])
+    tables = {"Equilibrium": settled, "Adam effective LR at the end": adam, "Matched runs": pd.DataFrame(rows)}
+    return Result("effective_lr", "Effective learning rate", [*findings, *more], [*figures, *matched], tables, notes)
 
 
 def effective_lr(run: Run) -> pd.Series:
@@ -90,11 +77,18 @@ def effective_lr(run: Run) -> pd.Series:
     return (run.column("optim/lr") / pd.Series(norm.to_numpy(), index=norm.index + 1)).dropna()
 
 
-def _probe(column: str) -> Read:
-    def read(run: Run) -> pd.Series:
-        return run.probes[column].dropna() if column in run.probes else pd.Series(dtype=float)
-
-    return read
+def _adam(group: Group) -> dict[str, object] | None:
+    """Median, mean and idle share of Adam's effective learning rate over the last probes; None where it was not probed."""
+    row: dict[str, object] = {"run": group.name}
+    for title, column in (("median", MEDIAN), ("mean", MEAN), ("idle share", IDLE)):
+        late = [
+            series.iloc[-max(1, round(len(series) * LATE)) :].mean()
+            for run in sound(group)
+            if len(series := probed(column)(run))
+        ]
+        # a run of an earlier version has the mean alone
+        row[title] = float(f"{np.mean(late):.4g}") if late else None
+    return row if row["mean"] is not None else None
 
 
 def _lines(groups: list[Group], looks: dict[str, Style], options: Options, read: Read) -> list[Line]:
@@ -112,7 +106,7 @@ def _by_kind(
 ) -> Figure:
     panels = []
     for kind in kinds:
-        lines = _lines(groups, looks, options, _probe(f"probe/{quantity}/kind:{kind}"))
+        lines = _lines(groups, looks, options, probed(f"probe/{quantity}/kind:{kind}"))
         # the effective learning rate has no prediction of its own
         for group in groups if quantity in EXPECTED else []:
             dotted = Style(looks[group.name].colour, "dot", looks[group.name].keys)
@@ -125,29 +119,6 @@ def _by_kind(
         "rms": " Dotted: √(η/2λ).",
     }.get(quantity, "")
     return Figure(name, f"{ylabel[0].upper()}{ylabel[1:]} by kind of tensor.{caption}", [p for p in panels if p.lines])
-
-
-def predicted(run: Run, quantity: str, kind: str) -> pd.Series:
-    """The predicted rotation or RMS of a kind: the mean over its tensors that decay."""
-    prefix = f"probe/predicted_{quantity}/"
-    # tensors of a kind that do not decay (some λ is 0) have no prediction
-    columns = [column for name, its in run.kinds.items() if its == kind and (column := prefix + name) in run.probes]
-    return run.probes[columns].mean(axis=1).dropna() if columns else pd.Series(dtype=float)
-
-
-def _equilibrium(group: Group, kind: str) -> dict[str, object] | None:
-    row: dict[str, object] = {"run": group.name, "kind": kind}
-    for quantity in ("rotation", "rms"):
-        values = []
-        for run in sound(group):
-            measured, expected = _probe(f"probe/{quantity}/kind:{kind}")(run), predicted(run, quantity, kind)
-            # step by step, before the mean: both fall with the learning rate
-            ratio = (measured / expected).dropna()
-            values.append(float(ratio.iloc[-max(1, round(len(ratio) * LATE)) :].mean()) if len(ratio) else float("nan"))
-        if np.isnan(values).all():
-            return None
-        row[f"{quantity} measured/predicted"] = round(float(np.nanmean(values)), 3)
-    return row
 
 
 def _matched(

@@ -58,3 +58,12 @@ def diverged_lines(group: Group, look: Style, options: Options, read: Read) -> l
         for run, curve in curves
         if len(curve)
     ]
+
+
+def probed(column: str) -> Read:
+    """Reads one column of a run's probes, without gaps; empty where the run has none."""
+
+    def read(run: Run) -> pd.Series:
+        return run.probes[column].dropna() if column in run.probes else pd.Series(dtype=float)
+
+    return read

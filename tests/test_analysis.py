@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import best_decay, bias_variance, effective_lr, generalisation, loss_curves, precision_gap
+from analysis import best_decay, bias_variance, generalisation, loss_curves, precision_gap
 from analysis.__main__ import main
 from analysis.command import Options, write
 from analysis.reading import load_run
@@ -124,47 +124,6 @@ def test_precision(tmp_path: Path) -> None:
     gaps = result.tables["Loss gap to float32"].set_index("run")["gap"]
     assert gaps["λ = 0, precision = bf16-mixed"] == "+0.0020 (1 seed)"
     assert gaps["λ = 0.1, precision = bf16-mixed"] == "+0.0020 [+0.0020, +0.0020] (2 seeds)"
-
-
-def test_rates_and_equilibrium(tmp_path: Path) -> None:
-    """Breaks if the effective learning rate is of another step's norm, a matched run is not set against its reference, or the
-    equilibrium is compared with another prediction."""
-    columns = {"optim/lr": lambda s: 0.1 * (s > 0), "weights/norm": lambda s: 5.0 + s}
-    probes = [
-        {
-            "step": step,
-            "tokens": 0,
-            "probe/rotation/kind:mlp.fc": 0.022,
-            "probe/predicted_rotation/blocks.0.mlp.fc.weight": 0.02,
-            "probe/predicted_rotation/blocks.1.mlp.fc.weight": 0.02,
-            "probe/rms/kind:mlp.fc": 0.3,
-            "probe/predicted_rms/blocks.0.mlp.fc.weight": 0.2,
-            "probe/adam_lr": 1.0,
-        }
-        for step in range(100, 1001, 100)
-    ]
-    reference = write_run(tmp_path / "reference", decay=0.3, columns=columns, probes=probes)
-    undecayed = write_run(
-        tmp_path / "undecayed", lambda s: base_curve(s) + 0.2, columns={**columns, "weights/norm": lambda s: 9.0 + s}
-    )
-    match = {"match": {"reference": str(reference)}}
-    matched = write_run(tmp_path / "matched", lambda s: base_curve(s) + 0.001, columns=columns, schedule=match)
-    runs = load(reference, undecayed, matched)
-    rate = effective_lr.effective_lr(runs[0])
-    assert rate.index[0] == 1
-    assert rate[1] == pytest.approx(0.1 / 5.0)
-    assert rate[10] == pytest.approx(0.1 / 14.0)
-    sgd = load_run(write_run(tmp_path / "sgd", columns=columns, optim={"algorithm": "sgd"}))
-    assert effective_lr.effective_lr(sgd)[10] == pytest.approx(0.1 / 14.0**2)
-    result = effective_lr.analyse(runs, PLAIN)
-    row = result.tables["Matched runs"].iloc[0]
-    assert row["effective LR apart (max, relative)"] == 0
-    assert row["matched: at the end"] == pytest.approx(0.001, abs=1e-4)
-    assert row["at its own rate: at the end"] == pytest.approx(0.2, abs=1e-4)
-    assert "matched +0.0010 (1 seed); at its own rate +0.2000 (1 seed) nats. One seed: no claim." in result.findings[0]
-    equilibrium = result.tables["Equilibrium"].iloc[0]
-    assert equilibrium["rotation measured/predicted"] == pytest.approx(1.1)
-    assert equilibrium["rms measured/predicted"] == pytest.approx(1.5)
 
 
 def test_sweep_finds_the_best_decay(tmp_path: Path) -> None:
