@@ -1,8 +1,9 @@
 """Spikes and divergence, judged from the losses and gradient norms of a run alone: it watches, and interferes with nothing.
 
 A spike is a value far above the recent ones, in robust deviations: (value − median) / (1.4826·MAD) over the last
-WINDOW updates, or as many as there are. A start can break within 30 updates, so values are judged from the fifth on; the
-spread of a few is itself uncertain, and counts as at least a tenth of their median.
+WINDOW updates, or as many as there are. A start can break within 30 updates, so values are judged from the second on. The
+spread of a few is itself uncertain: FLOORS says which part of their median it counts as at least. At 8 deviations a value of
+the first updates is a spike from 5 times the median on, from the fifth update on from 1.8 times.
 
 The smoothed loss is the median of the last WINDOW losses; a run has diverged since the step from which it has stayed a
 margin above its lowest smoothed loss.
@@ -15,7 +16,11 @@ from statistics import median
 from typing import Any
 
 WINDOW = 64
-LEAST, ENOUGH = 4, WINDOW // 2  # recent values without which nothing is judged, and from which their spread is trusted
+FLOORS = (
+    (WINDOW // 2, 1e-3),
+    (4, 0.1),
+    (1, 0.5),
+)  # with so many recent values their spread is at least this part of the median
 KEYS = ("loss", "grad_norm")
 
 
@@ -67,13 +72,13 @@ class LossWatch:
 
 def _deviation(value: float, recent: list[float]) -> float:
     """How many robust deviations `value` lies above `recent`; 0 where these are too few, or it is not finite itself."""
-    if len(recent) < LEAST or not math.isfinite(value):
+    floor = next((part for enough, part in FLOORS if len(recent) >= enough), None)
+    if floor is None or not math.isfinite(value):
         return 0.0
     middle = median(recent)
     if not math.isfinite(middle):
         return 0.0
     spread = 1.4826 * median(abs(value - middle) for value in recent)
-    floor = 0.1 if len(recent) < ENOUGH else 1e-3
     return (value - middle) / max(spread, floor * abs(middle), 1e-12)
 
 

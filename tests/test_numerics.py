@@ -59,11 +59,21 @@ SOUND = [
 # fmt: on
 
 
-@pytest.mark.parametrize(("norms", "spikes"), [(BROKEN, [29]), (SOUND, [])])
-def test_a_start_is_judged_from_its_first_updates(norms: list[float], spikes: list[int]) -> None:
-    """Breaks if a start that breaks within 30 updates goes unmarked, or a sound one is marked."""
-    watch = LossWatch(8.0, None)
-    found = [step for step, norm in enumerate(norms, 1) if watch.add(step, 7.0 - step / 100, norm)]
+# One that breaks in its second update, and one that breaks a little too little to be told from noise.
+AT_ONCE, NEARLY = [0.5, 4.0, 0.5, 0.5], [0.5, 2.4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("norms", "spikes"), [(BROKEN, [29]), (SOUND, []), (AT_ONCE, [2]), (NEARLY, []), ([0.5, 0.5, 4.0], [3])]
+)
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_a_start_is_judged_from_its_first_updates(norms: list[float], spikes: list[int], interrupt: bool) -> None:
+    """Breaks if a start that breaks within 30 updates goes unmarked, a sound one is marked, or a resume forgets what was usual."""
+    watch, found = LossWatch(8.0, None), []
+    for step, norm in enumerate(norms, 1):
+        found += [step] if watch.add(step, 7.0 - step / 100, norm) else []
+        if interrupt:
+            watch = LossWatch(8.0, None, json.loads(json.dumps(watch.state)))
     assert found == spikes
 
 
