@@ -10,11 +10,11 @@ tensors as one vector (their rotation is the mean of the tensors' angles):
     update        ‖Δw‖/‖w‖                           grad_norm     ‖g‖ before clipping
     rotation      angle between w and w + Δw (rad)   cosine        of g and w
     max           max|w|                             adam_lr_median  the same, over elements that are not idle
-                                                     adam_idle     fraction of elements with √v ≤ ε
+                                                     adam_idle     fraction of elements that are idle
 
-The mean adam_lr is ruled by elements without gradient (an unused row of the embedding has a tiny v), so read the median: ε
-and not a gradient sets the step of an idle element, and it is left out. It is read off counts over all ranks, within 0.8 %
-(engine/adam_rates.py). Rows of earlier versions have the mean alone.
+The mean adam_lr is ruled by elements that have hardly a gradient (an unused row of the embedding has a tiny v), so read the
+median. Idle, and left out of it, is an element whose v is at most 1e-5 of its tensor's mean. The median is read off counts
+over all ranks, within 0.8 % (engine/adam_rates.py). Rows of earlier versions have the mean alone.
 
 And per tensor that decays under AdamW its equilibrium under noise, `probe/predicted_rms/…` √(η/2λ) and
 `probe/predicted_rotation/…` √(2ηλ(1−β₁)/(1+β₁)) (2305.17212).
