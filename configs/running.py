@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from configs.echo import shown
 from configs.errors import InputError
@@ -70,6 +70,11 @@ class Eval(Section):
     )
     tokens: int = setting(
         1 << 20, "validation tokens: fixed windows spread over the validation split (all, where it has fewer)", ge=1
+    )
+    final_tokens: Annotated[int, Field(ge=1)] | Literal["all"] | None = setting(
+        None,
+        "validation tokens at the end of the run, a column of their own (val/final_loss); val/loss stays over eval.tokens; "
+        '"all": the whole split; null: none but eval.tokens',
     )
 
 

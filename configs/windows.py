@@ -30,6 +30,14 @@ def probe_windows(config: RunConfig, tokens: int, micro_batch: int, ranks: int) 
     return min(micro_batch * ranks, eval_windows(config, tokens))
 
 
+def final_windows(config: RunConfig, tokens: int) -> int:
+    """Validation windows at the end of a run: eval.final_tokens, or those of every evaluation where it is not given."""
+    asked, available = config.eval.final_tokens, windows_in(tokens, config.model.seq_len)
+    if asked is None:
+        return eval_windows(config, tokens)
+    return available if asked == "all" else min(max(1, asked // config.model.seq_len), available)
+
+
 def order_batch(config: RunConfig, t: int) -> int:
     """Which global batch of the data order update t reads (both from 0): t, and past the ranges of data.skip_steps."""
     for first, last in config.data.skip_steps:

@@ -48,11 +48,15 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One rank's share of a validation batch: inputs and targets (b, T), and how many of the targets count."""
+    """One rank's share of a validation batch: inputs and targets (b, T), and how many of the targets count.
+
+    `places`: which of the validation windows its first rows are, counted in the order of the file; rows behind them are filling.
+    """
 
     inputs: Tokens
     targets: Tokens
     counted: int
+    places: range
 
 
 def inputs_and_targets(tokens: Tokens) -> tuple[Tokens, Tokens]:
@@ -184,18 +188,25 @@ class Prefetcher:
 
 
 def eval_batches(
-    folder: str | Path, manifest: Manifest, config: RunConfig, micro_batch: int, rank: int, ranks: int
+    folder: str | Path,
+    manifest: Manifest,
+    config: RunConfig,
+    micro_batch: int,
+    rank: int,
+    ranks: int,
+    count: int | None = None,
 ) -> list[EvalBatch]:
-    """A rank's validation batches.
+    """A rank's validation batches, of `count` windows; without it as many as eval.tokens asks.
 
-    The windows are fixed: spread evenly over the validation split. Every rank gets equally many batches, as sharded
-    parameters need; the last ones are filled up with rows whose targets are IGNORED.
+    The windows are fixed: spread evenly over the validation split, in the order of the file. Every rank gets equally many
+    batches, as sharded parameters need; the last ones are filled up with rows whose targets are IGNORED.
     """
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
-    windows = spread_windows(eval_windows(config, len(stream)), len(stream), config.model.seq_len)
-    firsts = range(0, len(windows), micro_batch * ranks)
-    mine = [windows[first + rank * micro_batch : first + (rank + 1) * micro_batch] for first in firsts]
-    return [_eval_batch(stream, manifest.vocab_size, one, micro_batch, config.model.seq_len) for one in mine]
+    count = eval_windows(config, len(stream)) if count is None else count
+    windows = spread_windows(count, len(stream), config.model.seq_len)
+    firsts = range(0, count, micro_batch * ranks)
+    mine = [range(count)[first + rank * micro_batch : first + (rank + 1) * micro_batch] for first in firsts]
+    return [_eval_batch(stream, manifest.vocab_size, windows, one, micro_batch, config.model.seq_len) for one in mine]
 
 
 def probe_batch(
@@ -207,8 +218,9 @@ def probe_batch(
     """
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
     count = probe_windows(config, len(stream), micro_batch, ranks)
-    mine = spread_windows(count, len(stream), config.model.seq_len)[rank * micro_batch : (rank + 1) * micro_batch]
-    return _eval_batch(stream, manifest.vocab_size, mine, micro_batch, config.model.seq_len)
+    windows = spread_windows(count, len(stream), config.model.seq_len)
+    mine = range(count)[rank * micro_batch : (rank + 1) * micro_batch]
+    return _eval_batch(stream, manifest.vocab_size, windows, mine, micro_batch, config.model.seq_len)
 
 
 def spread_windows(count: int, tokens: int, length: int) -> NDArray[np.int64]:
@@ -216,8 +228,11 @@ def spread_windows(count: int, tokens: int, length: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * windows_in(tokens, length) // count
 
 
-def _eval_batch(stream: TokenStream, vocab_size: int, windows: NDArray[np.int64], rows: int, length: int) -> EvalBatch:
-    """The given windows, filled up to `rows` with IGNORED targets. InputError for a token beyond the vocabulary."""
+def _eval_batch(
+    stream: TokenStream, vocab_size: int, windows: NDArray[np.int64], places: range, rows: int, length: int
+) -> EvalBatch:
+    """The windows at `places`, filled up to `rows` with IGNORED targets. InputError for a token beyond the vocabulary."""
+    windows = windows[places.start : places.stop]
     tokens = np.zeros((rows, length + 1), np.int64)
     for row, window in enumerate(windows.tolist()):
         stream.read(window * length, window * length + length + 1, tokens[row])
@@ -227,7 +242,7 @@ def _eval_batch(stream: TokenStream, vocab_size: int, windows: NDArray[np.int64]
     inputs, targets = inputs_and_targets(tokens)
     targets = targets.copy()
     targets[len(windows) :] = IGNORED
-    return EvalBatch(inputs, targets, len(windows) * length)
+    return EvalBatch(inputs, targets, len(windows) * length, places)
 
 
 def read_document_ends(folder: Path, split: Split) -> NDArray[np.uint64]:

@@ -181,10 +181,13 @@ class Engine:
         return dict(zip(names, torch.cat([sums, squares]).sqrt().tolist(), strict=True))
 
     @torch.no_grad()
-    def evaluate(self, batches: list[EvalBatch], wish: Wish = lambda: False) -> float | None:
+    def evaluate(
+        self, batches: list[EvalBatch], wish: Wish = lambda: False, sums: Tensor | None = None
+    ) -> float | None:
         """Mean loss over the targets that count, of fixed batches, equally many on every rank.
 
         Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
+        `sums`: zeros, float64 (windows,), filled with each window's summed loss, the same on every rank.
         """
         self.ds.eval()
         # Sum of losses and count of targets: a mean of means would weigh the last, shorter batch too much.
@@ -194,9 +197,19 @@ class Engine:
             if self.any_rank(wish()):
                 self.ds.train()
                 return None
-            total[0] += self.ds(*self.on_device(batch))
+            inputs, targets = self.on_device(batch)
+            if sums is None:
+                total[0] += self.ds(inputs, targets)
+            else:
+                # Added in float64 window by window; their float32 sum stays what it is in any other evaluation.
+                losses = self.ds(inputs, targets, by_token=True)
+                total[0] += losses.sum()
+                places = batch.places
+                sums[places.start : places.stop] = losses.view(len(inputs), -1).double().sum(1)[: len(places)]
             total[1] += batch.counted
         over_ranks(total)
+        if sums is not None:
+            over_ranks(sums)  # a window is one rank's alone: the others have zero there
         self.ds.train()
         return (total[0] / total[1]).item()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from configs.plan import Plan
 from configs.schema import RunConfig
-from configs.windows import windows_read
+from configs.windows import final_windows, windows_in, windows_read
 from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, probe_batch, step_batches
 from data.manifest import Manifest
 from data.verify import verify_split
@@ -25,6 +26,7 @@ from engine.guard import DataGuard
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_model
+from record.blocks import WEIGHTS, in_blocks, write_blocks
 from record.environment import environment
 from record.metrics import TENSOR_NORM
 from record.progress import Progress
@@ -37,10 +39,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenData:
-    """A run's prepared data, opened: what its updates read, and on this rank its fixed validation batches and what probes see."""
+    """A run's prepared data, opened: what its updates read, and on this rank its fixed validation batches and what probes see.
+
+    `final`: the batches of the run's end, the same list without eval.final_tokens. `val_tokens`: of the whole split.
+    """
 
     train: TrainData
     validation: list[EvalBatch]
+    final: list[EvalBatch]
+    val_tokens: int
     probe: EvalBatch
     guard: DataGuard
     eot: int | None
@@ -98,24 +105,53 @@ class Training:
         return row | {TENSOR_NORM + name: norms[name] for name in tensors}
 
     def evaluate(self, wish: Wish) -> bool:
-        """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile."""
+        """Validation loss over the fixed windows, as a row of the current step; False where a rank wished to stop meanwhile.
+
+        At the run's end also over those of eval.final_tokens, and block by block (record/blocks.py).
+        """
         began, fragments, step = time.perf_counter(), self.engine.fragments, self.progress.step
+        row: dict[str, float] = {}
+        sums: dict[str, list[float]] = {}
         # The weights first, then each average in their place; a wish to stop ends it without a row.
-        loss = self.engine.evaluate(self.data.validation, wish)
-        if loss is None:
-            return False
-        row = {"val/loss": loss}
-        for kind in fragments.averages.kinds:
-            with fragments.swapped(kind):
-                loss = self.engine.evaluate(self.data.validation, wish)
-            if loss is None:
+        for kind in (WEIGHTS, *fragments.averages.kinds):
+            with fragments.swapped(kind) if kind != WEIGHTS else nullcontext():
+                measured = self._losses("" if kind == WEIGHTS else f"_{kind}", wish)
+            if measured is None:
                 return False
-            row[f"val/loss_{kind}"] = loss
+            losses, sums[kind] = measured
+            row |= losses
+        if step == self.plan.steps:
+            blocks = in_blocks(
+                step, self.config.model.seq_len, windows_in(self.data.val_tokens, self.config.model.seq_len), sums
+            )
+            # Before the row: a start that finds the row takes the evaluation as done.
+            on_first_rank(lambda: write_blocks(self.folder.blocks, blocks))
         row["time/eval_s"] = time.perf_counter() - began
         self.recorder.add(step, row | (self.measure_norms() if step == 0 else {}))
         self.recorder.flush()
         self.progress.evaluated = step
         return True
+
+    def _losses(self, suffix: str, wish: Wish) -> tuple[dict[str, float], list[float]] | None:
+        """The losses of the weights as they stand, as columns, and at the run's end those of its windows; None as `evaluate`."""
+        validation, final = self.data.validation, self.data.final
+        if self.progress.step < self.plan.steps:
+            loss = self.engine.evaluate(validation, wish)
+            return None if loss is None else ({f"val/loss{suffix}": loss}, [])
+        windows = final_windows(self.config, self.data.val_tokens)
+        sums = torch.zeros(windows, dtype=torch.float64, device=self.world.device)
+        # Two passes where the end has windows of its own: val/loss stays over the same ones, in the same batches, all along.
+        row = {}
+        if final is not validation:
+            loss = self.engine.evaluate(validation, wish)
+            if loss is None:
+                return None
+            row[f"val/loss{suffix}"] = loss
+        loss = self.engine.evaluate(final, wish, sums)
+        if loss is None:
+            return None
+        row[f"val/final_loss{suffix}" if row else f"val/loss{suffix}"] = loss
+        return row, sums.tolist()
 
     def save(self) -> Path:
         """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured.
@@ -184,8 +220,12 @@ def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -
             verify_split(Path(config.data.path), split)
     train = TrainData(config.data.path, manifest, config, plan.first_window)
     share = (config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
-    validation, probe = eval_batches(*share), probe_batch(*share)
-    return OpenData(train, validation, probe, DataGuard(config, manifest, world.rank), manifest.eot)
+    validation = final = eval_batches(*share)
+    # Read at the start too: damage is told before the run, and not after it.
+    if config.eval.final_tokens is not None:
+        final = eval_batches(*share, final_windows(config, manifest.val.tokens))
+    guard = DataGuard(config, manifest, world.rank)
+    return OpenData(train, validation, final, manifest.val.tokens, probe_batch(*share), guard, manifest.eot)
 
 
 def begin(

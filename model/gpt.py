@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from configs.schema import Model
 from configs.tensors import tensor_table
 from model.linear import Linear
-from model.loss import cross_entropy_sum, logit_statistics
+from model.loss import cross_entropies, cross_entropy_sum, logit_statistics
 
 RESIDUAL = ("attn.proj", "mlp.proj")  # kinds whose output is added to the residual stream: twice a block
 
@@ -101,16 +101,18 @@ class GPT(nn.Module):
             for block in self.blocks:
                 block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
-    def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False, by_token: bool = False) -> Tensor:
         """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T).
 
-        With `statistics`, for probes, logit_statistics instead.
+        With `statistics`, for probes, logit_statistics instead; with `by_token`, for evaluation, each target's own, float32 (B·T,).
         """
         targets = targets.flatten()
         with self._autocast(inputs.device):
             x = self.hidden(inputs).flatten(0, 1)  # (B·T, C)
             if statistics:
                 return logit_statistics(x, self.head_weight, targets)
+        if by_token:
+            return cross_entropies(x, self.head_weight, targets, self.autocast, self.compiled)
         z_loss = self.z_loss if self.training else 0.0
         return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)
 

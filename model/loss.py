@@ -42,7 +42,16 @@ def cross_entropy_sum(
     the matrix products, if not x's own. `compiled`: the softmax by torch.compile. The caller divides by the global
     token count: a sum is exact under any split into micro-batches and ranks, a mean of means is not.
     """
-    options = (z_loss, dtype or x.dtype, compiled, torch.is_grad_enabled())
+    options = (z_loss, dtype or x.dtype, compiled, torch.is_grad_enabled(), False)
+    return _LinearCrossEntropy.apply(x, head, targets, *options)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@torch.no_grad()
+def cross_entropies(
+    x: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype | None = None, compiled: bool = False
+) -> Tensor:
+    """What `cross_entropy_sum` sums, token by token: float32 (N,), zero where a token does not count. It has no gradient."""
+    options = (0.0, dtype or x.dtype, compiled, False, True)
     return _LinearCrossEntropy.apply(x, head, targets, *options)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -57,6 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         compiled: bool,
         with_gradient: bool,
+        by_token: bool,
     ) -> Tensor:
         losses, of_x, of_head = [], [], None
         softmax = _compiled() if compiled else _softmax
@@ -73,13 +83,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     of_head = outer if of_head is None else of_head.float().add_(outer)
         if of_head is not None:
             ctx.save_for_backward(torch.cat(of_x).to(x.dtype), of_head.to(head.dtype))
-        return torch.cat(losses).sum()
+        each = torch.cat(losses)
+        return each if by_token else each.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         of_x, of_head = ctx.saved_tensors
-        return of_x.mul_(scale), of_head.mul_(scale), None, None, None, None, None
+        return of_x.mul_(scale), of_head.mul_(scale), None, None, None, None, None, None
 
 
 def _softmax(logits: Tensor, targets: Tensor, z_loss: float, with_gradient: bool) -> Tensor:

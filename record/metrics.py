@@ -16,7 +16,8 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
 
 and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens), `val/loss_ema_0.99`
 of each average (averages.ema) and `time/eval_s`; where it was saved, `time/checkpoint_s`. Row 0 holds the initial weights'
-norms and validation loss.
+norms and validation loss. With eval.final_tokens the row of the run's end also has `val/final_loss` and
+`val/final_loss_ema_0.99`, the means over those windows: other tokens than val/loss, so the two make no one curve.
 
 An update that was kept back because its loss or gradient was not finite adds `event: "nonfinite"` and
 `nonfinite/loss`, `nonfinite/grad_norm`, `nonfinite/lr` to the row of the updates done so far; where it is left out and

@@ -9,6 +9,7 @@ starts.jsonl        one row per start: versions, code revision, device, threads,
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
 probes.jsonl        what single updates did, tensor by tensor (record/probe_columns.py)
+val_blocks.json     of a run that has come to its end: the last validation, block by block (record/blocks.py)
 checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
 
@@ -55,6 +56,7 @@ class RunFolder:
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.probes = self.path / "probes.jsonl"
+        self.blocks = self.path / "val_blocks.json"
         self.checkpoints = self.path / "checkpoints"
 
     def create(

@@ -41,6 +41,7 @@ def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> No
         "starts.jsonl",
         "status.json",
         "metrics.jsonl",
+        "val_blocks.json",
         "checkpoints",
     }
     assert json.loads((straight / "config.json").read_text()) == tiny_config().model_dump(mode="json")
