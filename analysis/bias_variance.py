@@ -23,7 +23,7 @@ from analysis.figures import Figure, Line, Panel, Style, band, shade
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import curves, published_line, same_experiment
-from analysis.runs import LAMBDA, RATE, SEEDS, STARTS, Run, differing_fields, find_run
+from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
 from analysis.statistics import Interval, interval, mean_and_band
 from configs.errors import InputError
 
@@ -63,6 +63,18 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
     trunks: list[Run] = []
     notes: list[str] = []
     every = [run for run in runs if run.origin is not None]
+    # branches at the same η and at the same effective η answer two questions: they are never mixed
+    scaled = [run for run in every if run.fields.get(SCALED)]
+    if scaled and len(scaled) < len(every):
+        every = [run for run in every if run not in scaled]
+        notes.append(
+            f"{len(scaled)} branches have a learning rate scaled by norms, and are left out here; give them with their trunks "
+            "and without the others to see them"
+        )
+    elif scaled:
+        notes.append(
+            f"the branches' learning rate is scaled to that of {', '.join(sorted({r.fields[SCALED] for r in scaled}))}"
+        )
     for run in every:
         path, step = run.origin or (run.path, 0)
         # a branch alone has no loss to be taken apart
@@ -76,7 +88,7 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
         # the smaller η, the less noise is left at its end
         if other is None or run.fields[RATE] < other.fields[RATE]:
             branches[str(trunk.path), step] = run
-    if len(branches) < len(every) - len(notes):
+    if len(branches) < len(every) - sum("its trunk" in note for note in notes):
         notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
     # where a branch starts, and by which seed, is not what it did
     ignored = ("branch.", SEEDS, STARTS, "data.digest")

@@ -10,6 +10,7 @@ from analysis.runs import (
     LAMBDA,
     PRECISION,
     RATE,
+    SCALED,
     SEEDS,
     STARTS,
     Run,
@@ -21,7 +22,7 @@ from analysis.runs import (
 )
 from configs.errors import InputError
 from record.checkpoints import split_address
-from record.files import read_object
+from record.files import read_dict, read_object
 from record.metrics import read_log
 from record.run import LARGEST, UNKNOWN, RunFolder
 from record.shortfall import shortfalls
@@ -29,7 +30,7 @@ from record.shortfall import shortfalls
 # Fields that the analyses compute with: the least value, and whether a run must have it.
 NUMBERS = {LAMBDA: (0.0, True), RATE: (0.0, True), "numerics.divergence_margin": (0.0, False)}
 COUNTS = {"schedule.steps": True, "batch.tokens_per_step": True, "model.n_embd": False}
-TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "schedule.match.reference")
+TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "branch.lr_by_norm_of", "schedule.match.reference")
 
 
 def load_run(path: Path) -> Run:
@@ -52,7 +53,11 @@ def load_run(path: Path) -> Run:
             f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
         )
     # what made this experiment another one than the next
-    varied = set(experiment) - {"branch.digest", "schedule.match.digest"}  # of one run each: told by what that run was
+    varied = set(experiment) - {
+        "branch.digest",
+        "branch.norms",
+        "schedule.match.digest",
+    }  # of one run each: told by what that run was
     for name, given, digest in (
         (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
         (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),
@@ -61,6 +66,9 @@ def load_run(path: Path) -> Run:
         if given:
             fields[name] = _told(path, str(given), fields, varied) or digest or given
             varied.add(name)
+    if scaled := fields.get("branch.lr_by_norm_of"):
+        fields[SCALED] = _decay_of(path, str(scaled))
+        varied.add(SCALED)
     return Run(path, fields, varied, status, plan, table_of(log.rows), problems, log.superseded)
 
 
@@ -93,13 +101,26 @@ def check_fields(fields: dict[str, Any]) -> None:
         raise InputError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
 
 
+def _decay_of(path: Path, reference: str) -> str:
+    """λ of the run that a branch's learning rate is scaled by, as text; what is known where that run is gone."""
+    theirs = read_dict(_folder(path, Path(reference)).config)
+    decay = flatten(theirs).get(LAMBDA)
+    return f"λ {decay:g}" if isinstance(decay, int | float) else "a run that is not here"
+
+
+def _folder(path: Path, place: Path) -> RunFolder:
+    """A run's folder as it is written in another's configuration, or beside that run, where both were moved together."""
+    return next(
+        (RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), RunFolder(place)
+    )
+
+
 def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
     """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
     place, step = split_address(reference)
     try:
-        # the folder as it is written, or beside this run, where both were moved together
-        folder = next((RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), None)
-        if folder is None:
+        folder = _folder(path, place)
+        if not folder.config.is_file():
             return ""
         theirs = flatten(read_object(folder.config))
         names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=importance)

@@ -25,6 +25,9 @@ from record.run import UNKNOWN, RunFolder
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
 STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
+SCALED = (
+    "η by ‖w‖ of"  # of a branch whose learning rate is scaled (branch.lr_by_norm_of): the λ of the run it is scaled by
+)
 SYMBOLS = {LAMBDA: "λ", RATE: "η"}
 SEEDS = "seeds."
 Key = tuple[tuple[str, str], ...]

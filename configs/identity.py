@@ -13,11 +13,16 @@ from configs.schema import P1_INIT_STD, RunConfig
 
 
 def experiment(
-    config: RunConfig, data_digest: str, origin_digest: str | None = None, match_digest: str | None = None
+    config: RunConfig,
+    data_digest: str,
+    origin_digest: str | None = None,
+    match_digest: str | None = None,
+    norms_digest: str | None = None,
 ) -> dict[str, Any]:
     """The fields that change what is computed, at non-default values only, with the data's digest for its path.
 
-    A branch has its origin's digest for the reference to it, a matched run that of the norms it follows.
+    A branch has its origin's digest for the reference to it, a matched run that of the norms it follows, a branch whose η is
+    scaled by norms that of these.
 
     Left-out defaults mean that a field added later renames no existing run.
     """
@@ -29,6 +34,8 @@ def experiment(
         fields["batch"]["micro_batch"] = config.batch.micro_batch
     if config.branch is not None:
         fields.setdefault("branch", {})["digest"] = origin_digest
+        if config.branch.lr_by_norm_of is not None:
+            fields["branch"]["norms"] = norms_digest
     if config.schedule.match is not None:
         fields["schedule"].setdefault("match", {})["digest"] = match_digest
     decay = config.optim.decay_schedule

@@ -7,10 +7,13 @@ called `reference`: that name stays, so that folders and configurations of earli
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
 from configs.identity import differences, experiment, render_differences, with_paths
 from configs.prepared import DataSummary
@@ -32,17 +35,29 @@ class Origin:
     windows: int  # how far in its order the trunk had read
     experiment: dict[str, Any]  # the trunk's
     data_path: str | None = None  # where the trunk's data lay; None: not known
+    norms: tuple[float, float] | None = (
+        None  # ‖w‖ here and of branch.lr_by_norm_of at the same step; None: not asked for, or not known
+    )
+    norms_of: str | None = None  # branch.lr_by_norm_of, when they were read
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in plan.json."""
         fields = asdict(self)
+        if self.norms is None:  # as before there was branch.lr_by_norm_of
+            del fields["norms"], fields["norms_of"]
         return {"reference": fields.pop("address"), **fields}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Origin:
         """The opposite of `as_dict`. KeyError or TypeError for what is no such record."""
         fields = dict(record)
-        return cls(fields.pop("reference"), **fields)
+        norms = fields.pop("norms", None)
+        return cls(fields.pop("reference"), **fields, norms=tuple(norms) if norms else None)
+
+    @property
+    def norms_digest(self) -> str:
+        """What a branch's identity has for the norms that its η is scaled by; empty where they are not known."""
+        return hashlib.sha256(json.dumps(self.norms).encode()).hexdigest() if self.norms else ""
 
 
 @dataclass(frozen=True)
@@ -156,13 +171,27 @@ def check_rates(folder: str, rates: Iterable[tuple[int, float]], ours: Sequence[
             )
 
 
-def planned_factors(config: RunConfig, leader: Leader | None) -> list[float] | None:
+def branch_factor(config: RunConfig, origin: Origin | None) -> float | None:
+    """What η of a branch is multiplied by (branch.lr_by_norm_of); 1 for by nothing, None where the norms are not known.
+
+    So that η/‖w‖ of Adam (η/‖w‖² of SGD) is at the branch's begin what the configuration's η is worth to the other run.
+    """
+    if config.branch is None or config.branch.lr_by_norm_of is None:
+        return 1.0
+    if origin is None or origin.norms is None:
+        return None
+    ours, theirs = origin.norms
+    return float((ours / theirs) ** LR_POWERS[config.optim.algorithm])
+
+
+def planned_factors(config: RunConfig, leader: Leader | None, origin: Origin | None = None) -> list[float] | None:
     """What the learning rate of each update is multiplied by; empty for by nothing.
 
     The mean over parameters where tensors have their own. None where it follows from norms that only the run will have.
     """
     if config.schedule.match is None:
-        return []
+        factor = branch_factor(config, origin)
+        return None if factor is None else [] if factor == 1.0 else [factor] * config.schedule.steps
     if leader is None or leader.own is None:
         return None
     tensors = tensor_table(config.model)

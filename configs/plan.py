@@ -85,7 +85,7 @@ def make_plan(
     groups = sized_groups(tensor_table(config.model), config.optim)
     rates = lr_of_updates(config)
     _check_decay(config, rates, max(group.weight_decay for group in groups.values()))
-    sum_of_lr, sum_of_decay = _sums(config, planned_factors(config, leader), groups[main_group(groups)], rates)
+    sum_of_lr, sum_of_decay = _sums(config, planned_factors(config, leader, origin), groups[main_group(groups)], rates)
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     return Plan(
         experiment=fields,
@@ -124,7 +124,8 @@ def _experiment(
     lacks_leader = config.schedule.match is not None and leader is None
     if data is None or lacks_origin or lacks_leader:
         return None
-    return experiment(config, data.digest, origin.digest if origin else None, leader.digest if leader else None)
+    origin_digest, norms_digest = (origin.digest, origin.norms_digest) if origin else (None, None)
+    return experiment(config, data.digest, origin_digest, leader.digest if leader else None, norms_digest)
 
 
 def _sums(

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from configs import cost
 from configs.cost import GIB
 from configs.echo import cut
+from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.windows import windows_read
@@ -38,6 +39,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             if config.branch
             else []
         ),
+        *([("learning rate", _scaled(config, plan))] if config.branch and config.branch.lr_by_norm_of else []),
         ("parameters", f"{plan.n_parameters:,}"),
         *(
             (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
@@ -73,6 +75,17 @@ def _room(config: RunConfig, plan: Plan) -> str:
     if steps < 1:
         return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
     return f"{steps:,} steps that read on after its end"
+
+
+def _scaled(config: RunConfig, plan: Plan) -> str:
+    """Of a branch whose η is scaled by norms (branch.lr_by_norm_of)."""
+    assert config.branch is not None
+    factor, eta = branch_factor(config, plan.origin), config.optim.lr
+    of = f"‖w‖ of the origin over that of {config.branch.lr_by_norm_of}"
+    if factor is None or plan.origin is None or plan.origin.norms is None:
+        return f"{eta:g} times {of}, which are not there yet"
+    power = "" if config.optim.algorithm == "adam" else ", squared"
+    return f"{eta * factor:g}: {eta:g} times {plan.origin.norms[0]:.4g}/{plan.origin.norms[1]:.4g}{power}, {of}"
 
 
 def _known(value: float | None) -> str:

@@ -130,6 +130,14 @@ class Branch(Section):
     data: Literal["continue", "restart"] = setting(
         "continue", "read on in the trunk's order, nothing twice, or begin the order again (P1)"
     )
+    lr_by_norm_of: str | None = setting(
+        None,
+        "run folder R: η is multiplied by ‖w‖ of the origin over ‖w‖ of R at the same step (sgd: by its square), so that branches "
+        "of trunks of every norm have R's effective learning rate; the identity takes the digest of both norms instead",
+        operational=True,
+        min_length=1,
+        max_length=PATH,
+    )
 
 
 class Numerics(Section):

@@ -113,6 +113,10 @@ class RunConfig(Section):
             )
         if self.schedule.match is not None and self.optim.algorithm == "sgd":
             raise InputError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
+        if self.schedule.match is not None and self.branch is not None and self.branch.lr_by_norm_of is not None:
+            raise InputError(
+                "branch.lr_by_norm_of with schedule.match: both set the effective learning rate; leave one of them out"
+            )
         if self.model.dropout and self.batch.micro_batch is None:
             raise InputError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
         if self.model.dropout and self.parallel.compile:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,10 @@ class Stage(Section):
     where: dict[str, list[Any]] = setting({}, "only from runs whose fields have these values")
     branch_every: int | None = setting(None, "a branch from every checkpoint whose step is a multiple of n", ge=1)
     branch_at: tuple[int, ...] = setting((), "a branch from the checkpoint of each of these steps")
-    set: dict[str, Any] = setting({}, "fields of these runs; in strings {run} stands for the earlier run's folder")
+    set: dict[str, Any] = setting(
+        {},
+        "fields of these runs; in strings {run} stands for the earlier run's folder, {undecayed} for that of its twin of λ = 0",
+    )
     axes: dict[str, list[Any]] = setting({}, "as of the sweep")
     cells: list[dict[str, Any]] = setting([], "as of the sweep")
 
@@ -131,7 +134,8 @@ def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] 
     stages = {"main": [make("main", _label(row), given, row) for row in _rows(sweep)]}
     previous = "main"
     for stage in sweep.stages:
-        parents = [cell for cell in stages[stage.of or previous] if _matches(cell, stage)]
+        earlier = stages[stage.of or previous]
+        parents = [cell for cell in earlier if _matches(cell, stage)]
         if not parents:
             raise InputError(
                 f"{path}: stage {stage.name!r} finds no run of {stage.of or previous!r} with {shown(stage.where)}"
@@ -139,7 +143,15 @@ def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] 
         steps_of = [_branch_steps(stage, parent, path) for parent in parents]
         _check_count(f"{path}: stage {stage.name!r}", sum(map(len, steps_of)), stage)
         stages[stage.name] = [
-            make(stage.name, _branch_label(stage, parent, step, row), parent.given, {**stage.set, **row}, parent, step)
+            make(
+                stage.name,
+                _branch_label(stage, parent, step, row),
+                parent.given,
+                {**stage.set, **row},
+                parent,
+                step,
+                earlier,
+            )
             for parent, steps in zip(parents, steps_of, strict=True)
             for step in steps
             for row in _rows(stage)
@@ -181,6 +193,7 @@ def _cell(
     fields: dict[str, Any],
     parent: Cell | None = None,
     step: int | None = None,
+    siblings: Sequence[Cell] = (),
     *,
     source: str,
     root: Path,
@@ -191,6 +204,8 @@ def _cell(
     for field, value in fields.items():
         if parent is not None and isinstance(value, str):
             value = value.replace("{run}", str(parent.folder))
+            if "{undecayed}" in value:
+                value = value.replace("{undecayed}", str(_undecayed(parent, siblings, source).folder))
         for name in _fields(field):
             given = merge(given, nest(name, value))
     given = with_points(merge(given, {"name": label}), Path(source).parent)
@@ -201,8 +216,19 @@ def _cell(
     data, identity = summary(config.data.path), None
     if data is not None and (parent is None or parent.id is not None):
         start = f"{parent.id}@{step}" if parent else None
-        identity = run_id(experiment(config, data.digest, start, start))
+        norms = f"{start} {Path(config.branch.lr_by_norm_of or '').name}" if config.branch else None
+        identity = run_id(experiment(config, data.digest, start, start, norms))
     return Cell(stage, label, given, config, identity, root / f"{label}-{identity or UNKNOWN}", parent, step)
+
+
+def _undecayed(parent: Cell, siblings: Sequence[Cell], source: str) -> Cell:
+    """The run of the same stage that differs from `parent` in nothing but λ = 0: its twin, or itself. InputError without one."""
+    fields = [merge(cell.config.model_dump(), {"name": "", "optim": {"weight_decay": 0.0}}) for cell in siblings]
+    ours = fields[siblings.index(parent)]
+    for cell, theirs in zip(siblings, fields, strict=True):
+        if cell.config.optim.weight_decay == 0 and theirs == ours:
+            return cell
+    raise InputError(f"{source}: {{undecayed}}: no run differs from {parent.label} in λ = 0 alone; add it to the axis")
 
 
 def _fields(field: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
 from configs.windows import final_windows, windows_in, windows_read
@@ -87,11 +88,13 @@ class Training:
         return windows_read(self.config, step, self.plan.first_window)
 
     def lr_factors(self) -> dict[str, float] | None:
-        """What η of the next update is multiplied by (schedule.match), by tensor or under "" for all."""
+        """What η of the next update is multiplied by (schedule.match, branch.lr_by_norm_of), by tensor or under "" for all."""
         # Norms are compared before the update, as the leader's were: its own recorded ones, or the live ones of this run.
         leader, match = self.plan.leader, self.config.schedule.match
         if leader is None or match is None:
-            return None
+            factor = branch_factor(self.config, self.plan.origin)
+            assert factor is not None, "a run starts only where the norms of branch.lr_by_norm_of are known"
+            return None if factor == 1.0 else {"": factor}
         live = {} if leader.own is not None else self.norms or self.engine.weight_norms()
         if match.norm == "weights/norm_decayed" and live:
             live = {"": live["decayed"]}

@@ -53,7 +53,7 @@ def set_step(
 ) -> None:
     """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it.
 
-    `factors` on η by tensor, or under the name "" for all (schedule.match).
+    `factors` on η by tensor, or under the name "" for all (schedule.match, branch.lr_by_norm_of).
     """
     rule = rule_of(config.optim)
     for group in optimizer.param_groups:

@@ -39,8 +39,10 @@ def find_origin(config: RunConfig, run_dir: Path | None, required: bool = True) 
         raise InputError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
     try:
         manifest = read_manifest(find_address(config.branch.origin))
+        norms = _branch_norms(trunk, step, config.branch.lr_by_norm_of)
     except InputError as error:
-        if (recorded := _recorded_origin(run_dir)) is not None and recorded.address == config.branch.origin:
+        recorded, same = _recorded_origin(run_dir), (config.branch.origin, config.branch.lr_by_norm_of)
+        if recorded is not None and (recorded.address, recorded.norms_of) == same:
             return recorded
         if required:
             raise
@@ -53,7 +55,30 @@ def find_origin(config: RunConfig, run_dir: Path | None, required: bool = True) 
         manifest.counters["windows"],
         manifest.experiment,
         RunFolder(trunk).data_path(),
+        norms,
+        config.branch.lr_by_norm_of,
     )
+
+
+def _branch_norms(trunk: Path, step: int, reference: str | None) -> tuple[float, float] | None:
+    """‖w‖ of a branch's trunk and of branch.lr_by_norm_of, both after `step` updates; None where the latter is not given.
+
+    InputError if a run has not recorded it.
+    """
+    if reference is None:
+        return None
+    norms = []
+    for run in (trunk, Path(reference)):
+        rows = {row["step"]: row for row in read_metrics(RunFolder(run).metrics)[0]}
+        norm = rows.get(step, {}).get("weights/norm")
+        if not (isinstance(norm, float) and 0 < norm < math.inf):
+            there = f"its rows end at step {max(rows)}" if rows else "it has no rows"
+            raise InputError(
+                f"branch.lr_by_norm_of {reference}: {run} has no weights/norm after step {step} ({there}); name a run that has "
+                "been trained so far, or leave the field out"
+            )
+        norms.append(norm)
+    return norms[0], norms[1]
 
 
 def _recorded_origin(run_dir: Path | None) -> Origin | None:

@@ -99,6 +99,18 @@ def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
     rates_panel = result.figures[2].panels[0]
     assert rates_panel.lines[0].x == pytest.approx([0.02, 0.02])
     assert not result.notes
+    # branches of the same effective learning rate: another question, never mixed with the first
+    trunks, scaled = [path for path in paths if "trunk" in path.name], []
+    for trunk in trunks:
+        origin = {"origin": f"{trunk}@500", "lr_by_norm_of": str(trunks[0])}
+        path = tmp_path / f"scaled-{trunk.name}"
+        scaled.append(write_run(path, lambda s: np.full(len(s), 2.9), steps=100, branch=origin, optim={"lr": 1e-5}))
+    both = bias_variance.analyse(load(*paths, *scaled), PLAIN)
+    assert both.tables["Checkpoints"].equals(result.tables["Checkpoints"])
+    assert "6 branches have a learning rate scaled by norms, and are left out here" in both.notes[0]
+    alone = bias_variance.analyse(load(*trunks, *scaled), PLAIN)
+    assert set(alone.tables["Checkpoints"]["branch end"]) == {2.9}
+    assert "the branches' learning rate is scaled to that of λ 0" in alone.notes
     with pytest.raises(ValueError, match="no branch of one of these runs"):
         bias_variance.analyse(load(paths[0]), PLAIN)
 

@@ -72,3 +72,47 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(trunk / "checkpoints")
     branch("same", f"{trunk}@8")
     assert not any((tmp_path / name).exists() for name in ("wide", "sgd", "reseeded", "missing", "long", "planned"))
+
+
+def test_branches_of_one_effective_learning_rate(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Breaks if branches of trunks with other norms do not share their effective learning rate where they were asked to, if η is
+    scaled by other norms than the plan records, if a resume needs the other run again, or a run starts without the norms."""
+    trunk, plain = tmp_path / "trunk", tmp_path / "undecayed"
+    strong = {"optim": {"weight_decay": 5.0}, "checkpoint": {"every": 3}}
+    finish(start(config_file(strong), trunk))
+    finish(start(config_file(strong, {"optim": {"weight_decay": 0.0}}), plain))
+    config = config_file(
+        {"optim": {"lr": 1e-5, "weight_decay": 0.0}}, {"schedule": {"kind": "constant", "warmup_steps": 0}}
+    )
+    scaled = ("--set", f"branch.lr_by_norm_of={plain}", "--set", "branch.data=restart")
+
+    def rows_of(run: Path) -> dict[int, dict[str, float]]:
+        return {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
+
+    norms = [rows_of(run)[3]["weights/norm"] for run in (trunk, plain)]
+    assert norms[0] < 0.98 * norms[1]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    output = finish(start(config, ours, "--branch", f"{trunk}@3", *scaled))
+    assert f"{1e-5 * norms[0] / norms[1]:g}: 1e-05 times" in output
+    finish(start(config, theirs, "--branch", f"{plain}@3", *scaled))
+    for step in range(1, 7):
+        assert rows_of(ours)[step]["optim/lr"] == pytest.approx(1e-5 * norms[0] / norms[1], rel=1e-12)
+        assert rows_of(theirs)[step]["optim/lr"] == 1e-5, "scaled by its own norm"
+    plan = json.loads((ours / "plan.json").read_text())
+    assert plan["origin"]["norms"] == norms
+    assert plan["lr_sum"] == pytest.approx(6e-5 * norms[0] / norms[1])
+    unscaled = tmp_path / "unscaled"
+    finish(start(config, unscaled, "--branch", f"{plain}@3", "--set", "branch.data=restart"))
+    assert losses(unscaled) == losses(theirs)
+    assert "norms" in json.loads((theirs / "experiment.json").read_text())["branch"]
+    assert "norms" not in json.loads((unscaled / "experiment.json").read_text()).get("branch", {})
+
+    before = losses(ours)
+    (ours / "checkpoints" / "step_00000006" / "manifest.json").unlink()
+    plain.rename(tmp_path / "moved")  # a begun run has the norms in its own folder
+    finish(start(config, ours, "--branch", f"{trunk}@3", *scaled))
+    assert losses(ours) == before
+    assert "has no weights/norm after step 3" in finish(
+        start(config, tmp_path / "late", "--branch", f"{trunk}@3", *scaled), 2
+    )
+    assert not (tmp_path / "late").exists()

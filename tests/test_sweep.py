@@ -76,6 +76,26 @@ def test_points_of_cells(sweep_file: SweepFile, tmp_path: Path) -> None:
     assert [cell.config.schedule.points for cell in found] == [((1, 0.5), (7, 0.0)), ((1, 1.0), (7, 0.5))]
 
 
+def test_branches_find_their_undecayed_twin(sweep_file: SweepFile) -> None:
+    """Breaks if a branch is scaled to the norm of another seed, or of a run that decays, or a sweep without such a run begins."""
+    scaled = {**TINY_LR, "optim.weight_decay": 0.0, "branch.lr_by_norm_of": "{undecayed}"}
+    axes = {"optim.weight_decay": [0.0, 0.1], "seeds.*": [0, 1]}
+    stages = [{"name": "plain", "branch_at": [6], "set": {**scaled, "branch.lr_by_norm_of": None}}]
+    stages += [{"name": "scaled", "of": "main", "branch_at": [6], "set": scaled}]
+    found = cells(sweep_file(axes=axes, stages=stages))
+    folders = {(c.config.optim.weight_decay, c.config.seeds.init): c.folder for c in found if c.stage == "main"}
+    for cell in found:
+        if cell.stage == "scaled":
+            assert cell.config.branch is not None
+            assert cell.config.branch.lr_by_norm_of == str(folders[0.0, cell.config.seeds.init])
+    assert len({cell.id for cell in found}) == len(found) == 12
+    lone = sweep_file(
+        axes={"optim.weight_decay": [0.1, 0.2]}, stages=[{"name": "scaled", "branch_at": [6], "set": scaled}]
+    )
+    with pytest.raises(ValueError, match=r"no run differs from weight_decay0\.1 in λ = 0 alone; add it to the axis"):
+        cells(lone)
+
+
 def test_a_further_value_renames_nothing(sweep_file: SweepFile) -> None:
     """Breaks if a run's folder depends on anything but the run."""
     before = {c.folder for c in cells(sweep_file(axes={"optim.weight_decay": [0.1, 0.3], "precision": ["fp32"]}))}
