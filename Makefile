@@ -1,13 +1,16 @@
 # make quickstart   environment, embedded corpus, six small runs (λ = 0 and 0.15, three seeds), their report and verdicts
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds (also alone: make lint, types, quick-tests)
+# make study-data   the corpora of the study: English (Debian's dict-gcide, unpacked here and not installed), Python's own sources
 # make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
 BIN := .venv/bin
 SWEEP := configs/sweeps/quickstart.json
+PREPARE := $(BIN)/python -m data.prepare
+GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
-.PHONY: quickstart test check lint types quick-tests system-deps
+.PHONY: quickstart test check lint types quick-tests study-data system-deps
 
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
@@ -35,6 +38,22 @@ types: .venv/dev
 
 quick-tests: .venv/dev
 	$(BIN)/python -m pytest -q -m "not engine and not gpu"
+
+# The shares are such that every validation split has 2 million tokens and 300 documents: see docs/data.md. The packages come
+# last: what is installed decides what they are, and a folder of other packages is refused.
+study-data: .venv/dev $(GCIDE)
+	$(PREPARE) --source python-source --vocab-size 1024 --val-fraction 0.175 --out data/prepared/python-1024-study
+	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --vocab-size 1024 --val-fraction 0.15 --out data/prepared/english-1024
+	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --vocab-size 2048 --val-fraction 0.15 --out data/prepared/english-2048
+	$(PREPARE) --source python-source --packages --vocab-size 1024 --val-fraction 0.025 --out data/prepared/packages-1024
+	$(PREPARE) --source python-source --packages --vocab-size 2048 --val-fraction 0.025 --out data/prepared/packages-2048
+
+# Unpacked and not installed: that needs no root, and the package would bring a dictionary server that starts by itself.
+$(GCIDE):
+	mkdir -p data/raw
+	cd data/raw && rm -f dict-gcide_*.deb && { apt-get download -qq dict-gcide || { apt-get update -qq && apt-get download -qq dict-gcide; }; }
+	dpkg-deb --extract data/raw/dict-gcide_*.deb data/raw
+	rm data/raw/dict-gcide_*.deb
 
 system-deps:
 	apt-get update -qq

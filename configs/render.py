@@ -104,6 +104,8 @@ def prepare_command(config: RunConfig) -> str:
     name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
     path = os.path.relpath(config.data.path)
     path = config.data.path if path.startswith("..") else path
+    if name.startswith(("english-", "packages-")) or name.endswith("-study"):
+        return "make study-data"  # a command of its own would hold out another share: other data under the same name
     if name.startswith("python"):
         source = "python-source"
     elif name.startswith("openwebtext"):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.errors import InputError
+from data.dictionary import TEXTS
 from data.documents import FEW_FILES
 from data.streams import COMPRESSED, Reader
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what save_to_disk writes beside its arrow files
-SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "arrow": (".arrow",)}
+SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "arrow": (".arrow",), "dictd": TEXTS}
 SNIFFED = 1 << 16  # bytes that tell whether a file is text
 ROLES = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import InputError
+from data.dictionary import DOCUMENT_BYTES
 from data.documents import (
     BLANK_LINE,
     FEW_FILES,
@@ -44,6 +45,11 @@ how a text file becomes documents (--source text)
   {BLANK_LINE}, {LINE}, or a separator such as '<|endoftext|>', which is left out; pieces between separators are not gathered.
   A document of more than twice --document-bytes is cut, at a line's end if there is one. --document-bytes has a default only
   where --split-on is not given and files are few: a {PIECES}th of the text, from {SMALLEST} bytes to {LARGEST >> 10} KiB.
+
+how a dictionary becomes documents (--source dictd)
+  --input names its text, X.dict.dz or X.dict; X.index lies beside it. Its entries, in their order, are gathered to
+  documents of --document-bytes or more, {DOCUMENT_BYTES >> 10} KiB by default. No entry is cut; each stands
+  once, however many headwords name it.
 
 what is held out for validation
   The files of --val-input, if given. Else, for few text files, a folder or a saved dataset: the file or split that its
@@ -90,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add("--vocab-size", type=int, help="of the tokenizer to train; default: see below. nanogpt: of its tokens")
     add("--val-fraction", type=float, help="share of documents held out; default 0.0005, or enough to validate")
     add("--split-on", help="text: where a file is split into documents: file, blank-line, line, or a separator")
-    add("--document-bytes", type=int, help="text: the size that documents are gathered to and cut at")
+    add("--document-bytes", type=int, help="text, dictd: the size that documents are gathered to; text: and cut at")
     add(
         "--skip-bad",
         action="store_true",
@@ -132,7 +138,7 @@ def read_request(args: argparse.Namespace) -> Request:
 
 def _choose_documents(args: argparse.Namespace, source: Source) -> bool:
     """Set how the source's files are split into documents; returns whether they are."""
-    if source.kind != "text":
+    if source.kind not in ("text", "dictd"):
         if args.split_on is not None or args.document_bytes is not None:
             raise InputError(
                 f"--split-on and --document-bytes are for --source text; a row of {source.kind} is a document"
@@ -140,6 +146,11 @@ def _choose_documents(args: argparse.Namespace, source: Source) -> bool:
         return False
     if args.document_bytes is not None and not 0 < args.document_bytes <= MAX_DOCUMENT // 2:
         raise InputError(f"--document-bytes {args.document_bytes} must lie between 1 and {MAX_DOCUMENT // 2}")
+    if source.kind == "dictd":
+        if args.split_on is not None:
+            raise InputError("--split-on is for --source text; a dictionary is split between its entries")
+        source.document_bytes = args.document_bytes or DOCUMENT_BYTES
+        return True
     few = len(source.files) < FEW_FILES
     source.split_on = args.split_on
     source.document_bytes = args.document_bytes

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
+from data.dictionary import index_of, read_entries, read_index
 from data.documents import FILE, split_documents
 from data.inputs import find_inputs
 from data.rows import RowError, json_text, text_of
 from data.streams import COMPRESSED, MAX_RATIO, MAX_UNPACKED, TOO_LONG, Reader, lines
 
-SOURCES = ("openwebtext", "python-source", "text", "jsonl", "parquet", "arrow", "nanogpt")
+SOURCES = ("openwebtext", "python-source", "text", "jsonl", "parquet", "arrow", "dictd", "nanogpt")
 BATCH_ROWS, BATCH_BYTES = 256, 32 << 20  # of a parquet file in memory at once
 
 
@@ -95,8 +96,8 @@ class Source:
         for path in files:
             yield from read(path)
 
-    def _skip(self, reason: str) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+    def _skip(self, reason: str, count: int = 1) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
 
     def _bad(self, error: RowError) -> None:
         """Count a bad row, if the user wants that."""
@@ -147,6 +148,27 @@ class Source:
                     self._bad(error)
         if rows == 0:
             self._skip("file without a row")
+
+    def _read_dictd(self, path: Path) -> Iterator[str]:
+        """A dictionary's entries, in their order, gathered to documents; a blank line stands between two, as in the file."""
+        spans, information = read_index(index_of(path))
+        if information:
+            self._skip("information about the dictionary", information)
+        held: list[str] = []
+        size = 0
+        for position, raw in read_entries(path, spans, self.on_bytes):
+            try:
+                held.append(raw.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                place = f"{path}: the entry at byte {position} is not UTF-8 (byte {position + error.start})"
+                self._bad(RowError(place, "entry that is not UTF-8"))
+                continue
+            size += len(raw)
+            if size >= (self.document_bytes or 1):
+                yield "\n".join(held)
+                held, size = [], 0
+        if held:
+            yield "\n".join(held)
 
     def _read_parquet(self, path: Path) -> Iterator[str]:
         import pyarrow.parquet

@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.errors import InputError
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".dz", ".zst")  # .dz: dictzip, which gzip reads
 BLOCK = 1 << 20
 MAX_DOCUMENT = 128 << 20  # a worker holds one document several times: as text, as bytes, as token ids
 MAX_RATIO = 100  # text packs to a third or a tenth of its size; only a made-up file packs a hundredfold
@@ -22,7 +22,7 @@ TOO_LONG = f"longer than {MAX_DOCUMENT >> 20} MiB"
 
 
 class Reader:
-    """A file's bytes, decompressed where the name ends in .gz or .zst. Every failure is an InputError that names the file.
+    """A file's bytes, decompressed where the name ends as in COMPRESSED. Every failure is an InputError that names the file.
 
     `on_bytes` is told how many bytes of the file itself were read, for a progress bar.
     """
@@ -40,7 +40,7 @@ class Reader:
         self._packed = path.name.endswith(COMPRESSED)
         self._stream: Any = self._raw
         if self._packed:
-            kind = "gzip" if path.suffix == ".gz" else "zstd"
+            kind = "zstd" if path.suffix == ".zst" else "gzip"
             self._stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw, mode="r"), kind)
 
     def __enter__(self) -> Reader:
