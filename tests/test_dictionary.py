@@ -23,6 +23,7 @@ from data.request import parser
 from data.sources import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/data.md"
 # Where `make study-data` unpacks the package dict-gcide, and where the package manager installs it.
 REAL = [path / "usr/share/dictd/gcide.dict.dz" for path in (ROOT / "data/raw", Path("/"))]
 ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
@@ -194,19 +195,22 @@ def test_the_index_is_no_input(tmp_path: Path) -> None:
 
 
 def test_the_studys_commands() -> None:
-    """Breaks if `make study-data` calls what data.prepare does not take, or another folder than the docs and plans name."""
+    """Breaks if `make study-data` calls what data.prepare does not take, or other folders or tokens than the docs name."""
     command = ["make", "--dry-run", "-o", ".venv/dev", "-o", "data/raw/usr/share/dictd/gcide.dict.dz", "study-data"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     prepared = [line.split("data.prepare ")[1].split() for line in text.splitlines() if "data.prepare " in line]
     folders = {(parsed := parser().parse_args(words)).out: parsed for words in prepared}
-    documented = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \|", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", PAGE.read_text(), re.MULTILINE)
+    documented = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
     assert {path.name: args.vocab_size for path, args in folders.items()} == {
-        name: int(vocab.replace(",", "")) for name, vocab in documented
+        n: row[0] for n, row in documented.items()
     }
     for path in folders:
-        assert (
-            prepare_command(load_config(ROOT / "configs/study_s.json", [f"data.path={path}"])[0]) == "make study-data"
-        )
+        config, _ = load_config(ROOT / "configs/study_s.json", [f"data.path={path}"])
+        assert prepare_command(config) == "make study-data"
+        # Other corpora follow from the Python and the packages that are here; English is the same everywhere.
+        if path.name.startswith("english") and (manifest := read_manifest(ROOT / path)):
+            assert [manifest.vocab_size, manifest.train.tokens, manifest.val.tokens] == documented[path.name]
 
 
 @pytest.mark.skipif(not any(path.exists() for path in REAL), reason="dict-gcide is not here; `make study-data` gets it")
