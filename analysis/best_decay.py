@@ -13,11 +13,12 @@ import pandas as pd
 
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twins, unlike_kernels
-from analysis.figures import DASHES, Figure, Heat, Line, Panel
+from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
+from analysis.landscape import heat_maps
 from analysis.pairing import Group, by_seed, group_runs
-from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
+from analysis.runs import LAMBDA, Run, field_name, label, shown
 from analysis.seeds import disagreements
-from analysis.statistics import final, interval, optimum, seed_count
+from analysis.statistics import final, optimum, seed_count
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
 
@@ -46,10 +47,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
         panel = Panel("weight decay λ", f"{name} loss at the end (nats)", lines, xlog=True, ticks=ticks)
-        figures.append(
-            Figure("decay", "Loss at the end of the runs against λ; bars: 95 % t intervals over seeds.", [panel])
-        )
-    figures += _heat(trunks, evaluated, name)
+        figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
+    figures += heat_maps(trunks, evaluated, name)
     tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
     return Result("sweep", "Sweep", findings, figures, tables, notes)
 
@@ -79,7 +78,7 @@ def _families(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
-    values = [(place_of(g.decay, positive), interval(seed_losses(g, evaluated).values())) for g in members]
+    values = [(place_of(g.decay, positive), bar(list(seed_losses(g, evaluated).values()))) for g in members]
     # a λ of which no run has ended has no point
     values = [(place, value) for place, value in values if value.n]
     if not values or not positive:
@@ -130,29 +129,3 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
 def seed_losses(group: Group, evaluated: bool) -> dict[str, float]:
     """Seeds → loss at the end, of the runs that ended."""
     return by_seed([(run, loss_of(run, evaluated)) for run in ended(group)])
-
-
-def _heat(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
-    panels = []
-    by_rest: dict[str, list[Group]] = {}
-    for group in groups:
-        names = [field for field in group.fields if field not in (LAMBDA, RATE)]
-        by_rest.setdefault(label(group.runs[0], names) if names else "", []).append(group)
-    # one heat map a combination of all other fields
-    for rest, members in by_rest.items():
-        decays = sorted({group.decay for group in members})
-        rates = sorted({float(group.runs[0].fields[RATE]) for group in members})
-        # a single row or column is the figure above
-        if len(decays) < 2 or len(rates) < 2:
-            continue
-        z = np.full((len(decays), len(rates)), np.nan)
-        for group in members:
-            losses = list(seed_losses(group, evaluated).values())
-            place = decays.index(group.decay), rates.index(float(group.runs[0].fields[RATE]))
-            # empty where nothing ended: a diverged run has no loss to colour
-            z[place] = np.mean(losses) if losses else np.nan
-        panels.append(
-            Panel("learning rate η", "weight decay λ", title=rest, heat=Heat(rates, decays, z, f"{name} loss (nats)"))
-        )
-    caption = "Loss over η and λ; lines of equal ηλ (on the page labelled by log₁₀ ηλ). Empty: diverged, or not run."
-    return [Figure("heat", caption, panels)]

@@ -19,12 +19,12 @@ from analysis.best_decay import place_of
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins, verdict
 from analysis.effective_lr import effective_lr
-from analysis.figures import Figure, Line, Panel, Style, band, shade
+from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_together, shade
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import curves, published_line, same_experiment
 from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
-from analysis.statistics import Interval, interval, mean_and_band
+from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
@@ -148,8 +148,8 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
     for group in groups:
         curves_of = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
         placed = [options.placed(run, curve) for run, curve in curves_of]
-        if placed:
-            lines.append(band(mean_and_band(placed), group.name, looks[group.name]))
+        each = [(run, curve) for (run, _), curve in zip(curves_of, placed, strict=True)]
+        lines += seeds_together(placed, each, group.name, looks[group.name])
         rows = table[table["group"] == group.name]
         lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
@@ -164,7 +164,7 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
     panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))
     return Figure(
         "branches",
-        "Trunks (lines) and where their tiny-learning-rate branches end, at the step they start from.",
+        f"Trunks (lines) and where their tiny-learning-rate branches end, at the step they start from. {BARS_DRAWN}",
         [panel],
     )
 
@@ -176,7 +176,10 @@ def _scale(group: Group, options: Options) -> float:
 def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step") -> list[Line]:
     """Mean and interval over seeds, a point a step."""
     points = [
-        (rows[x][rows["step"] == step].mean() * scale, over_seeds(rows[rows["step"] == step], part))
+        (
+            rows[x][rows["step"] == step].mean() * scale,
+            bar(list(rows[rows["step"] == step].groupby("seeds")[part].mean())),
+        )
         for step in dict.fromkeys(rows["step"])
     ]
     points = [(place, value) for place, value in points if value.n]
@@ -202,7 +205,10 @@ def _parts(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], op
             rows = table[table["group"] == group.name]
             lines += _points(rows, part, group.name, looks[group.name], _scale(group, options))
         panels.append(Panel(options.xlabel, f"{PARTS[part]} of the loss (nats)", lines, zero=True))
-    caption = "Variance part: loss minus branch end. Bias part: branch end above that of the best checkpoint with the same seeds."
+    caption = (
+        "Variance part: loss minus branch end. Bias part: branch end above that of the best checkpoint with the same seeds. "
+        + BARS_DRAWN
+    )
     return Figure("parts", caption, panels)
 
 

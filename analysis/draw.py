@@ -1,4 +1,4 @@
-"""Figures drawn twice: by matplotlib for paper (PNG, SVG), by plotly for the report; their numbers go to CSV."""
+"""Figures for paper (PNG, SVG) by matplotlib, and their numbers as CSV; analysis/on_page.py draws them for the report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
-from matplotlib import colors
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from analysis.figures import DASHES, MARKERS, Figure, Heat, Line, Panel
+from analysis.figures import DASHES, MARKERS, Figure, Panel, marker
+from analysis.grid import EMPTY, Heat
 
 
 def save(figure: Figure, out: Path) -> list[Path]:
@@ -60,15 +60,15 @@ def _draw(axis: Axes, panel: Panel) -> None:
         _draw_heat(axis, panel.heat)
     for one in panel.lines:
         # faint lines are the seeds of a mean: they have no entry of their own
-        style: dict[str, Any] = {"color": one.colour, "label": None if one.faint else one.name}
+        style: dict[str, Any] = {"color": one.colour, "label": None if one.faint else one.entry}
         if one.points:
-            axis.plot(one.x * one.aside, one.y, linestyle="none", marker=MARKERS[_marker(one)], markersize=4, **style)
+            axis.plot(one.x * one.aside, one.y, linestyle="none", marker=MARKERS[marker(one)], markersize=4, **style)
         else:
             axis.plot(
                 one.x,
                 one.y,
                 DASHES[one.dash],
-                linewidth=0.6 if one.faint else 1.4,
+                linewidth=0.6 if one.faint else 0.9 if one.thin_line else 1.4,
                 alpha=0.35 if one.faint else 1,
                 **style,
             )
@@ -95,20 +95,26 @@ def _draw(axis: Axes, panel: Panel) -> None:
 
 
 def _draw_heat(axis: Axes, heat: Heat) -> None:
-    mesh = axis.pcolormesh(range(len(heat.x)), range(len(heat.y)), heat.z, cmap="viridis_r", shading="nearest")
-    axis.figure.colorbar(mesh, ax=axis, label=heat.colour_title)
-    axis.set_xticks(range(len(heat.x)), [f"{v:g}" for v in heat.x])
-    axis.set_yticks(range(len(heat.y)), [f"{v:g}" for v in heat.y])
-    # contours need two rows and two columns without λ = 0
-    logs = heat.log_product()
-    if min(logs.shape) > 1 and np.isfinite(logs).all(axis=1).sum() > 1:
-        drawn = axis.contour(logs, levels=6, colors="white", linewidths=0.7, linestyles="solid")
-        axis.clabel(drawn, fmt=lambda value: f"ηλ = {10**value:.2g}", fontsize=7)
-
-
-def _marker(one: Line) -> str:
-    # the marker says what the dash would: which precision, or what else differs
-    return list(MARKERS)[list(DASHES).index(one.dash)]
+    z, across, up = heat.spread_out(), heat.across, heat.up
+    low, high = heat.range()
+    colours = matplotlib.colormaps["viridis_r"].with_extremes(bad="none")
+    mesh = axis.pcolormesh(across.bounds, up.bounds, z, cmap=colours, vmin=low, vmax=high)
+    # an arrow at the bar's end where higher losses share the last colour
+    axis.figure.colorbar(mesh, ax=axis, label=heat.colour_title, extend="max" if np.nanmax(z) > high else "neither")
+    axis.set_xticks(across.places, across.labels)
+    axis.set_yticks(up.places, up.labels)
+    for product, ends in heat.equal_products():
+        axis.plot(ends[:, 0], ends[:, 1], color="white", linewidth=0.9)
+        # on a plate, because its cell may be of any colour
+        plate = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8}
+        axis.annotate(f"ηλ = {product:g}", ends[0], fontsize=6, va="top", bbox=plate)
+    for row, column in heat.cells():
+        colour = "white" if heat.is_dark(row, column) else "black"
+        place = across.places[column], up.places[row]
+        # an empty cell is grey and says why; the gap beside zero is no cell, and white
+        if not np.isfinite(heat.z[row, column]):
+            axis.fill_between(across.edges[column], *up.edges[row], color=EMPTY, linewidth=0)
+        axis.text(*place, heat.cell_text(row, column), ha="center", va="center", fontsize=6, color=colour)
 
 
 def numbers(figure: Figure) -> pd.DataFrame:
@@ -123,83 +129,3 @@ def numbers(figure: Figure) -> pd.DataFrame:
             y, x = np.meshgrid(panel.heat.y, panel.heat.x, indexing="ij")
             tables.append(pd.DataFrame({"panel": i, "x": x.ravel(), "row": y.ravel(), "y": panel.heat.z.ravel()}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"panel": [], "x": [], "y": []})
-
-
-def plotly(figure: Figure) -> list[dict[str, Any]]:
-    """One plotly figure (data and layout) a panel; traces carry their keys as `meta`."""
-    return [_plotly_panel(panel) for panel in figure.panels]
-
-
-def _plotly_panel(panel: Panel) -> dict[str, Any]:
-    data = [trace for one in panel.lines for trace in _traces(one)]
-    if panel.diagonal and panel.lines:
-        data.append(_diagonal(panel.lines))
-    xaxis: dict[str, Any] = {"title": {"text": panel.xlabel}, "type": "log" if panel.xlog else "linear"}
-    yaxis: dict[str, Any] = {
-        "title": {"text": panel.ylabel},
-        "type": "log" if panel.ylog else "linear",
-        "zeroline": panel.zero,
-    }
-    # Limits that hold nothing (all values alike) are left to the library.
-    if panel.limits is not None and panel.limits[0] < panel.limits[1]:
-        # On a logarithmic axis plotly takes exponents.
-        yaxis["range"] = [float(np.log10(v)) if panel.ylog else v for v in panel.limits]
-    if panel.ticks:
-        xaxis |= {"tickvals": list(panel.ticks), "ticktext": list(panel.ticks.values())}
-    if panel.heat is not None:
-        data += _heat_traces(panel.heat)
-        # The values of λ and η are names here: equal cells, however far apart they lie.
-        xaxis["type"] = yaxis["type"] = "category"
-    return {"data": data, "layout": {"title": {"text": panel.title}, "xaxis": xaxis, "yaxis": yaxis}}
-
-
-def _traces(one: Line) -> list[dict[str, Any]]:
-    """A line as plotly draws it: the band's two edges first, so that the line lies over them."""
-    shared = {"legendgroup": one.name, "meta": one.keys, "visible": not one.faint}
-    traces: list[dict[str, Any]] = []
-    if one.low is not None and one.high is not None and not one.points:
-        # An edge has no width and no name. The upper one is filled down to the one before it.
-        edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip", "x": _list(one.x)}
-        traces.append({"type": "scatter", **shared, **edge, "y": _list(one.low)})
-        fill = {"fill": "tonexty", "fillcolor": _faded(one.colour)}
-        traces.append({"type": "scatter", **shared, **edge, "y": _list(one.high), **fill})
-    trace = {"type": "scatter", "x": _list(one.x), "y": _list(one.y), "name": one.name, **shared}
-    trace["showlegend"] = not one.faint
-    trace["mode"] = "markers" if one.points else "lines"
-    trace["line"] = {"color": one.colour, "dash": one.dash, "width": 1 if one.faint else 2}
-    if one.points:
-        trace["marker"] = {"color": one.colour, "size": 7, "symbol": _marker(one)}
-        if one.low is not None and one.high is not None:
-            # Points have bars and no band: between them nothing was measured.
-            spread = {"array": _list(one.high - one.y), "arrayminus": _list(one.y - one.low)}
-            trace["error_y"] = {"type": "data", "symmetric": False, **spread}
-    return [*traces, trace]
-
-
-def _diagonal(lines: list[Line]) -> dict[str, Any]:
-    """Where y = x, over the range of all points."""
-    ends = [float(min(np.min(one.x) for one in lines)), float(max(np.max(one.x) for one in lines))]
-    look = {"mode": "lines", "line": {"color": "#888", "width": 1}, "showlegend": False, "hoverinfo": "skip"}
-    return {"type": "scatter", "x": ends, "y": ends, **look}
-
-
-def _heat_traces(heat: Heat) -> list[dict[str, Any]]:
-    """Cells, and lines of equal ηλ over them."""
-    labels = {"x": [f"{v:g}" for v in heat.x], "y": [f"{v:g}" for v in heat.y]}
-    product = [[f"ηλ = {a * b:.3g}" for a in heat.x] for b in heat.y]
-    cells = {"z": [_list(row) for row in heat.z], "text": product, "colorscale": "Viridis", "reversescale": True}
-    bar = {"colorbar": {"title": {"text": heat.colour_title}}}
-    lines = {"coloring": "none", "showlabels": True, "labelfont": {"color": "#fff"}, "labelformat": ".1f"}
-    look = {"showscale": False, "hoverinfo": "skip", "contours": lines, "line": {"color": "#fff", "width": 1}}
-    contour = {"z": [_list(row) for row in heat.log_product()], "ncontours": 8, **look}
-    return [{"type": "heatmap", **labels, **cells, **bar}, {"type": "contour", **labels, **contour}]
-
-
-def _list(values: np.ndarray) -> list[float | None]:
-    """Six digits, gaps as null: JSON has no NaN."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
-
-
-def _faded(colour: str) -> str:
-    red, green, blue = (round(255 * part) for part in colors.to_rgb(colour))
-    return f"rgba({red},{green},{blue},0.18)"

@@ -1,4 +1,4 @@
-"""Figures as data: lines, panels, heat maps, and how they look; analysis/draw.py draws them.
+"""Figures as data: lines, panels, heat maps, and how they look; analysis/draw.py and analysis/on_page.py draw them.
 
 λ is a sequence: viridis from dark (small) to light. Whatever else differs is a dash, so that colour is never alone.
 """
@@ -13,9 +13,14 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 
+from analysis.grid import Heat
 from analysis.pairing import Group
 from analysis.runs import LAMBDA, Run, shown
+from analysis.statistics import Interval, interval, mean_and_band
 
+LEAST = 3  # seeds from which a mean is drawn with its interval; two are drawn themselves
+SEEDS_DRAWN = f"Bands: 95 % t intervals over {LEAST} seeds or more; of fewer each seed is a line."
+BARS_DRAWN = f"Bars: 95 % t intervals over {LEAST} seeds or more; of two seeds, from one to the other."
 POINTS = 800  # a line has at most so many, each the mean of its neighbours
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x"}
@@ -34,25 +39,15 @@ class Line:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     points: bool = False
-    faint: bool = False
+    faint: bool = False  # a seed of a mean that is drawn: shown only where it is asked for
+    thin_line: bool = False  # one of two seeds, without a mean
+    group: str = ""  # under whose entry of the legend it stands; empty: its own
     aside: float = 1.0
     keys: dict[str, str] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Heat:
-    """`z` is (len(y), len(x)); lines of equal x·y are drawn over it."""
-
-    x: list[float]
-    y: list[float]
-    z: np.ndarray
-    colour_title: str
-
-    def log_product(self) -> np.ndarray:
-        """log₁₀ of x·y, NaN where it is 0."""
-        # η = 0 or λ = 0 has no logarithm, and no line
-        product = np.outer(self.y, self.x)
-        return np.log10(np.where(product > 0, product, np.nan))
+    @property
+    def entry(self) -> str:
+        return self.group or self.name
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,11 @@ class Style:
     keys: dict[str, str]
 
 
+def marker(one: Line) -> str:
+    """The marker says what the dash would: which precision, or what else differs."""
+    return list(MARKERS)[list(DASHES).index(one.dash)]
+
+
 def shade(place: int, places: int) -> str:
     return colors.to_hex(matplotlib.colormaps["viridis"](0.8 * place / max(1, places - 1)))
 
@@ -112,21 +112,33 @@ def line(curve: pd.Series, name: str, style: Style, seed: str = "mean", **more: 
     return Line(x, y, name, style.colour, style.dash, keys=style.keys | ({"seed": seed} if seed else {}), **more)
 
 
-def band(table: pd.DataFrame, name: str, style: Style, **more: Any) -> Line:
-    """The mean over seeds and its interval (analysis.statistics.mean_and_band)."""
-    x, y = thin(table["mean"])
-    # one seed has no interval, and no band
-    low = high = None
-    if table["low"].notna().any():
-        low, high = thin(table["low"])[1], thin(table["high"])[1]
-    return Line(x, y, name, style.colour, style.dash, low, high, keys={**style.keys, "seed": "mean"}, **more)
+def seeds_together(compared: list[pd.Series], each: list[tuple[Run, pd.Series]], name: str, style: Style) -> list[Line]:
+    """What stands for a group: the mean of its `compared` curves with its band, and each seed's own curve, faint.
 
-
-def seed_lines(curves: list[tuple[Run, pd.Series]], style: Style) -> list[Line]:
-    """Every seed's own curve, faint. One seed alone is the mean already."""
-    if len(curves) < 2:
+    Two seeds are drawn as they are, thin, and one as one line: the t band of two is 12.7 standard errors wide, and hides all.
+    """
+    if not compared:
         return []
-    return [line(curve, f"seed {run.seeds}", style, run.seeds, faint=True) for run, curve in curves]
+    if len(compared) < LEAST:
+        # they stand for the mean, so the mean's switch shows them
+        two = len(each) > 1
+        names = [f"{name}, seed {run.seeds}" if two else name for run, _ in each]
+        pairs = zip(names, each, strict=True)
+        return [line(curve, own, style, group=name, thin_line=two) for own, (_, curve) in pairs]
+    table = mean_and_band(compared)
+    x, y = thin(table["mean"])
+    low, high = thin(table["low"])[1], thin(table["high"])[1]
+    mean = Line(x, y, name, style.colour, style.dash, low, high, keys={**style.keys, "seed": "mean"})
+    return [mean, *(line(curve, f"seed {run.seeds}", style, run.seeds, faint=True) for run, curve in each)]
+
+
+def bar(values: list[float]) -> Interval:
+    """What a point and its bar show of some seeds: mean and t interval; of two the bar ends at them, of one there is none."""
+    whole = interval(values)
+    if whole.n == 0 or whole.n >= LEAST:
+        return whole
+    finite = [value for value in values if np.isfinite(value)]
+    return Interval(whole.mean, min(finite), max(finite), whole.n) if whole.n > 1 else whole
 
 
 def after_the_start(lines: list[Line]) -> tuple[float, float] | None:

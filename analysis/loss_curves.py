@@ -25,13 +25,13 @@ from analysis.compare import (
     reached,
     sound,
 )
-from analysis.figures import Figure, Line, Panel, Style, after_the_start, band, seed_lines
+from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_start, seeds_together
 from analysis.grouped import diverged_lines, grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed
 from analysis.published import published_lines
 from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
-from analysis.statistics import crossing_interval, final, interval, mean_and_band, smooth
+from analysis.statistics import crossing_interval, final, interval, smooth
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -47,7 +47,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         lines = _curves(groups, column, looks, options) + extra
         panels.append(Panel(options.xlabel, f"{name} loss (nats per token)", lines, limits=after_the_start(lines)))
     # the paper's points are of its training loss: under validation they would say another thing
-    caption = "Training loss (running mean) and validation loss. Bands: 95 % t intervals over seeds."
+    caption = f"Training loss (running mean) and validation loss. {SEEDS_DRAWN}"
     losses = Figure("loss", caption, panels)
     figures, rows, findings = [losses], [], disagreements(groups)  # first: they say how to read the others
     # the baseline has a row in the table, and no difference
@@ -81,7 +81,7 @@ def _mean_lines(name: str, curves: list[tuple[Run, pd.Series]], look: Style, opt
     compared = [options.placed(run, curve) for run, curve in reached(curves)]
     # every seed to its own end, the mean to the step that all of it have
     each = [(run, options.placed(run, curve)) for run, curve in curves]
-    return [band(mean_and_band(compared), name, look), *seed_lines(each, look)]
+    return seeds_together(compared, each, name, look)
 
 
 def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], options: Options) -> Figure:
@@ -101,7 +101,7 @@ def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], o
         panels.append(Panel(options.xlabel, f"{name} loss − baseline's (nats)", lines, limits=limits, zero=True))
     return Figure(
         "loss_difference",
-        "Paired differences to the baseline: the same but for the smallest λ, or else the first.",
+        f"Paired differences to the baseline: the same but for the smallest λ, or else the first. {SEEDS_DRAWN}",
         panels,
     )
 

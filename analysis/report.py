@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis.catalogue import CATALOGUE
 from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, write
-from analysis.draw import plotly
+from analysis.on_page import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
 from configs.errors import InputError
 

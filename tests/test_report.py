@@ -28,12 +28,12 @@ HOSTILE = "<img src=x onerror=document.hacked=1>"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """λ × precision × two seeds with a branch each, the precision's name an attack, and a run with an attack for a name."""
+    """λ × precision × three seeds with a branch each, the precision's name an attack, and a run with an attack for a name."""
     root = tmp_path_factory.mktemp("report")
     rates = {"optim/lr": lambda s: np.full(len(s), 0.1), "weights/norm": lambda s: 5.0 + 0.01 * s}
     for precision in ("fp32", HOSTILE):
         for decay in (0.0, 0.1, 1.0):
-            for seed in range(2):
+            for seed in range(3):
                 name = f"wd{decay}-{precision[:1].strip('<') or 'x'}-{seed}"
                 trunk = write_run(
                     root / "runs" / name,

@@ -1,0 +1,103 @@
+"""Loss over η × λ as a heat map: what stands in each cell, which cells the lowest cannot be told from, why a cell is empty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.compare import divergence, ended, loss_of
+from analysis.figures import Figure, Panel
+from analysis.grid import NOISES, Heat
+from analysis.pairing import Group, by_seed
+from analysis.runs import LAMBDA, RATE, label
+from analysis.statistics import interval
+
+LEAST = 3  # seeds that two cells must share before one may be called lower
+
+
+def heat_maps(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
+    """One panel a combination of all fields but η and λ; no figure where neither varies with the other."""
+    by_rest: dict[str, list[Group]] = {}
+    for group in groups:
+        names = [field for field in group.fields if field not in (LAMBDA, RATE)]
+        by_rest.setdefault(label(group.runs[0], names) if names else "", []).append(group)
+    panels = []
+    for rest, members in by_rest.items():
+        decays = sorted({group.decay for group in members})
+        rates = sorted({_rate(group) for group in members})
+        # a single row or column is the figure of λ alone
+        if len(decays) < 2 or len(rates) < 2:
+            continue
+        heat = _heat(members, decays, rates, evaluated, name)
+        if np.isfinite(heat.z).any():
+            panels.append(Panel("learning rate η", "weight decay λ", title=rest, heat=heat))
+    return [Figure("heat", _caption(panels), panels)]
+
+
+def _rate(group: Group) -> float:
+    return float(group.runs[0].fields[RATE])
+
+
+def _heat(members: list[Group], decays: list[float], rates: list[float], evaluated: bool, name: str) -> Heat:
+    z = np.full((len(decays), len(rates)), np.nan)
+    words = [["not run"] * len(rates) for _ in decays]
+    losses: dict[tuple[int, int], dict[str, float]] = {}
+    for group in members:
+        place = decays.index(group.decay), rates.index(_rate(group))
+        ends = by_seed([(run, loss_of(run, evaluated)) for run in ended(group)])
+        # empty where nothing ended: a diverged run has no loss to colour
+        if ends:
+            losses[place], z[place] = ends, np.mean(list(ends.values()))
+        words[place[0]][place[1]] = "" if ends else _why_empty(group)
+    for place, word in _beside_lowest(losses, z).items():
+        words[place[0]][place[1]] = word
+    # every cell's own seeds around its own mean, together: a cell of two seeds alone says little of the noise
+    spreads = [np.array(list(ends.values())) for ends in losses.values() if len(ends) > 1]
+    degrees = sum(len(values) - 1 for values in spreads)
+    noise = (
+        float(np.sqrt(sum(((values - values.mean()) ** 2).sum() for values in spreads) / degrees))
+        if degrees
+        else float("nan")
+    )
+    return Heat(rates, decays, z, f"{name} loss (nats)", noise, words)
+
+
+def _why_empty(group: Group) -> str:
+    gone = sum(divergence(run) is not None for run in group.runs)
+    # every run of an empty cell has diverged, or has not come to its end
+    return "diverged" if gone == len(group.runs) else "not finished"
+
+
+def _beside_lowest(losses: dict[tuple[int, int], dict[str, float]], z: np.ndarray) -> dict[tuple[int, int], str]:
+    """What is said of cells beside their loss: the lowest, and those that it cannot be told from, by pairs of seeds."""
+    if not losses:
+        return {}
+    lowest = min(losses, key=lambda place: z[place])
+    words = {lowest: "lowest"}
+    for place, ends in losses.items():
+        pairs = [loss - losses[lowest][seeds] for seeds, loss in ends.items() if seeds in losses[lowest]]
+        difference = interval(pairs)
+        if place != lowest and not (difference.n >= LEAST and difference.low > 0):
+            words[place] = "≈"
+    return words
+
+
+def _caption(panels: list[Panel]) -> str:
+    noises = [panel.heat.noise for panel in panels if panel.heat is not None and np.isfinite(panel.heat.noise)]
+    alike = (
+        f", and over at least {NOISES:g} standard deviations of a cell's seeds ({NOISES:g} × {max(noises):.2g} nats), so that "
+        "noise looks alike"
+        if noises
+        else "; one seed a cell, so the noise is not known"
+    )
+    words = {word for panel in panels if panel.heat for row in panel.heat.words for word in row}
+    told = {
+        "≈": f"≈: cannot be told from the lowest (fewer than {LEAST} shared seeds, or the 95 % interval holds zero). ",
+        "diverged": "Grey, diverged: all its runs did. ",
+        "not finished": "Grey, not finished: no run has ended. ",
+        "not run": "Grey, not run: no such run is among these. ",
+    }
+    return (
+        "Mean loss over η and λ, both logarithmic; λ = 0 has no logarithm and stands apart. Lines: equal ηλ. Colours run from the "
+        f"lowest loss to twice as far above it as the median cell{alike}; all that is higher has the last colour. "
+        + "".join(text for word, text in told.items() if word in words)
+    ).strip()
