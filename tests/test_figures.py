@@ -1,0 +1,97 @@
+"""Figures as data: where a heat map's cells and lines stand, what its colours span, and how few seeds are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.figures import Style, seeds_together
+from analysis.grid import NOISES, Heat
+from analysis.landscape import heat_maps
+from analysis.pairing import group_runs
+from analysis.runs import Run
+from tests.recorded import load, write_run
+
+
+def test_cells_stand_at_their_logarithms() -> None:
+    """Breaks if unevenly spaced values get cells of one size, cells leave gaps, or λ = 0 is put on the logarithmic axis."""
+    heat = Heat([0.001, 0.002, 0.008], [0.0, 0.1, 1.0], np.arange(9.0).reshape(3, 3), "loss")
+    assert heat.across.places == pytest.approx(np.log10([0.001, 0.002, 0.008]))
+    assert heat.across.edges[1:, 0] == pytest.approx(heat.across.edges[:-1, 1])
+    widths = np.diff(heat.across.edges, axis=1)[:, 0]
+    assert widths[2] == pytest.approx(2 * widths[0]), "a factor of four is twice as wide as one of two"
+    assert heat.up.zero
+    assert heat.up.edges[0, 1] < heat.up.edges[1, 0], "a gap beside 0"
+
+
+def test_lines_of_equal_product_are_straight() -> None:
+    """Breaks if a line over the map joins cells whose ηλ differ, or leaves the cells."""
+    heat = Heat([0.001, 0.002, 0.008], [0.0, 0.1, 1.0], np.zeros((3, 3)), "loss")
+    lines = heat.equal_products()
+    assert len(lines) >= 2
+    for product, ends in lines:
+        assert ends.sum(axis=1) == pytest.approx(np.log10(product))
+        for axis, column in ((heat.across, 0), (heat.up, 1)):
+            positive = axis.edges[int(axis.zero) :]
+            assert (ends[:, column] >= positive.min() - 1e-9).all()
+            assert (ends[:, column] <= positive.max() + 1e-9).all()
+
+
+def test_colours_span_more_than_the_noise() -> None:
+    """Breaks if cells that only seeds tell apart get other colours, or one bad corner takes all colours."""
+    alike = Heat([1, 2], [1, 2], np.array([[3.0, 3.001], [3.002, 3.003]]), "loss", noise=0.01)
+    low, high = alike.range()
+    assert high - low == pytest.approx(NOISES * 0.01)
+    corner = Heat([1, 2], [1, 2], np.array([[3.0, 3.1], [3.2, 9.0]]), "loss", noise=0.001)
+    assert corner.range()[1] < 3.5
+
+
+def _runs(root: Path, ends: dict[tuple[float, float], list[float]]) -> list[Run]:
+    paths = []
+    for (rate, decay), losses in ends.items():
+        for seed, loss in enumerate(losses):
+            path = root / f"{rate}-{decay}-{seed}"
+            paths.append(
+                write_run(
+                    path,
+                    lambda s, level=loss: level + 0 * s,
+                    decay=decay,
+                    seed=seed,
+                    steps=60,
+                    noise=0,
+                    optim={"lr": rate},
+                )
+            )
+    return load(*paths)
+
+
+def test_the_lowest_is_not_named_alone(tmp_path: Path) -> None:
+    """Breaks if a cell that the lowest cannot be told from is not marked, or one that can be is."""
+    runs = _runs(
+        tmp_path,
+        {
+            (0.1, 0.1): [3.0, 3.02, 3.04],
+            (0.1, 0.2): [3.01, 3.0, 3.06],
+            (0.2, 0.1): [3.5, 3.52, 3.54],
+            (0.2, 0.2): [3.5, 3.53],
+        },
+    )
+    heat = heat_maps(group_runs(runs)[0], True, "validation")[0].panels[0].heat
+    assert heat is not None
+    assert heat.words == [["lowest", ""], ["≈", "≈"]], "two seeds tell nothing apart"
+
+
+def test_two_seeds_are_two_lines(tmp_path: Path) -> None:
+    """Breaks if two seeds get a band, or if three get none."""
+    style = Style("#000000", "solid", {})
+    runs = _runs(tmp_path, {(0.1, 0.1): [3.0, 3.1, 3.2]})
+    each = [(run, pd.Series([run.column("val/loss").iloc[-1]] * 5)) for run in runs]
+    two = seeds_together([curve for _, curve in each[:2]], each[:2], "λ", style)
+    assert [line.low for line in two] == [None, None]
+    assert all(line.thin_line and line.entry == "λ" for line in two)
+    three = seeds_together([curve for _, curve in each], each, "λ", style)
+    assert three[0].low is not None
+    assert [line.faint for line in three] == [False, True, True, True]
