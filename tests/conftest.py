@@ -85,7 +85,7 @@ def short_documents(
     return folder / "out", prepare(Source.local("jsonl", [folder / "lines.jsonl"]), folder / "out", options, 1, model)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_data: tuple[Path, Manifest]) -> Callable[..., RunConfig]:
     """Makes a small configuration over the tiny data: tiny_config({"optim": {"lr": 1e-3}}, …)."""
 

@@ -12,15 +12,18 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from record.metrics import read_metrics
 from tests.ranks import free_port
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 ConfigFile = Callable[..., Path]
+Process = subprocess.Popen[str] | WarmProcess
 LONG: dict[str, Any] = {"schedule": {"steps": 20_000}, "data": {"epochs": 100}, "log": {"every": 1}}
 
 
@@ -30,29 +33,58 @@ def start(
     *options: str,
     ranks: int = 1,
     launcher: list[str] | None = None,
+    cold: bool = False,
     cwd: Path = ROOT,
     **env: str,
-) -> subprocess.Popen[str]:
-    """One process; or the deepspeed launcher with several ranks on a port of its own, or with the options of `launcher`."""
+) -> Process:
+    """One process; or the deepspeed launcher with several ranks on a port of its own, or with the options of `launcher`.
+
+    One process is forked from one with the imports done (tests/warm.py), unless it is to be `cold` or has variables of its own.
+    """
+    words = [str(ROOT / "train.py"), "--config", str(config), "--run-dir", str(run_dir), *options]
     if launcher is None and ranks > 1:
         launcher = ["--num_accelerators", str(ranks), "--master_port", env.pop("master_port", str(free_port()))]
+    variables = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **env}
+    if launcher is None and not cold and not env:
+        return WarmProcess(words, cwd, variables)
     command = [sys.executable]
     if launcher is not None:
         command += [str(Path(sys.executable).with_name("deepspeed")), *launcher]
     return subprocess.Popen(
-        [*command, str(ROOT / "train.py"), "--config", str(config), "--run-dir", str(run_dir), *options],
-        cwd=cwd,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **env},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [*command, *words], cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: Process, code: int = 0) -> str:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     return output
+
+
+def start_ranks(ranks: int, config: Path, run_dir: Path, *options: str) -> list[Process]:
+    """Ranks with the variables of a launcher but without one, which would import everything: for what they do together."""
+    if ranks == 1:
+        return [start(config, run_dir, *options)]
+    group = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    group["MASTER_PORT"] = str(free_port())
+    processes: list[Process] = []
+    for rank in range(ranks):
+        words = [str(ROOT / "train.py"), f"--local_rank={rank}", "--config", str(config), "--run-dir", str(run_dir)]
+        variables = {**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(WarmProcess([*words, *options], ROOT, variables))
+    return processes
+
+
+def finish_all(processes: list[Process], code: int = 0, timeout_s: float = 120) -> str:
+    """What they print, by rank; every one must end with `code`."""
+    with ThreadPoolExecutor(len(processes)) as readers:
+        outputs = list(readers.map(lambda process: process.communicate(timeout=timeout_s)[0], processes))
+    assert {process.returncode for process in processes} == {code}, outputs
+    return "".join(outputs)
+
+
+def finish_ranks(ranks: int, config: Path, run_dir: Path, *options: str, code: int = 0) -> str:
+    return finish_all(start_ranks(ranks, config, run_dir, *options), code)
 
 
 def status(run_dir: Path) -> dict[str, Any]:

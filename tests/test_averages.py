@@ -18,7 +18,7 @@ from engine.launch import start_world
 from record.checkpoints import find
 from record.metrics import read_metrics
 from tests.live import make_training, train_steps
-from tests.processes import ConfigFile, finish, losses, start
+from tests.processes import ConfigFile, finish, finish_ranks, losses, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 from weights import evaluate, export
@@ -77,7 +77,7 @@ def test_averages_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: pyte
     after the fact."""
     plain = {"eval": {"every": 2}, "checkpoint": {"every": 2}}
     finish(start(config_file(plain), tmp_path / "plain"))
-    finish(start(config_file(plain, EMA, {"parallel": {"zero_stage": 3}}), tmp_path / "run", ranks=2))
+    finish_ranks(2, config_file(plain, EMA, {"parallel": {"zero_stage": 3}}), tmp_path / "run")
     for (_, ours), (_, theirs) in zip(losses(tmp_path / "run"), losses(tmp_path / "plain"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     finish(start(config_file(plain, EMA), tmp_path / "one"))

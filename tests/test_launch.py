@@ -102,14 +102,14 @@ def test_signals_during_the_imports(config_file: ConfigFile, tmp_path: Path) -> 
     """Breaks if a signal that comes while torch is imported leaves a run that was never heard of, or takes from a run what
     it had reached: its step, or that it is done."""
     config, folder = config_file(), tmp_path / "run"
-    run = start(config, folder)
+    run = start(config, folder, cold=True)
     wait(lambda: catches(run.pid, signal.SIGTERM), run)
     run.send_signal(signal.SIGUSR1)
     assert "while it started" in finish(run, 75)
     assert (status(folder)["state"], status(folder)["step"], status(folder)["reason"]) == ("preempted", 0, "SIGUSR1")
     assert not (folder / "checkpoints").exists(), "it trained although it was asked to stop"
     finish(start(config, folder))
-    run = start(config, folder)
+    run = start(config, folder, cold=True)
     wait(lambda: catches(run.pid, signal.SIGTERM), run)
     run.send_signal(signal.SIGTERM)
     finish(run, 75)
@@ -150,7 +150,7 @@ def test_a_closed_terminal(config_file: ConfigFile, tmp_path: Path) -> None:
 def test_nohup(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a run that was started to outlive its terminal ends with it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    run = start(config_file({"schedule": {"steps": 40}}), tmp_path / "run")
+    run = start(config_file({"schedule": {"steps": 40}}), tmp_path / "run", cold=True)
     signal.signal(signal.SIGHUP, before)
     wait(lambda: catches(run.pid, signal.SIGTERM), run)
     run.send_signal(signal.SIGHUP)

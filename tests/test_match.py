@@ -14,7 +14,7 @@ from configs.schedule import lr_at
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from record.metrics import read_metrics
-from tests.processes import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, finish_ranks, losses, start, status
 
 pytestmark = pytest.mark.engine
 LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1, "probe_every": 3}, "checkpoint": {"every": 2}}
@@ -65,7 +65,7 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
     assert losses(tmp_path / "closed") != losses(undecayed)
     decayed = "weights/norm_decayed"
     stage_3 = {"parallel": {"zero_stage": 3}}
-    finish(start(config_file(LOGGED, PLAIN, stage_3, match(norm=decayed)), tmp_path / "two", ranks=2))
+    finish_ranks(2, config_file(LOGGED, PLAIN, stage_3, match(norm=decayed)), tmp_path / "two")
     assert effective(tmp_path / "two", decayed) == pytest.approx(effective(reference, decayed), rel=1e-6)
 
     config = config_file(LOGGED, PLAIN, match(own=str(undecayed)))
@@ -83,11 +83,11 @@ def test_matched_runs(config_file: ConfigFile, tmp_path: Path) -> None:
         assert losses(tmp_path / scope) == losses(reference), scope
         assert len({(tmp_path / name / "experiment.json").read_bytes() for name in (scope, "reference")}) == 2
     by_tensor = config_file(LOGGED, PLAIN, match(scope="tensor"), {"parallel": {"zero_stage": 2}})
-    finish(start(by_tensor, tmp_path / "tensors", ranks=2))
+    finish_ranks(2, by_tensor, tmp_path / "tensors")
     assert losses(tmp_path / "tensors") != losses(tmp_path / "closed")
     for stage in (1, 3):
         options = ("--set", f"parallel.zero_stage={stage}")
-        finish(start(by_tensor, tmp_path / f"stage{stage}", *options, ranks=2))
+        finish_ranks(2, by_tensor, tmp_path / f"stage{stage}", *options)
         for (_, one), (_, two) in zip(losses(tmp_path / f"stage{stage}"), losses(tmp_path / "tensors"), strict=True):
             assert one == pytest.approx(two, rel=1e-6), f"stage {stage}"
     assert_rates_by_tensor(tmp_path / "tensors", loaded, theirs)

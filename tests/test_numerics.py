@@ -26,7 +26,7 @@ from engine.devices import no_cuda, not_here
 from model.loss import cross_entropy_sum
 from record.metrics import read_metrics
 from record.watch import WINDOW, LossWatch
-from tests.processes import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, finish_ranks, losses, start, status
 
 engine = pytest.mark.engine
 
@@ -170,9 +170,9 @@ def test_replay(ranks: int, config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a replay takes another step than the run did, misses what was not finite, or writes anything."""
     options = {"checkpoint": {"every": 2}, "parallel": {"zero_stage": ranks}}
     config, run = config_file(options), tmp_path / "run"
-    finish(start(config, run, ranks=ranks))
+    finish_ranks(ranks, config, run)
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
-    output = finish(start(config, run, "--replay", "4", ranks=ranks))
+    output = finish_ranks(ranks, config, run, "--replay", "4")
     loss = dict(losses(run))[4]
     assert "replay of step 4 from" in output
     assert "step_00000002" in output

@@ -112,7 +112,7 @@ def test_a_run_whose_data_has_moved(
 ) -> None:
     """Breaks if a run cannot be resumed or evaluated from another folder or over moved data, or can over other data."""
     run, config = here / "run", here / "config.json"
-    finish(start(config, run, "--set", "schedule.steps=4", "--set", "schedule.kind=constant", cwd=here))
+    finish(start(config, run, "--set", "schedule.steps=4", "--set", "schedule.kind=constant", cold=True, cwd=here))
     assert json.loads((run / "config.json").read_text())["data"]["path"] == str(here / "data")
     assert json.loads((run / "config.given.json").read_text())["data"]["path"] == "data"
     (here / "empty").mkdir()

@@ -25,7 +25,7 @@ from model.gpt import GPT
 from model.loss import logit_statistics
 from record.metrics import read_metrics
 from tests.live import make_training, train_steps
-from tests.processes import ConfigFile, finish, losses, start
+from tests.processes import ConfigFile, finish_ranks, losses
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
@@ -183,8 +183,8 @@ def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: 
         "eval": {"every": 1, "tokens": 32 * ranks},  # the probe's own tokens
         "checkpoint": {"every": 3},
     }
-    finish(start(config_file(common, {"log": {"probe_every": None}}), tmp_path / "blind", ranks=ranks))
-    finish(start(config_file(common, NOISE), tmp_path / "run", ranks=ranks))
+    finish_ranks(ranks, config_file(common, {"log": {"probe_every": None}}), tmp_path / "blind")
+    finish_ranks(ranks, config_file(common, NOISE), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(tmp_path / "blind")
     for file in ("weights", "exp_avg_sq", "ema_0.9"):
         ours, theirs = (tmp_path / n / f"checkpoints/step_00000006/{file}.safetensors" for n in ("run", "blind"))
@@ -192,7 +192,7 @@ def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: 
     assert not (tmp_path / "blind" / "probes.jsonl").exists()
     (tmp_path / "run" / "checkpoints" / "step_00000006" / "manifest.json").unlink()
     before = read_metrics(tmp_path / "run" / "probes.jsonl")[0]
-    finish(start(config_file(common, NOISE), tmp_path / "run", ranks=ranks))
+    finish_ranks(ranks, config_file(common, NOISE), tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "probes.jsonl")[0] == before
     assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 6]
     validated = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]}

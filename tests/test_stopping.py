@@ -23,7 +23,19 @@ from model.gpt import GPT
 from record import checkpoints
 from record.metrics import read_metrics
 from tests.live import KINDS, batch_of, make_training, train_steps
-from tests.processes import LONG, ConfigFile, finish, losses, processes_with, start, status, wait
+from tests.processes import (
+    LONG,
+    ConfigFile,
+    Process,
+    finish,
+    finish_all,
+    losses,
+    processes_with,
+    start,
+    start_ranks,
+    status,
+    wait,
+)
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 from weights import export
@@ -83,18 +95,18 @@ def test_stop_during_evaluation_and_accumulation(ranks: int, config_file: Config
         "schedule": {"steps": 10},
         "data": {"epochs": 100},
     }
-    run = start(config_file(slow_step), tmp_path / "step", ranks=ranks)
+    run = start_ranks(ranks, config_file(slow_step), tmp_path / "step")
     wait(
         lambda: (tmp_path / "step" / "status.json").exists() and read_metrics(tmp_path / "step" / "metrics.jsonl")[0],
-        run,
+        run[0],
     )
     time.sleep(1)
     _stop(run, tmp_path / "step")
     assert status(tmp_path / "step")["state"] == "preempted"
     slow_validation = {"eval": {"tokens": 16 * 800, "every": 1}, "batch": {"tokens_per_step": 32, "micro_batch": 1}}
     config = config_file(slow_validation, {"schedule": {"steps": 4}})
-    run = start(config, tmp_path / "eval", ranks=ranks)
-    wait(lambda: any(row["step"] >= 1 for row in read_metrics(tmp_path / "eval" / "metrics.jsonl")[0]), run)
+    run = start_ranks(ranks, config, tmp_path / "eval")
+    wait(lambda: any(row["step"] >= 1 for row in read_metrics(tmp_path / "eval" / "metrics.jsonl")[0]), run[0])
     time.sleep(0.2)
     _stop(run, tmp_path / "eval")
     stopped = status(tmp_path / "eval")
@@ -106,15 +118,13 @@ def test_stop_during_evaluation_and_accumulation(ranks: int, config_file: Config
     )
 
 
-def _stop(run: Any, folder: Path) -> None:
+def _stop(run: list[Process], folder: Path) -> None:
     """By signal for one process, by file for several; it must be quick."""
-    begun = time.monotonic()
-    if "deepspeed" in " ".join(run.args):
+    if len(run) > 1:
         (folder / "stop").touch()
     else:
-        run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
-    assert time.monotonic() - begun < 15
+        run[0].send_signal(signal.SIGTERM)
+    finish_all(run, 75, timeout_s=15)
 
 
 def leave_out(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]:
@@ -228,10 +238,10 @@ def test_preempted_and_resumed(config_file: ConfigFile, tmp_path: Path) -> None:
 def test_stop_file_and_other_ranks(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if ranks disagree about stopping, or a run cannot go on with another number of ranks and stage."""
     two = config_file(MIDDLE, {"parallel": {"zero_stage": 1}, "optim": {"lr": 1e-4}})
-    run = start(two, tmp_path / "run", ranks=2)
-    wait(lambda: len(losses(tmp_path / "run")) > 20, run)
+    run = start_ranks(2, two, tmp_path / "run")
+    wait(lambda: len(losses(tmp_path / "run")) > 20, run[0])
     (tmp_path / "run" / "stop").touch()
-    run.communicate(timeout=60)
+    finish_all(run, 75)
     assert status(tmp_path / "run")["state"] == "preempted"
     assert not (tmp_path / "run" / "stop").exists(), "the next start would stop again"
     finish(start(two, tmp_path / "run", "--set", "parallel.zero_stage=0"))

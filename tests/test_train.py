@@ -17,17 +17,19 @@ import pytest
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from record.metrics import read_metrics
-from tests.processes import LONG, ROOT, ConfigFile, finish, losses, start, status, wait
+from tests.processes import LONG, ROOT, ConfigFile, finish, finish_ranks, losses, start, status, wait
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture
-def straight(config_file: ConfigFile, tmp_path: Path) -> Path:
-    """The run the others are compared to: six updates without interruption, in one process."""
-    finish(start(config_file(), tmp_path / "straight"))
-    return tmp_path / "straight"
+@pytest.fixture(scope="module")
+def straight(tiny_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run the others are compared to: six updates without interruption, in one process, started as its users do."""
+    folder = tmp_path_factory.mktemp("straight")
+    (folder / "config.json").write_text(tiny_config().model_dump_json())
+    finish(start(folder / "config.json", folder / "run", cold=True))
+    return folder / "run"
 
 
 def test_run_folder(straight: Path, tiny_config: Callable[..., RunConfig]) -> None:
@@ -112,7 +114,7 @@ def test_two_ranks_under_the_launcher(straight: Path, config_file: ConfigFile, t
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, mine)
     finish(run)
-    finish(start(config_file(sharded, {"eval": {"every": 1}}), tmp_path / "watched", ranks=2))
+    finish_ranks(2, config_file(sharded, {"eval": {"every": 1}}), tmp_path / "watched")
     assert status(tmp_path / "two")["state"] == "done"
     assert losses(tmp_path / "two") == losses(tmp_path / "watched")
     for (_, ours), (_, theirs) in zip(losses(tmp_path / "two"), losses(straight), strict=True):
@@ -222,8 +224,7 @@ def test_second_writer(ranks: int, config_file: ConfigFile, tmp_path: Path) -> N
     """Breaks if two processes can write one run folder, or the second's other ranks wait for the one that was told."""
     run = start(config_file(LONG), tmp_path / "run")
     wait(lambda: len(losses(tmp_path / "run")) > 20, run)
-    second = start(config_file(LONG), tmp_path / "run", ranks=ranks)
-    output, _ = second.communicate(timeout=60)
+    output = finish_ranks(ranks, config_file(LONG), tmp_path / "run", code=2)
     assert f"process {run.pid} on {socket.gethostname()} (since" in output
     assert "Traceback" not in output
     run.send_signal(signal.SIGINT)
@@ -254,7 +255,7 @@ def test_data_options_of_a_run(
     import shutil
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000015")
-    finish(start(config, tmp_path / "run", "--set", "parallel.zero_stage=1", ranks=2))
+    finish_ranks(2, config, tmp_path / "run", "--set", "parallel.zero_stage=1")
     assert status(tmp_path / "run")["order_digest"] == digest
     assert digest != status(straight)["order_digest"]
     assert losses(tmp_path / "run")[0] != losses(straight)[0]

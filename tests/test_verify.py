@@ -16,7 +16,7 @@ from data.loader import TrainData, eval_batches
 from data.manifest import Manifest
 from data.shards import Shard
 from data.verify import Hashing
-from tests.processes import LONG, ConfigFile, finish, start, status, wait
+from tests.processes import LONG, ConfigFile, finish, finish_all, finish_ranks, start, start_ranks, status, wait
 
 TinyData = tuple[Path, Manifest]
 VOCABULARY = 512
@@ -103,7 +103,7 @@ def test_flipped_bit_ends_the_run(ranks: int, config_file: ConfigFile, tmp_path:
     flip(data / "train_00001.bin")
     run = tmp_path / "run"
     config = config_file(LONG, {"data": {"path": str(data)}, "checkpoint": {"every": 1000}})
-    output = finish(start(config, run, ranks=ranks), 1)
+    output = finish_ranks(ranks, config, run, code=1)
     assert "Traceback" not in output
     assert status(run)["state"] == "failed"
     assert "train_00001.bin differs from its hash" in status(run)["reason"]
@@ -135,12 +135,12 @@ def test_stop_during_the_last_wait(config_file: ConfigFile, tmp_path: Path, data
     append_sparse(data, tiny_data[1], gib=200)
     run = tmp_path / "run"
     options = {"path": str(data), "train_tokens": tiny_data[1].train.tokens}
-    process = start(config_file({"data": options}), run, ranks=2)
-    wait(lambda: checkpoints(run) == [6], process)
+    processes = start_ranks(2, config_file({"data": options}), run)
+    wait(lambda: checkpoints(run) == [6], processes[0])
     time.sleep(1)
     assert status(run)["state"] == "running"
     (run / "stop").touch()
-    process.communicate(timeout=30)
+    finish_all(processes, 75, timeout_s=30)
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 6)
 
 
@@ -179,7 +179,7 @@ def test_a_foreign_id_ends_the_run(
     put_at(data, tiny_data[1], window * config.model.seq_len + 1, VOCABULARY)
     run = tmp_path / "run"
     changed = {"data": {"path": str(data), "verify": False}, "checkpoint": {"every": 1000}}
-    output = finish(start(config_file(LONG, changed), run, ranks=2), 1)
+    output = finish_ranks(2, config_file(LONG, changed), run, code=1)
     assert "Traceback" not in output
     # A CPU asks between micro-steps, in the middle of update 19, and gives that up.
     assert (status(run)["state"], status(run)["step"]) == ("failed", 19)
