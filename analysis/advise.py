@@ -29,6 +29,7 @@ from configs.prepared import read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 
+NEAR = 1.1  # how far, as a factor, a finished run may be from the configuration and still be evidence for it
 LAW = paper("2505.13738")["power_law"]
 
 
@@ -93,7 +94,11 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         fraction, best = power_law(config)
         ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
         rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", _law()))
-        findings.append(f"The power law asks for λ = {best:.3g}; this configuration has {lam:g}.")
+        # other laws count N without the embeddings: the number says which is meant
+        findings.append(
+            f"The power law would give λ = {best:.3g} (N: all {n_parameters(config.model):,} parameters, embeddings included); "
+            f"this configuration has {lam:g}."
+        )
     findings += [f"Warning: {text}." for text in cautions(config, summary)]
     if runs:
         findings += _from_runs(config, runs, options, notes)
@@ -113,23 +118,59 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
         return []
     groups, more = group_runs(done, options.by)
     notes += more
-    # A plan may be missing, or damaged.
-    sizes = {n for run in done if isinstance(n := run.plan.get("n_parameters"), int)}
-    # the best λ of another size is evidence of another experiment: it is shown, and this is said
-    if sizes != {n_parameters(config.model)}:
-        theirs = ", ".join(f"{n:,}" for n in sorted(sizes)) or "an unknown number of"
-        notes.append(f"these runs have {theirs} parameters, the configuration {n_parameters(config.model):,}")
+    # the best λ of another experiment is no evidence for this one: it is shown, under a name that says so
+    others = _unlike(config, done)
+    notes += others
+    name = "Runs of another setting" if others else "Runs"
     findings = []
     for group in groups:
         base = baseline_of(group, groups)
         paired = paired_final(group, base, TRAIN)
         if group is not base and paired.interval.n:
             text = f"training loss at step {paired.place}: {paired.interval.text()}: {paired.verdict()}."
-            findings.append(f"Runs: {group.name} minus {base.name}, {text}")
+            findings.append(f"{name}: {group.name} minus {base.name}, {text}")
     # an optimum needs several λ
     if LAMBDA in groups[0].fields:
-        findings += [f"Runs: {text}" for text in best_decay.analyse(done, options).findings]
+        findings += [f"{name}: {text}" for text in best_decay.analyse(done, options).findings]
     return findings
+
+
+def _unlike(config: RunConfig, runs: list[Run]) -> list[str]:
+    """How finished runs differ from the configuration in what the best λ is known to depend on; empty if they do not.
+
+    Sizes must be equal; horizon, steps, warm-up and η may differ by NEAR, less than a neighbour in any grid of them.
+    """
+    steps, batch = config.schedule.steps, config.batch.tokens_per_step
+    ours = {
+        "parameters": float(n_parameters(config.model)),
+        "tokens per parameter": steps * batch / n_parameters(config.model),
+        "steps": float(steps),
+        "warm-up steps": float(config.schedule.warmup_steps),
+        "peak η": config.optim.lr,
+    }
+    sentences = []
+    for what, mine in ours.items():
+        # a plan may be missing, or damaged: then nothing is known
+        theirs = {_of_run(run, what) for run in runs}
+        near = 1.0 if what == "parameters" else NEAR
+        if None in theirs or any(not mine / near <= value <= mine * near for value in theirs if value is not None):
+            shown = (
+                " and ".join(f"{value:,.6g}" for value in sorted(v for v in theirs if v is not None))
+                or "an unknown number"
+            )
+            sentences.append(f"these runs have {shown} {what}, the configuration {mine:,.6g}")
+    return sentences
+
+
+def _of_run(run: Run, what: str) -> float | None:
+    size, steps = run.plan.get("n_parameters"), run.fields.get("schedule.steps")
+    tokens = run.fields.get("batch.tokens_per_step")
+    if what == "tokens per parameter":
+        values = (size, steps, tokens)
+        return steps * tokens / size if all(isinstance(v, int) and v > 0 for v in values) else None
+    names = {"steps": "schedule.steps", "warm-up steps": "schedule.warmup_steps", "peak η": "optim.lr"}
+    value = size if what == "parameters" else run.fields.get(names[what])
+    return float(value) if isinstance(value, int | float) else None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

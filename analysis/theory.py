@@ -2,8 +2,8 @@
 
     python -m analysis theory --out runs/theory
 
-Bias and variance of SGD and sign descent, the equilibrium of AdamW, the effective learning rate. The formulas are in
-analysis/laws.py. No training run is needed.
+P1's mechanism on a scale-invariant loss (analysis/sphere.py); bias and variance of SGD and sign descent, the equilibrium of
+AdamW, the effective learning rate (formulas in analysis/laws.py). No training run is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis import sphere
 from analysis.command import Result, show
 from analysis.figures import Figure, Line, Panel
 from analysis.laws import (
@@ -48,6 +49,7 @@ def analyse(copies: int = 20_000) -> Result:
     checks: list[Check] = []
     figures = [_sgd(checks, copies), _regression(checks, copies), *_sign(checks, copies)]
     sizes = _equilibrium(checks)
+    mechanism, orders = sphere.mechanism()
     # how wrong the simple law is where it is not meant to hold
     simple = equilibrium.rms(0.01, 3) / equilibrium.rms_with_momentum(0.01, 3, 0.9) - 1
     matched, unmatched = matched_directions(0.02, 0.5, 2000)
@@ -60,8 +62,11 @@ def analyse(copies: int = 20_000) -> Result:
         f"The simple law √(η/2λ) holds while ηλ is far below 1 − β₁; at ηλ = 0.3·(1 − β₁) it is {simple:.0%} too large.",
         f"Sign descent on a scale-invariant loss: an undecayed run at the decayed run's effective learning rate keeps its "
         f"direction to {matched:.1e} radians over 2,000 steps; at the same learning rate the two get {unmatched:.2f} apart.",
+        "P1's mechanism is the first figure. On a quadratic with a fixed η, as in the others, decay does the opposite: it "
+        "shrinks the variance and adds bias.",
     ]
-    return Result("theory", "Theory against simulation", findings, [*figures, sizes], {"Predictions": table})
+    tables = {"P1's mechanism": orders, "Predictions": table}
+    return Result("theory", "Theory against simulation", findings, [mechanism, *figures, sizes], tables)
 
 
 def _compare(
@@ -100,7 +105,11 @@ def _sgd(checks: list[Check], copies: int) -> Figure:
         # without decay the bias goes to zero, and a ratio of zeros is no check
         if lam:
             _compare("SGD, quadratic: bias", text, predicted[0], simulated[0], 0.1, checks)
-    return Figure("quadratic", "SGD with decay on a noisy quadratic: decay trades variance for bias.", panels)
+    return Figure(
+        "quadratic",
+        "SGD with decay on a noisy quadratic, η fixed: decay trades variance for bias, the opposite of P1's mechanism.",
+        panels,
+    )
 
 
 def _regression(checks: list[Check], copies: int) -> Figure:

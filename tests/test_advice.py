@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from analysis import laws, theory
+from analysis import laws, sphere, theory
 from analysis.__main__ import main
 from analysis.command import Options
 from analysis.published import P1, curves, paper, published_lines
 from analysis.reading import load_run
-from configs.load import load_config
+from analysis.statistics import interval
+from configs.load import load_config, merge
 from configs.schedule import lr_sum
 from tests.recorded import crossing_runs, write_run
 
@@ -33,6 +36,22 @@ def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["theory", "--copies", "10"]) == 2
 
 
+def test_papers_mechanism() -> None:
+    """Breaks if decay on a scale-invariant loss is not behind in mid-run and ahead at the end, over the seeds of the noise; or if
+    the page hides that it is one regime: with a larger η no decay is ahead at the end."""
+    _, table = sphere.mechanism()
+    lam = table[table["λ·Ση"] == 1.65].iloc[0]
+    assert lam["mid-run, minus λ = 0"].startswith("+")
+    assert lam["end, minus λ = 0"].startswith("-")
+    total = sphere.rates(sphere.RATE, sphere.STEPS).sum()
+    ends = [sphere.simulate(sigma / total)[0] for sigma in (0.0, 1.65)]
+    middle = (ends[1] - ends[0])[:, 860:940].mean(axis=1)
+    assert (middle > 0).all(), "in every seed"
+    assert interval((ends[1] - ends[0])[:, -40:].mean(axis=1)).high < 0
+    _, other = sphere.mechanism(eta=0.01, power=1.0)
+    assert other["loss at the end"].idxmin() == 0
+
+
 def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if the power law, τ or Σηλ of P1's run are not the known ones, or finished runs say nothing."""
     assert main(["advise", "configs/gpt124m_wd0.1.json"]) == 0
@@ -43,12 +62,43 @@ def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(path) for path in crossing_runs(tmp_path, 3)]
     assert main(["advise", "configs/quickstart.json", *runs]) == 0
     text = capsys.readouterr().out
-    assert "Runs: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
+    assert "Runs of another setting: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
     assert "helps" in text
-    assert "these runs have 1,000 parameters, the configuration 168,256" in text
+    for known in ("1,000 parameters, the configuration 168,256", "0.1 peak η, the configuration 0.01"):
+        assert f"these runs have {known}" in text
+    assert "would give λ" in text
+    assert "embeddings included" in text
     assert main(["advise", "configs/quickstart.json", "--set", "optim.weight_decay=0"]) == 0
     assert "no equilibrium" in capsys.readouterr().out
     assert main(["advise", "configs/none.json"]) == 2
+
+
+def test_runs_of_another_setting_are_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a finished run is quoted as evidence for a configuration of another η, length, warm-up or size, or one of the
+    same setting is not."""
+    plain = {"schedule": {"steps": 2000, "warmup_steps": 200}, "batch": {"tokens_per_step": 2048}}
+    changes: dict[str, dict[str, Any]] = {
+        "same": {},
+        "η": {"optim": {"lr": 0.015}},
+        "warm-up": {"schedule": {"steps": 2000, "warmup_steps": 60}},
+        "tokens": {"batch": {"tokens_per_step": 4096}},
+    }
+    for name, change in changes.items():
+        fields = merge(merge({"optim": {"lr": 0.01}}, plain), change)
+        paths = [
+            write_run(
+                tmp_path / name / f"{decay}-{seed}", decay=decay, seed=seed, **merge({"optim": {"lr": 0.01}}, fields)
+            )
+            for decay in (0.0, 0.15)
+            for seed in range(3)
+        ]
+        for path in paths:
+            (path / "plan.json").write_text(json.dumps({"n_parameters": 168_256}))
+        assert main(["advise", "configs/quickstart.json", *map(str, paths)]) == 0
+        text = capsys.readouterr().out
+        assert ("Runs: λ = 0.15" in text) == (name == "same"), name
+        assert ("Runs of another setting: λ = 0.15" in text) == (name != "same"), name
+        assert ("these runs have" in text) == (name != "same"), name
 
 
 def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:
