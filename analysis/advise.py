@@ -166,8 +166,9 @@ def _of_run(run: Run, what: str) -> float | None:
     size, steps = run.plan.get("n_parameters"), run.fields.get("schedule.steps")
     tokens = run.fields.get("batch.tokens_per_step")
     if what == "tokens per parameter":
-        values = (size, steps, tokens)
-        return steps * tokens / size if all(isinstance(v, int) and v > 0 for v in values) else None
+        if not (isinstance(size, int) and isinstance(steps, int) and isinstance(tokens, int)) or size <= 0:
+            return None
+        return steps * tokens / size
     names = {"steps": "schedule.steps", "warm-up steps": "schedule.warmup_steps", "peak η": "optim.lr"}
     value = size if what == "parameters" else run.fields.get(names[what])
     return float(value) if isinstance(value, int | float) else None

@@ -22,7 +22,7 @@ from analysis.effective_lr import effective_lr
 from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_together, shade
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
-from analysis.published import curves, published_line, same_experiment
+from analysis.published import comparable, curves, published_line
 from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
 from analysis.statistics import Interval, interval
 from configs.errors import InputError
@@ -155,7 +155,7 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
         lines += _points(rows, "ema", f"{group.name}, average of the weights", cross, _scale(group, options))
         # only under runs of the paper's recipe
-        published = curves("branches").get(group.runs[0].fields[LAMBDA]) if same_experiment(group.runs[0]) else None
+        published = curves("branches").get(group.runs[0].fields[LAMBDA]) if comparable(group.runs[0]) else None
         if published is not None:
             lines.append(published_line(published, group.decay, options, {}, ", branch end"))
     # the first tenth of a trunk falls by several nats, and would flatten what is looked at

@@ -28,7 +28,7 @@ from analysis.compare import (
 from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_start, seeds_together
 from analysis.grouped import diverged_lines, grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed
-from analysis.published import published_lines
+from analysis.published import notes_on, published_lines
 from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, smooth
@@ -40,8 +40,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, looks, notes = begun.groups, begun.looks, begun.notes
     if len(trunks) < len(runs):
         notes.append(f"{len(runs) - len(trunks)} branches are left out; `python -m analysis bias_variance` shows them")
-    if published := published_lines(trunks, options):
-        notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")
+    published = published_lines(trunks, options)
+    notes += notes_on(trunks)
     panels = []
     for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", [])):
         lines = _curves(groups, column, looks, options) + extra

@@ -50,11 +50,42 @@ def same_experiment(run: Run) -> bool:
     return run.fields.get(PRECISION) in PRECISIONS and all(run.fields.get(n) == fields.get(n) for n in names)
 
 
+def tokenizer_of(run: Run) -> str:
+    """The kind of tokenizer that a run's latest start recorded; empty for a run of an older version, which recorded none."""
+    data = run.starts[-1].get("data") if run.starts else None
+    return str(data.get("tokenizer", "")) if isinstance(data, dict) else ""
+
+
+def comparable(run: Run) -> bool:
+    """Whether the paper's losses may lie under a run's: its experiment, in its tokens, or in tokens that nobody recorded."""
+    return same_experiment(run) and tokenizer_of(run) in (paper(P1)["tokenizer"], "")
+
+
+def notes_on(runs: list[Run]) -> list[str]:
+    """Why the paper's curves are not under runs of its recipe, or what is not known of those that they are under."""
+    alike = [run for run in runs if same_experiment(run)]
+    others = sorted({tokenizer_of(run) for run in alike if not comparable(run)})
+    notes = []
+    # nats per token are of one's own tokens: a tokenizer with longer ones has larger losses
+    if others:
+        notes.append(
+            f"published curves are not laid under runs whose tokens are those of {', '.join(others)}: the paper's are GPT-2's, and "
+            "losses per token of two tokenizers do not compare"
+        )
+    if any(comparable(run) for run in alike):
+        notes.append("published curves are of OpenWebText; whether these runs read the same data cannot be told")
+    if any(not tokenizer_of(run) for run in alike):
+        notes.append(
+            "some runs have not recorded their tokenizer; published curves are laid under them as if it were GPT-2's"
+        )
+    return notes
+
+
 def published_lines(runs: list[Run], options: Options) -> list[Line]:
     """The paper's curve of every λ that the runs have, where they are its experiment."""
     # a λ that the paper did not draw has no line
     cosine = curves("cosine")
-    decays = sorted({run.fields[LAMBDA] for run in runs if same_experiment(run)} & set(cosine))
+    decays = sorted({run.fields[LAMBDA] for run in runs if comparable(run)} & set(cosine))
     return [published_line(cosine[decay], decay, options, {"λ": f"{decay:g}"}) for decay in decays]
 
 

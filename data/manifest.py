@@ -84,6 +84,19 @@ class Manifest(BaseModel):
         """Whether digest and checksum are those of the rest: nobody has edited the file."""
         return self == self.with_digest()
 
+    def described(self) -> dict[str, Any]:
+        """What a start of a run records of its data: where it came from, by which tokenizer, how much it is."""
+        return {
+            "digest": self.digest,
+            "source": self.source.get("kind"),
+            "tokenizer": self.tokenizer.get("kind"),
+            "vocab_size": self.vocab_size,
+            "train_tokens": self.train.tokens,
+            "train_documents": self.train.documents,
+            "val_tokens": self.val.tokens,
+            "val_documents": self.val.documents,
+        }
+
     def summary(self) -> DataSummary:
         """What a plan needs to know of the data."""
         return DataSummary(

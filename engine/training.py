@@ -43,6 +43,7 @@ class OpenData:
     """A run's prepared data, opened: what its updates read, and on this rank its fixed validation batches and what probes see.
 
     `final`: the batches of the run's end, the same list without eval.final_tokens. `val_tokens`: of the whole split.
+    `described`: what a start records of the data.
     """
 
     train: TrainData
@@ -52,6 +53,7 @@ class OpenData:
     probe: EvalBatch
     guard: DataGuard
     eot: int | None
+    described: dict[str, Any]
 
 
 @dataclass
@@ -209,6 +211,7 @@ class Training:
             "compiled": self.engine.ds.module.compiled,
             "attention": self.attention,
             "memory_before_bytes": self.memory_before,
+            "data": self.data.described,
             "precision": self.config.precision,
             "dtypes": self.engine.dtypes,
         }
@@ -228,7 +231,9 @@ def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -
     if config.eval.final_tokens is not None:
         final = eval_batches(*share, final_windows(config, manifest.val.tokens))
     guard = DataGuard(config, manifest, world.rank)
-    return OpenData(train, validation, final, manifest.val.tokens, probe_batch(*share), guard, manifest.eot)
+    return OpenData(
+        train, validation, final, manifest.val.tokens, probe_batch(*share), guard, manifest.eot, manifest.described()
+    )
 
 
 def begin(

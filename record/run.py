@@ -5,7 +5,7 @@ config.given.json   the configuration as given, with --set applied
 experiment.json     the fields that make the run's identity
 plan.json           what was derived from it at the latest start
 norms.json          of a matched run: the norms it follows
-starts.jsonl        one row per start: versions, code revision, device, threads, ranks, attention kernel, resumed step
+starts.jsonl        one row per start: versions, code revision, device, threads, ranks, data, attention kernel, resumed step
 status.json         running | done | preempted | failed | diverged, with step, reason and the order digest
 metrics.jsonl       the measurements (record/metrics.py)
 probes.jsonl        what single updates did, tensor by tensor (record/probe_columns.py)

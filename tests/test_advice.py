@@ -12,7 +12,7 @@ import pytest
 from analysis import laws, sphere, theory
 from analysis.__main__ import main
 from analysis.command import Options
-from analysis.published import P1, curves, paper, published_lines
+from analysis.published import P1, curves, notes_on, paper, published_lines
 from analysis.reading import load_run
 from analysis.statistics import interval
 from configs.load import load_config, merge
@@ -102,12 +102,17 @@ def test_runs_of_another_setting_are_no_evidence(tmp_path: Path, capsys: pytest.
 
 
 def test_published_curves_only_where_the_experiment_is_the_same(tmp_path: Path) -> None:
-    """Breaks if the paper's curve is laid under another experiment's, or another λ's."""
+    """Breaks if the paper's curve is laid under another experiment's, another λ's or another tokenizer's."""
     given = load_config("configs/gpt124m_wd0.1.json")[0].model_dump(mode="json")
     fields = {name: given[name] for name in ("model", "batch", "schedule", "optim")}
     same = load_run(write_run(tmp_path / "same", steps=50_000, upto=10, decay=0.1, **fields))
     (line,) = published_lines([same], PLAIN)
     assert list(line.y) == list(curves("cosine")[0.1])
+    starts = tmp_path / "same" / "starts.jsonl"
+    for tokenizer, lines, words in (("gpt2", 1, "OpenWebText"), ("sentencepiece", 0, "those of sentencepiece")):
+        starts.write_text(json.dumps({"data": {"tokenizer": tokenizer}}) + "\n")
+        assert len(published_lines([load_run(tmp_path / "same")], PLAIN)) == lines
+        assert words in " ".join(notes_on([load_run(tmp_path / "same")]))
     for i, (section, change) in enumerate(
         [
             ("optim", {"lr": 1e-3}),

@@ -86,6 +86,11 @@ def test_threads_of_a_run(config_file: ConfigFile, tmp_path: Path) -> None:
     assert "1 CPU thread(s) per rank, from OMP_NUM_THREADS" in output
     row = json.loads((tmp_path / "run" / "starts.jsonl").read_text())
     assert (row["threads_per_rank"], row["threads_from"]) == (1, "OMP_NUM_THREADS")
+    assert (row["data"]["source"], row["data"]["tokenizer"], row["data"]["vocab_size"]) == (
+        "text",
+        "sentencepiece",
+        512,
+    )
     assert "expected a number of threads" in finish(start(config_file(), tmp_path / "none", OMP_NUM_THREADS="all"), 2)
     assert not (tmp_path / "none").exists()
 
