@@ -49,6 +49,8 @@ def start_world(run: str, timeout_s: float, threads: int | None, deterministic: 
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ranks)
     os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed insists on it
+    # Without LOCAL_SIZE, DeepSpeed on a CPU starts numactl at every reduction of stage 3, to count devices.
+    os.environ.setdefault("LOCAL_SIZE", str(local_ranks))
     if torch.cuda.is_available():
         # A cluster may show each rank its own device only, and that is then number 0.
         index = 0 if torch.cuda.device_count() == 1 else local_rank

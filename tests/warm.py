@@ -9,7 +9,6 @@ the fork cannot be disturbed by a test: what happens during the imports, and var
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import runpy
@@ -179,8 +178,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and the server ends with them
     import tests.preload  # noqa: F401
 
-    gc.collect()
-    gc.freeze()
     request = serve(client)
     client.close()
     if request is not None:
