@@ -5,6 +5,7 @@
 # make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
 BIN := .venv/bin
 SWEEP := configs/sweeps/quickstart.json
 PREPARE := $(BIN)/python -m data.prepare
@@ -25,7 +26,7 @@ quickstart: .venv/run
 	@echo "  $(BIN)/python train.py --config configs/gpt124m_wd0.1.json --dry-run"
 
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: lint types quick-tests
 
@@ -37,7 +38,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 quick-tests: .venv/dev
-	$(BIN)/python -m pytest -q -m "not engine and not gpu"
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not engine and not gpu"
 
 # The shares are such that every validation split has 2 million tokens and 300 documents: see docs/data.md. The packages come
 # last: what is installed decides what they are, and a folder of other packages is refused.

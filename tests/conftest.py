@@ -42,9 +42,19 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, which ever
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+LONGEST = ("test_slurm.py", "test_soak.py", "test_start.py", "test_report.py", "test_mutated_runs.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that the suite does not end with one worker at work."""
-    items.sort(key=lambda item: item.path.name not in ("test_slurm.py", "test_soak.py"))
+    """The longest first, then other engines, so that the suite does not end with one worker at work."""
+    last = len(LONGEST)
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name)
+            if item.path.name in LONGEST
+            else last + (not item.get_closest_marker("engine"))
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ needs_browser = pytest.mark.skipif(
     bool(missing) and "REQUIRE_CHROMIUM" not in os.environ,
     reason=f"no browser here ({', '.join(missing)} not found): `make system-deps` installs it",
 )
+pytestmark = pytest.mark.xdist_group("report")  # one page and one browser for all
 HOSTILE = "<img src=x onerror=document.hacked=1>"
 
 
@@ -59,8 +60,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "index.html"
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in (
@@ -68,13 +69,24 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
         "--no-sandbox",
         "--disable-gpu",
         "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path}",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
+    """As it was when it was started: an empty page, a window of the first size, a screen, and nothing in its logs."""
+    chromium.get("about:blank")
+    chromium.set_window_size(800, 600)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    for kind in ("browser", "performance"):
+        chromium.get_log(kind)
+    return chromium
 
 
 def shown(browser: webdriver.Chrome, key: str) -> dict[str, Any]:
