@@ -27,6 +27,7 @@ from analysis.catalogue import CATALOGUE
 from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, write
 from analysis.on_page import plotly
 from analysis.runs import Run, differing_fields, field_name, shown
+from analysis.trained import facts
 from configs.errors import InputError
 
 HERE = Path(__file__).parent
@@ -78,6 +79,7 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
         title=title,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
+        trained=dict(facts(runs)),
         tables={"Runs and how they differ": differences(runs)},
         results=results,
         findings=findings_of(results),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from analysis.grid import NOISES, Heat
 from analysis.landscape import heat_maps
 from analysis.pairing import group_runs
 from analysis.runs import Run
+from analysis.trained import facts
 from tests.recorded import load, write_run
 
 
@@ -82,6 +84,34 @@ def test_the_lowest_is_not_named_alone(tmp_path: Path) -> None:
     heat = heat_maps(group_runs(runs)[0], True, "validation")[0].panels[0].heat
     assert heat is not None
     assert heat.words == [["lowest", ""], ["≈", "≈"]], "two seeds tell nothing apart"
+
+
+def test_what_was_trained(tmp_path: Path) -> None:
+    """Breaks if the page does not say the data, the model, the length, the code or the machine, or hides what some runs lack."""
+    paths = [write_run(tmp_path / str(seed), seed=seed, steps=60) for seed in range(3)]
+    start = {
+        "revision": "0123456789abcdef",
+        "device": "cpu",
+        "ranks": 2,
+        "threads_per_rank": 1,
+        "machine": "x86_64",
+        "python": "3.11.7",
+        "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"},
+        "data": {"digest": "f" * 64, "source": "text", "tokenizer": "gpt2"}
+        | dict.fromkeys(("train_tokens", "val_tokens", "train_documents", "val_documents"), 1234),
+    }
+    for path in paths[:2]:
+        (path / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    told = dict(facts(load(*paths)))
+    assert told["data"].startswith(
+        "text, 1,234 training and 1,234 validation tokens in 1,234 and 1,234 documents, tokenizer gpt2"
+    )
+    assert "0123456789ab (1 of 3 runs did not record it)" in told["code"]
+    assert "3.84 tokens per parameter" in told["length"]
+    assert "1,000 parameters" in told["model"]
+    assert "2 rank(s) of 1 thread(s)" in told["machine"]
+    assert "torch 2.13.0" in told["versions"]
+    assert "init" in told["the runs differ in"]
 
 
 def test_two_seeds_are_two_lines(tmp_path: Path) -> None:
