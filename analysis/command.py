@@ -69,7 +69,9 @@ def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
-    parser.add_argument("runs", nargs=nargs, metavar="RUN", help="run folder, folder of runs, glob, or sweep file")
+    parser.add_argument(
+        "runs", nargs=nargs, metavar="RUN", help="run folder, archive of a run, folder of either, glob, or sweep file"
+    )
     parser.add_argument("--runs-root", type=Path, default=Path("runs"), help="where sweeps' runs lie; default runs")
     parser.add_argument(
         "--by", help="fields that make a curve, e.g. optim.weight_decay,precision; default: all that differ"

@@ -1,4 +1,5 @@
-"""A run folder read as a Run: whatever lies in it, the answer is a run that every analysis can work on, or an InputError."""
+"""A run folder, or a run's archive, read as a Run: whatever lies in it, the answer is a run that every analysis can work
+on, or an InputError."""
 
 from __future__ import annotations
 
@@ -21,11 +22,10 @@ from analysis.runs import (
     table_of,
 )
 from configs.errors import InputError
+from record.archive_file import is_archive, run_name
 from record.checkpoints import split_address
-from record.files import read_dict, read_object
-from record.metrics import read_log
-from record.run import LARGEST, UNKNOWN, RunFolder
-from record.shortfall import shortfalls
+from record.contents import Description, find_place, read_description, read_record
+from record.run import LARGEST, UNKNOWN
 
 # Fields that the analyses compute with: the least value, and whether a run must have it.
 NUMBERS = {LAMBDA: (0.0, True), RATE: (0.0, True), "numerics.divergence_margin": (0.0, False)}
@@ -34,20 +34,20 @@ TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "branch.lr_by_norm_of", 
 
 
 def load_run(path: Path) -> Run:
-    """Read a run folder; works on unfinished runs. InputError, naming the folder, if what is in it cannot be a run."""
-    folder = RunFolder(path)
+    """Read a run folder, or a run's archive; works on unfinished runs. InputError, naming it, if what is in it cannot be a run."""
     try:
         # what the run was: the configuration decides, the experiment adds the digest of its data
-        config = flatten(read_object(folder.config))
-        experiment = flatten(folder.read_experiment() or {})
-        fields = config | {key: experiment[key] for key in ("data.digest",) if key in experiment}
+        described = read_description(path)
+        experiment = flatten(described.experiment)
+        fields = flatten(described.config) | {key: experiment[key] for key in ("data.digest",) if key in experiment}
         check_fields(fields)
-        status = folder.read_status() or {}  # before the rows: a live run writes them first
-        log = read_log(folder.metrics, fields["schedule.steps"])
-        plan = folder.read_plan()
-        problems = log.problems + (shortfalls(folder, status, log, fields.get("log.probe_every")) if status else [])
+        record = read_record(path, fields["schedule.steps"], fields.get("log.probe_every"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable run folder: {error}") from None
+        what = "archive" if is_archive(path) else "run folder"
+        raise InputError(f"{path} is not a readable {what}: {error}") from None
+    # from here on an archive is called as the folder was: tables name runs, and branches name their trunks
+    file, path = path, path.with_name(run_name(path)) if is_archive(path) else path
+    status, problems = record.status, list(record.problems)
     if status.get("state") == UNKNOWN:
         problems.append(
             f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
@@ -69,7 +69,8 @@ def load_run(path: Path) -> Run:
     if scaled := fields.get("branch.lr_by_norm_of"):
         fields[SCALED] = _decay_of(path, str(scaled))
         varied.add(SCALED)
-    return Run(path, fields, varied, status, plan, table_of(log.rows), problems, log.superseded)
+    log = record.log
+    return Run(path, fields, varied, status, record.plan, table_of(log.rows), problems, log.superseded, file)
 
 
 def check_fields(fields: dict[str, Any]) -> None:
@@ -103,29 +104,31 @@ def check_fields(fields: dict[str, Any]) -> None:
 
 def _decay_of(path: Path, reference: str) -> str:
     """λ of the run that a branch's learning rate is scaled by, as text; what is known where that run is gone."""
-    theirs = read_dict(_folder(path, Path(reference)).config)
-    decay = flatten(theirs).get(LAMBDA)
+    described = _described(path, Path(reference))
+    decay = flatten(described.config).get(LAMBDA) if described else None
     return f"λ {decay:g}" if isinstance(decay, int | float) else "a run that is not here"
 
 
-def _folder(path: Path, place: Path) -> RunFolder:
-    """A run's folder as it is written in another's configuration, or beside that run, where both were moved together."""
-    return next(
-        (RunFolder(p) for p in (place, path.parent / place.name) if RunFolder(p).config.is_file()), RunFolder(place)
-    )
+def _described(path: Path, place: Path) -> Description | None:
+    """A run as it is named in another's configuration, or beside that run, where both were moved together. None if it is gone."""
+    for name in (place, path.parent / place.name):
+        source = find_place(name)
+        if source is not None:
+            try:
+                return read_description(source)
+            except (OSError, ValueError, RecursionError):
+                return None
+    return None
 
 
 def _told(path: Path, reference: str, fields: dict[str, Any], varied: set[str]) -> str:
     """What another run was, beside this one: the fields in which it differs but for seeds, and the step; empty if it is gone."""
     place, step = split_address(reference)
-    try:
-        folder = _folder(path, place)
-        if not folder.config.is_file():
-            return ""
-        theirs = flatten(read_object(folder.config))
-        names = sorted(varied | set(flatten(folder.read_experiment() or {})), key=importance)
-    except (OSError, ValueError, RecursionError):
+    described = _described(path, place)
+    if described is None:
         return ""
+    theirs = flatten(described.config)
+    names = sorted(varied | set(flatten(described.experiment)), key=importance)
     # what follows from that other run is not said a second time
     kept = [n for n in names if not n.startswith((SEEDS, "data.digest", "branch.", "schedule.match."))]
     # only what differs from this run: the rest is in this run's own fields

@@ -19,8 +19,10 @@ from configs.prepared import read_summary
 from configs.schema import Model
 from configs.sweep import all_cells, expand
 from configs.tensors import tensor_table
+from record.archive_file import is_archive, run_name
 from record.checkpoints import split_address
-from record.metrics import Log, read_log
+from record.contents import read_probes, read_starts
+from record.metrics import Log
 from record.run import UNKNOWN, RunFolder
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
@@ -49,6 +51,7 @@ class Run:
     metrics: pd.DataFrame
     problems: list[str]
     superseded: int
+    file: Path  # what it was read from: the folder `path`, or an archive
 
     @property
     def state(self) -> str:
@@ -94,7 +97,7 @@ class Run:
     def probe_log(self) -> Log:
         """The probes. Where they cannot be read the log has no rows: the run's other measurements count without them."""
         try:
-            return read_log(RunFolder(self.path).probes, self.fields["schedule.steps"])
+            return read_probes(self.file, self.fields["schedule.steps"])
         except (OSError, ValueError) as error:
             return Log([], [str(error)], 0, torn=False)
 
@@ -122,13 +125,14 @@ class Run:
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
         """What the run was computed by, a row a start. A run of an older version has fewer fields."""
-        return RunFolder(self.path).read_starts()
+        return read_starts(self.file)
 
 
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
-    """The run folders that `patterns` name, each once: folders, folders of runs, globs, and sweep files, whose runs lie in `root`.
+    """The runs that `patterns` name, each once: run folders, archives of runs, folders of either, globs, and sweep files, whose
+    runs lie in `root`.
 
-    Returns (folders, notes on what is missing). InputError for a pattern without a run.
+    Returns (folders and archives, notes on what is missing). InputError for a pattern without a run.
     """
     folders: list[Path] = []
     notes: list[str] = []
@@ -137,18 +141,27 @@ def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path
         if pattern.endswith(".json") and Path(pattern).is_file():
             runs = _of_sweep(pattern, root, notes)
         else:
-            paths = [Path(pattern)] if Path(pattern).is_dir() else sorted(map(Path, glob.glob(pattern)))
+            paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
             # one level down, not deeper: a checkpoint's folder is no run
             inner = [folder for path in paths for folder in ([path] if _is_run(path) else sorted(path.glob("*")))]
             runs = [path for path in inner if _is_run(path)]
         if not runs:
-            raise InputError(f"{pattern!r} names no run folder (a folder with config.json), nor a folder of them")
+            raise InputError(
+                f"{pattern!r} names no run folder (a folder with config.json), no archive, nor a folder of them"
+            )
         folders += [path for path in runs if path not in folders]
-    return folders, notes
+    # a run that is given as folder and as archive must not count twice
+    names = {path.name for path in folders if not is_archive(path)}
+    twice = [path for path in folders if is_archive(path) and run_name(path) in names]
+    notes += [f"left out: {path}: the folder of this run is given too" for path in twice]
+    return [path for path in folders if path not in twice], notes
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is, or was, a run's. A folder that has lost its config.json counts: then the loss is what is told."""
+    """Whether a place is an archive, or is, or was, a run's folder. A folder that has lost its config.json counts: then the
+    loss is what is told."""
+    if is_archive(path):
+        return path.is_file()
     folder = RunFolder(path)
     return any(os.path.lexists(file) for file in (folder.config, folder.experiment, folder.status))
 

@@ -1,0 +1,112 @@
+"""Finished runs, one small file each: python -m record.archive RUN… --out DIR
+
+RUN is a run folder or a folder of runs; each run becomes DIR/<folder name>.parquet (record/archive_file.py). Every analysis takes
+such files, and folders of them, wherever it takes run folders, and gives the same tables. Checkpoints are not in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from configs.errors import InputError
+from record.archive_file import SUFFIX, Archive, pack
+from record.blocks import read_blocks
+from record.files import read_object, write_bytes
+from record.metrics import Log, read_log
+from record.run import RunFolder
+from record.shortfall import shortfalls
+
+FINISHED = ("done", "diverged")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m record.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder, or folder of runs")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the files; made if missing")
+    parser.add_argument("--unfinished", action="store_true", help="also runs that have not ended, as far as they are")
+    args = parser.parse_args(arguments)
+    try:
+        # every run is read before the first is written: a refusal leaves no half of a study behind
+        contents = {f"{path.name}{SUFFIX}": pack(read_folder(path, args.unfinished)) for path in run_folders(args.runs)}
+        for name, content in contents.items():
+            check_target(args.out / name, content)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_bytes(args.out / name, content)
+            print(f"{args.out / name}: {len(content):,} bytes")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_folders(paths: list[Path]) -> list[Path]:
+    """The run folders that `paths` are or hold, each once. InputError for a path without one, and for two runs of one name."""
+    folders: list[Path] = []
+    for path in paths:
+        inner = [path] if RunFolder(path).config.is_file() else [c.parent for c in sorted(path.glob("*/config.json"))]
+        if not inner:
+            raise InputError(f"{path} is no run folder (a folder with config.json), nor a folder of them")
+        folders += [Path(os.path.abspath(folder)) for folder in inner]
+    folders = list(dict.fromkeys(folders))
+    names: dict[str, Path] = {}
+    for folder in folders:
+        if names.setdefault(folder.name, folder) != folder:
+            raise InputError(f"{names[folder.name]} and {folder} have one name; archive them into two folders")
+    return folders
+
+
+def read_folder(path: Path, unfinished: bool = False) -> Archive:
+    """What an archive keeps of a run folder. InputError if that cannot be read, or the run has not ended and not `unfinished`."""
+    folder = RunFolder(path)
+    try:
+        config = read_object(folder.config)
+        status = folder.read_status() or {}  # before the rows: a live run writes them first
+        ended = status.get("state") in FINISHED
+        if not ended and not unfinished:
+            state = f"{status['state']} at step {status['step']:,} of {status['steps']:,}" if status else "not started"
+            raise InputError(f"its run has not ended ({state}); --unfinished archives it as far as it has come")
+        log, probes = read_log(folder.metrics), read_log(folder.probes)
+        every = config["log"].get("probe_every") if isinstance(config.get("log"), dict) else None
+        problems = log.problems + (shortfalls(folder, status, log, every) if status else [])
+        documents = {
+            "unfinished": not ended,
+            "config": config,
+            "given": read_object(folder.given) if folder.given.is_file() else None,
+            "experiment": folder.read_experiment(),
+            "status": status or None,
+            "plan": folder.read_plan(),
+            "starts": folder.read_starts(),
+            "norms": folder.read_norms(),
+            "val_blocks": read_object(folder.blocks) if read_blocks(folder.blocks) else None,
+        }
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be archived: {error}") from None
+
+    def told(sentences: list[str]) -> list[str]:
+        """By the run's name: where its folder lay is of no use to who gets the file."""
+        return [sentence.replace(str(path), path.name) for sentence in sentences]
+
+    return Archive(
+        path.name,
+        documents,
+        Log(log.rows, told(problems), log.superseded, torn=False),
+        Log(probes.rows, told(probes.problems), probes.superseded, torn=False),
+    )
+
+
+def check_target(path: Path, content: bytes) -> None:
+    """InputError where a file of this name holds something else than `content`."""
+    if os.path.lexists(path) and (not path.is_file() or path.read_bytes() != content):
+        raise InputError(
+            f"{path} exists and holds something else than this run today; move it away, or give another --out"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

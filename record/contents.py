@@ -1,0 +1,84 @@
+"""What is recorded of a run, from its folder or from its archive: whoever reads runs need not know which of the two it is.
+
+`place` is a run folder or a file of record/archive.py. The readers of what may be large or is seldom asked for (probes, starts,
+blocks) are functions of their own. Errors are those of the files: OSError, InputError, ValueError, RecursionError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from record.archive_file import SUFFIX, is_archive, read_archive
+from record.blocks import ValidationBlocks, parse_blocks, read_blocks
+from record.files import read_object
+from record.metrics import Log, read_log
+from record.run import LARGEST, RunFolder
+from record.shortfall import shortfalls
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the run was: its resolved configuration, and the fields of it that make the experiment."""
+
+    config: dict[str, Any]
+    experiment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the run did: its status, empty before it began; its plan; its rows; and sentences on what is damaged or lost of them."""
+
+    status: dict[str, Any]
+    plan: dict[str, Any]
+    log: Log
+    problems: list[str]
+
+
+def read_description(place: Path) -> Description:
+    if is_archive(place):
+        documents = read_archive(place).documents
+        return Description(documents["config"], documents["experiment"] or {})
+    folder = RunFolder(place)
+    return Description(read_object(folder.config), folder.read_experiment() or {})
+
+
+def read_record(place: Path, last: int, probe_every: int | None) -> Record:
+    """The record of a run of `last` steps, which was to be probed every `probe_every`."""
+    if is_archive(place):
+        archive = read_archive(place)
+        return Record(archive.documents["status"] or {}, archive.documents["plan"], archive.log, archive.log.problems)
+    folder = RunFolder(place)
+    status = folder.read_status() or {}  # before the rows: a live run writes them first
+    log = read_log(folder.metrics, last)
+    problems = log.problems + (shortfalls(folder, status, log, probe_every) if status else [])
+    return Record(status, folder.read_plan(), log, problems)
+
+
+def read_probes(place: Path, last: int = LARGEST) -> Log:
+    return read_archive(place).probes if is_archive(place) else read_log(RunFolder(place).probes, last)
+
+
+def read_starts(place: Path) -> list[dict[str, Any]]:
+    """As RunFolder.read_starts."""
+    if is_archive(place):
+        starts: list[dict[str, Any]] = read_archive(place).documents["starts"]
+        return starts
+    return RunFolder(place).read_starts()
+
+
+def read_final_blocks(place: Path) -> ValidationBlocks | None:
+    """The last validation, block by block; None of a run without."""
+    if not is_archive(place):
+        return read_blocks(RunFolder(place).blocks)
+    blocks = read_archive(place).documents["val_blocks"]
+    return None if blocks is None else parse_blocks(blocks, str(place))
+
+
+def find_place(name: Path) -> Path | None:
+    """The folder or, where there is none, the archive of the run that is named as a folder; None where it has neither."""
+    if RunFolder(name).config.is_file():
+        return name
+    archive = name.with_name(f"{name.name}{SUFFIX}")
+    return archive if archive.is_file() else None
