@@ -2,7 +2,7 @@
 
 python -m analysis                           what there is
 python -m analysis NAME --help               one of them
-python -m analysis NAME RUN… [--out DIR]     RUN: run folders, folders of them, globs, sweep files
+python -m analysis NAME RUN… [--out DIR]     RUN: run folders, archives, folders of either, globs, sweep files
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from analysis.draw import save
 from analysis.figures import Figure
 from analysis.reading import load_run
-from analysis.runs import Run, find_runs
+from analysis.runs import Run, find_runs, given_twice
 from analysis.statistics import SMOOTHING
 from configs.errors import InputError
 
@@ -104,6 +104,9 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
     if not runs:
         raise InputError("; ".join(left_out[:3]) + (f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""))
     notes += [f"left out: {why}" for why in left_out]
+    twice = given_twice(runs)
+    notes += [f"left out: {run.file}: this run is given a second time" for run in twice]
+    runs = [run for run in runs if run not in twice]
     for run in runs:
         notes += run.problems
         if run.superseded:

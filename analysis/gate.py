@@ -29,6 +29,7 @@ from analysis.compare import TRAIN
 from analysis.figures import Figure, Line, Panel, line, styles
 from analysis.pairing import Group, group_runs
 from analysis.runs import Run
+from record.archive_file import is_archive
 from record.checkpoints import complete, step_of
 from record.run import RunFolder
 
@@ -81,6 +82,9 @@ def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
 
 def _rank(run: Run, notes: list[str]) -> float:
     """Effective rank of the embedding in the first checkpoint after the start; NaN, with a note, where there is none."""
+    if is_archive(run.file):
+        notes.append(f"{run.file}: an archive holds no checkpoint, which the rank is read from; give the run's folder")
+        return float("nan")
     # the first one after the start: a run may keep few
     paths = [path for path in complete(RunFolder(run.path).checkpoints) if step_of(path) >= UPDATES]
     if not paths:

@@ -43,6 +43,8 @@ def load_run(path: Path) -> Run:
         check_fields(fields)
         record = read_record(path, fields["schedule.steps"], fields.get("log.probe_every"))
     except (OSError, ValueError, RecursionError) as error:
+        if str(error).startswith(f"{path} "):  # an archive's own errors name it
+            raise
         what = "archive" if is_archive(path) else "run folder"
         raise InputError(f"{path} is not a readable {what}: {error}") from None
     # from here on an archive is called as the folder was: tables name runs, and branches name their trunks

@@ -19,7 +19,7 @@ from configs.prepared import read_summary
 from configs.schema import Model
 from configs.sweep import all_cells, expand
 from configs.tensors import tensor_table
-from record.archive_file import is_archive, run_name
+from record.archive_file import is_archive
 from record.checkpoints import split_address
 from record.contents import read_probes, read_starts
 from record.metrics import Log
@@ -150,11 +150,7 @@ def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path
                 f"{pattern!r} names no run folder (a folder with config.json), no archive, nor a folder of them"
             )
         folders += [path for path in runs if path not in folders]
-    # a run that is given as folder and as archive must not count twice
-    names = {path.name for path in folders if not is_archive(path)}
-    twice = [path for path in folders if is_archive(path) and run_name(path) in names]
-    notes += [f"left out: {path}: the folder of this run is given too" for path in twice]
-    return [path for path in folders if path not in twice], notes
+    return folders, notes
 
 
 def _is_run(path: Path) -> bool:
@@ -184,6 +180,22 @@ def _with_label(root: Path, label: str) -> list[Path]:
         for path in sorted(root.glob(f"{glob.escape(label)}-*"))
         if re.fullmatch("[0-9a-f]{10}", path.name[len(label) + 1 :])
     ]
+
+
+def given_twice(runs: list[Run]) -> list[Run]:
+    """The archives of runs that are given as folders, or as archives, too: they must not count twice."""
+    kept: list[Run] = []
+    twice: list[Run] = []
+    # folders first: a folder may have come further since it was archived
+    for run in sorted(runs, key=lambda run: is_archive(run.file)):
+        again = is_archive(run.file) and any(_is_same(run, other) for other in kept)
+        (twice if again else kept).append(run)
+    return twice
+
+
+def _is_same(one: Run, other: Run) -> bool:
+    """Whether two of one name are one experiment. The name alone does not tell it: --run-dir gives any."""
+    return one.path.name == other.path.name and one.varied == other.varied and not differing_fields([one, other])
 
 
 def find_run(path: Path, runs: list[Run]) -> Run | None:

@@ -36,7 +36,7 @@ FORMAT = 1
 SUFFIX = ".parquet"
 MARK = b"SHA-256 of this file with these digits as zeros: "
 ZEROS = b"0" * 64
-SINGLE = np.finfo(np.float32)
+LEAST, MOST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 Row = dict[str, Any]
 
 
@@ -110,7 +110,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
 
 def _fits(numbers: Sequence[float]) -> bool:
     """Whether float32 holds all of them to 7 digits."""
-    return all(v == 0 or SINGLE.tiny <= abs(v) <= SINGLE.max for v in numbers)
+    return all(v == 0 or LEAST <= abs(v) <= MOST for v in numbers)
 
 
 def _maps(rows: list[Row | None]) -> pa.Array:
@@ -154,11 +154,8 @@ def unpack(content: bytes, place: str) -> Archive:
     """The archive in a file's content. InputError, naming `place`, for a damaged file, one of others, or of a newer version."""
     mark = content.rfind(MARK)
     if mark < 0:
-        what = (
-            "a Parquet file, but none of record.archive, or the end of one is lost"
-            if content[:4] == b"PAR1"
-            else "none"
-        )
+        parquet = content[:4] == b"PAR1"
+        what = "a Parquet file, but not record.archive's, or cut off" if parquet else "no Parquet file"
         raise InputError(f"{place} is no archive of a run ({what})")
     begin = mark + len(MARK)
     # before anything is parsed: whatever byte is damaged, no parser meets it
@@ -169,10 +166,8 @@ def unpack(content: bytes, place: str) -> Archive:
     try:
         table = pq.read_table(pa.BufferReader(content))
         documents = parse_json(table.schema.metadata[b"run"].decode())
-        if documents["format"] != FORMAT:
-            raise InputError(
-                f"{place} is an archive of format {documents['format']!r:.40}; this version reads {FORMAT}"
-            )
+        if (version := documents.pop("format")) != FORMAT:
+            raise InputError(f"{place} is an archive of format {version!r:.40}; this version reads {FORMAT}")
         return _archive(table, documents)
     except InputError:
         raise
