@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--unfinished", action="store_true", help="also runs that have not ended, as far as they are")
     args = parser.parse_args(arguments)
     try:
+        if args.out.exists() and not args.out.is_dir():
+            raise InputError(f"--out {args.out} is a file; give a folder, new or not")
         # every run is read before the first is written: a refusal leaves no half of a study behind
         contents = {f"{path.name}{SUFFIX}": pack(read_folder(path, args.unfinished)) for path in run_folders(args.runs)}
         for name, content in contents.items():

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.command import Options, Result, late_notes, load_runs
+from analysis.gate import UPDATES, analyse
 from analysis.report import results_of
 from configs.errors import InputError
 from record.archive import main, read_folder
@@ -172,9 +173,20 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*map(str, given), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    assert main([str(done), "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err
     assert main([str(tmp_path / "a"), "--out", str(tmp_path / "out"), "--unfinished"]) == 0
     assert read_archive(tmp_path / "out" / "live.parquet").documents["unfinished"]
     assert load(tmp_path / "out" / "live.parquet")[0].state == "preempted"
+
+
+def test_gate(tmp_path: Path) -> None:
+    """Breaks if the gate, which reads a checkpoint, does not say why it judges nothing of an archive's."""
+    path = write_run(tmp_path / "run", steps=UPDATES, columns={"optim/grad_norm": np.ones_like})
+    answer = analyse(load(*archived(tmp_path / "out", path)), Options())
+    assert any("run.parquet: an archive holds no checkpoint" in note for note in answer.notes)
+    assert len(answer.tables["Starts"]) == 1
 
 
 def test_damage(tmp_path: Path) -> None:
