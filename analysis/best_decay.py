@@ -2,8 +2,9 @@
 
     python -m analysis sweep configs/sweeps/small_wd_precision.json --out runs/sweep
 
-The best λ is the minimum of a parabola through the losses of λ > 0 in log λ; its interval is a bootstrap over seeds. λ = 0 has no
-logarithm and stands apart. Losses are validation losses where all runs have one, else final training losses.
+The best λ is the minimum of a parabola through the losses of λ > 0 in log λ; its interval is Student's t of the seeds' own
+minima (analysis/vertex.py). λ = 0 has no logarithm and stands apart. Losses are validation losses where all runs have one,
+else final training losses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from analysis.landscape import heat_maps
 from analysis.pairing import Group, by_seed, group_runs
 from analysis.runs import LAMBDA, Run, field_name, label, shown
 from analysis.seeds import disagreements
-from analysis.statistics import final, optimum, seed_count
+from analysis.statistics import LEAST_SEEDS, final, seed_count
+from analysis.vertex import best_decay
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
 
@@ -105,25 +107,22 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
         return [], []
     lowest = shared.mean().idxmin()
     # the lowest of a few means is a fact; that it would be again is a claim
-    claim = " (no claim)" if len(shared) < 2 else ""
+    claim = " (no claim)" if len(shared) < LEAST_SEEDS else ""
     sentence = (
         f"{rest}: over the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
         f"{shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
     )
-    fit = optimum(table)
+    fit = best_decay(table, str(members[0].runs[0].fields.get("optim.decay_rule", "decoupled")))
     if fit is None:
         return [sentence + "; a parabola needs three λ above zero."], []
-    row: dict[str, object] = {"runs": rest} | {k: float(f"{v:.4g}") for k, v in fit.items()}
-    spread = f", bootstrap over {seed_count(int(fit['seeds']))} [{fit['low']:.3g}, {fit['high']:.3g}]"
-    # a minimum at an end says only that the end is better
-    edge = (
-        f"; in {1 - fit['inside']:.0%} of the draws at an end of the λ tried: try others"
-        if fit["inside"] < 0.95
-        else ""
-    )
-    return [
-        f"{sentence}; the parabola's minimum is at λ = {fit['decay']:.3g}{spread if fit['seeds'] > 1 else ' (no interval)'}{edge}."
-    ], [row]
+    row: dict[str, object] = {"runs": rest, "decay": float(f"{fit.decay:.4g}"), "seeds": fit.seeds}
+    row |= {
+        "low": float(f"{fit.low:.4g}"),
+        "high": float(f"{fit.high:.4g}"),
+        "at an end": fit.at_end,
+        "no interval": fit.why,
+    }
+    return [f"{sentence}; the parabola's minimum is at λ = {fit.text()}."], [row]
 
 
 def seed_losses(group: Group, evaluated: bool) -> dict[str, float]:

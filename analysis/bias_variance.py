@@ -138,7 +138,7 @@ def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
         if value.n:
             row[title] = round(value.mean, 4)
         # an interval where something is estimated, and not for every column
-        if value.n > 1 and part in ("variance", "bias", "ema"):
+        if np.isfinite(value.high) and part in ("variance", "bias", "ema"):
             row[f"{title} ±"] = round(value.high - value.mean, 4)
     return row
 
@@ -263,7 +263,7 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
         # mid-run the order is the other one: both are told
         for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
             text = [
-                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher') if value.n > 1 else 'no claim'}"
+                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher')}"
                 for part in ("loss", "branch", "variance")
                 if (value := _paired(rows, reference, step, part)).n
             ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from analysis.claims import Claim
 from analysis.draw import save
 from analysis.figures import Figure
 from analysis.reading import load_run
@@ -39,7 +40,7 @@ class Options:
 @dataclass
 class Result:
     """What an analysis answers. `findings` are sentences derived from numbers; `notes` say what was left out or mixed. Figures and
-    tables without content are dropped."""
+    tables without content are dropped. `claims`: the comparisons among the findings, each with its sentence there."""
 
     name: str
     title: str
@@ -47,6 +48,7 @@ class Result:
     figures: list[Figure] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.figures = [f for f in self.figures if any(p.lines or p.heat is not None for p in f.panels)]

@@ -8,12 +8,15 @@ from functools import cache
 
 import pandas as pd
 
+from analysis.claims import too_few
+from analysis.document_noise import documents_error
 from analysis.pairing import Group, baseline_of, pairs
 from analysis.runs import Run
-from analysis.statistics import MARGIN, MIDRUN, Interval, diverged_at, final, interval
+from analysis.statistics import LEAST_SEEDS, MARGIN, MIDRUN, Interval, diverged_at, final, interval
 from record.run import UNKNOWN
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
+WHOLE = "val/final_loss"  # at the end, over the windows of eval.final_tokens
 # Columns of starts.jsonl that change how bfloat16 rounds: each is a factor of its own in a study of precision
 # (2510.04212 of the attention kernel, pytorch/pytorch#168126 of compiled blocks).
 FACTORS = {"attention": "the attention kernel", "compiled": "whether blocks were compiled"}
@@ -99,25 +102,48 @@ class Paired:
     def verdict(self, helps: str = "helps", harms: str = "harms") -> str:
         """The declared rule in words, of a difference of losses; the order can still turn, so unfinished runs get none."""
         # in this order: what cannot be known at all, what is not known yet, then the rule
+        if self.refused or self.interval.n < LEAST_SEEDS:
+            return self.refused or too_few(self.interval.n)
+        return verdict(self.interval, helps, harms)
+
+    @property
+    def refused(self) -> str:
+        """Why this difference gets no verdict, whatever its interval; empty where it may have one."""
         if self.interval.n < 2:
-            return "one seed: no claim" if self.interval.n else "nothing to compare"
+            return too_few(self.interval.n)
         if self.untold:
             return f"no claim: the state of {', '.join(self.untold)} is unknown"
-        if self.upto < self.steps:
-            return "no claim yet"
-        return verdict(self.interval, helps, harms)
+        return "no claim yet" if self.upto < self.steps else ""
 
 
 def paired_final(group: Group, base: Group, column: str) -> Paired:
-    """The difference of training losses over the last updates, or of another column at its last step."""
+    """The difference of training losses over the last updates, or of another column at its last step.
+
+    Of validation losses at the end of runs that all have eval.final_tokens: that over its windows, and the interval is wider by the
+    documents' standard error.
+    """
     each = differences(group, base, column)
     upto = common_step([int(curve.index[-1]) for _, curve in each])
-    curves = [curve.loc[:upto] for _, curve in each if curve.index[-1] >= upto]
+    far = [(run, curve.loc[:upto]) for run, curve in each if curve.index[-1] >= upto]
+    curves = [curve for _, curve in far]
     steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0)
     ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
+    if column == VALIDATION and curves and upto >= steps:
+        ends = _over_whole_split(group, base, {run.seeds for run, _ in far}, upto) or ends
     # a run whose status is damaged may be another than it seems: its end makes no claim
     untold = sorted({run.path.name for pair in pairs(group, base) for run in pair if run.state == UNKNOWN})
     return Paired(ends, upto, steps, curves, untold)
+
+
+def _over_whole_split(group: Group, base: Group, seeds: set[str], step: int) -> Interval | None:
+    """The difference at the end over the windows of eval.final_tokens, with the documents' error; None where a seed lacks it."""
+    curves = [(run, c) for run, c in differences(group, base, WHOLE) if run.seeds in seeds and c.index[-1] == step]
+    # one run without them would be compared over other windows
+    if len(curves) < len(seeds):
+        return None
+    kept = {id(run) for g in (group, base) for run in sound(g)}
+    used = [(a, b) for a, b in pairs(group, base) if a.seeds in seeds and {id(a), id(b)} <= kept]
+    return interval([float(curve.iloc[-1]) for _, curve in curves]).with_documents(documents_error(used))
 
 
 def twins(groups: list[Group]) -> list[tuple[Run, Run]]:
@@ -174,6 +200,8 @@ def common_step(last: list[int]) -> int:
 
 def verdict(difference: Interval, helps: str = "helps", harms: str = "harms") -> str:
     """The declared rule in words, of a difference over several seeds."""
+    if difference.n < LEAST_SEEDS:
+        return too_few(difference.n)
     if not difference.excludes_zero:
         return "undecided: the interval holds zero"
     return helps if difference.mean < 0 else harms

@@ -10,13 +10,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.claims import equality_claim
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, ended, verdict
+from analysis.compare import TRAIN, VALIDATION, ended
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed, pairs
 from analysis.runs import Run
 from analysis.statistics import final, interval, smooth
+
+SAME = 0.01  # nats, declared: gaps whose difference lies within are the same
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -34,7 +37,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             change = interval(by_seed(changes).values())
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
-                row["verdict"] = verdict(change, "smaller", "larger") if change.n > 1 else "one seed: no claim"
+                row["verdict"] = equality_claim(group.name, "gap", change, SAME).verdict
         rows.append(row)
     measured = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
     findings = []

@@ -1,19 +1,24 @@
 """What may be said of a few noisy runs: intervals over seeds, paired differences, crossings, divergence, an optimum.
 
 The rule for every claim, declared here before any run: a difference counts when the 95 % t interval over seeds of the
-paired differences (same initial weights, same windows in every step) excludes zero. One seed yields no claim.
+paired differences (same initial weights, same windows in every step) excludes zero. Fewer than three seeds yield no claim.
+How much other validation documents would have changed a difference is added where runs end with eval.final_tokens
+(analysis/document_noise.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
+NORMAL = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+LEAST_SEEDS = 3  # for any claim: two that agree by luck would make one
 FINAL = 0.02  # a run's final training loss is the mean over this fraction of its updates, the last ones
 MIDRUN = 0.45  # where in a run the order of mid-run is judged, declared beforehand: at the first value from here on
 SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
@@ -25,20 +30,51 @@ MARGIN = 0.5  # nats above its running minimum from which a smoothed loss counts
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` seeds; `low` and `high` are NaN where n < 2."""
+    """A mean over `n` seeds and its 95 % interval; `low` and `high` are NaN where n < LEAST_SEEDS.
+
+    `documents`: the standard error that the validation documents add (analysis/document_noise.py), already in the bounds; NaN if
+    not known. `deviation`: the standard deviation over seeds, NaN for one.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    documents: float = math.nan
+    deviation: float = math.nan
 
     @property
     def excludes_zero(self) -> bool:
         return bool(self.low > 0 or self.high < 0)
 
+    def half(self, confidence: float) -> float:
+        """Half the width of the interval of this confidence; NaN for fewer than LEAST_SEEDS seeds."""
+        return self.half_beyond((1 - confidence) / 2)
+
+    def half_beyond(self, tail: float) -> float:
+        """The same, by what lies beyond it at each side: tails of 1e-20 would be lost in a confidence."""
+        if self.n < LEAST_SEEDS:
+            return math.nan
+        seeds = stats.t.isf(tail, self.n - 1) * self.deviation / math.sqrt(self.n)
+        # in quadrature: which seeds were drawn and which documents have nothing to do with each other
+        documents = stats.norm.isf(tail) * self.documents if math.isfinite(self.documents) else 0.0
+        return math.hypot(seeds, documents)
+
+    def with_documents(self, error: float) -> Interval:
+        """Wider by the documents' standard error; as it is where that is NaN."""
+        if not math.isfinite(error):
+            return self
+        wider = replace(self, documents=error)
+        half = wider.half(CONFIDENCE)
+        return replace(wider, low=self.mean - half, high=self.mean + half)
+
     def text(self, digits: int = 4) -> str:
-        spread = f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]" if self.n > 1 else ""
-        return f"{self.mean:+.{digits}f}{spread} ({seed_count(self.n)})"
+        spread = f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]" if math.isfinite(self.low) else ""
+        shown = seed_count(self.n)
+        if spread and math.isfinite(self.documents):
+            alone = replace(self, documents=math.nan).half(CONFIDENCE)
+            shown += f"; ±{alone:.{digits}f} by seeds, ±{self.documents * NORMAL:.{digits}f} by documents"
+        return f"{self.mean:+.{digits}f}{spread} ({shown})"
 
 
 def seed_count(n: int) -> str:
@@ -46,15 +82,15 @@ def seed_count(n: int) -> str:
 
 
 def interval(values: Iterable[float]) -> Interval:
-    """Student's t over the finite values."""
+    """Student's t over the finite values; no bounds for fewer than LEAST_SEEDS."""
     # a run without a value (NaN) is no seed
     sample = np.array([value for value in values if np.isfinite(value)], dtype=float)
-    if len(sample) < 2:
-        return Interval(float(sample.mean()) if len(sample) else float("nan"), float("nan"), float("nan"), len(sample))
-    # the quantile has n − 1 degrees of freedom: with two seeds it is 12.7, not 1.96
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
-    mean = float(sample.mean())
-    return Interval(mean, mean - float(half), mean + float(half), len(sample))
+    mean = float(sample.mean()) if len(sample) else math.nan
+    deviation = float(sample.std(ddof=1)) if len(sample) > 1 else math.nan
+    alone = Interval(mean, math.nan, math.nan, len(sample), deviation=deviation)
+    # the quantile has n − 1 degrees of freedom: with two seeds it is 12.7, and a band of that says nothing
+    half = alone.half(CONFIDENCE)
+    return replace(alone, low=mean - half, high=mean + half)
 
 
 def smooth(curve: pd.Series, fraction: float = SMOOTHING) -> pd.Series:
@@ -70,11 +106,13 @@ def final(curve: pd.Series, upto: int | None = None) -> float:
 
 
 def mean_and_band(curves: list[pd.Series]) -> pd.DataFrame:
-    """Over seeds, step by step where all have a value: columns mean, low, high (t interval; NaN for one seed)."""
+    """Over seeds, step by step where all have a value: columns mean, low, high (t interval; NaN for fewer than LEAST_SEEDS)."""
     # steps that only some seeds recorded would be means over other seeds
     table = pd.concat(curves, axis=1).dropna()
     mean, n = table.mean(axis=1), len(curves)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * table.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    # two seeds are drawn, each by itself: a band of 12.7 standard errors would hide them
+    enough = n >= LEAST_SEEDS
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * table.std(axis=1, ddof=1) / np.sqrt(n) if enough else np.nan
     return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
 
 
@@ -96,7 +134,7 @@ def crossing(difference: pd.Series) -> float | None:
 @dataclass(frozen=True)
 class Crossing:
     """Where the mean of `n` differences crosses zero; before `low` its 95 % t band lay above zero at last, from `high` on it
-    lies below zero (NaN: never, or one seed)."""
+    lies below zero (NaN: never, or fewer seeds than LEAST_SEEDS)."""
 
     step: float
     low: float
@@ -104,8 +142,8 @@ class Crossing:
     n: int
 
     def text(self) -> str:
-        if self.n < 2:
-            return f"step {self.step:,.0f} (1 seed)"
+        if self.n < LEAST_SEEDS:
+            return f"step {self.step:,.0f} ({seed_count(self.n)})"
         low, high = (f"{end:,.0f}" if np.isfinite(end) else "…" for end in (self.low, self.high))
         return f"step {self.step:,.0f} [{low}, {high}] ({seed_count(self.n)})"
 
@@ -139,42 +177,3 @@ def diverged_at(loss: pd.Series, margin: float = MARGIN) -> int | None:
     below = np.flatnonzero(~((values > np.minimum.accumulate(values) + margin) | (values >= HUGE / 2)))
     first = int(below[-1]) + 1 if len(below) else 0
     return int(smoothed.index[first]) if first < len(values) else None
-
-
-def optimum(table: pd.DataFrame, draws: int = 2000) -> dict[str, float] | None:
-    """The λ > 0 with the lowest loss: the minimum of a parabola through the mean losses in log λ, within the λ tried.
-
-    `table`: losses, a row a seed and a column a λ. Seeds that lack a λ are left out: a seed's own level would tilt the
-    parabola. Returns `decay`, `seeds`, `low` and `high` (quantiles of a bootstrap over whole seeds, which for a few seeds is too
-    narrow; NaN for one), and `inside`: the fraction of draws whose minimum is not at an end. None for fewer than three λ > 0.
-    """
-    # λ = 0 has no logarithm; a seed that lacks some λ would move the parabola by its own level.
-    complete = table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
-    if complete.shape[1] < 3 or complete.empty:
-        return None
-    x, losses = np.log([float(str(decay)) for decay in complete]), complete.to_numpy(dtype=float)
-
-    def lowest(rows: np.ndarray) -> float:
-        parabola = np.polynomial.Polynomial.fit(x, rows.mean(axis=0), 2).convert()
-        # a parabola that opens downwards, or has its vertex outside, is lowest at an end of the λ tried
-        vertex = (
-            -parabola.coef[1] / (2 * parabola.coef[2]) if len(parabola.coef) > 2 and parabola.coef[2] > 0 else x.min()
-        )
-        return float(min((x.min(), x.max(), float(np.clip(vertex, x.min(), x.max()))), key=parabola))
-
-    best = lowest(losses)
-    vertices = [best]
-    low = high = float("nan")
-    if len(losses) > 1:
-        dice = np.random.default_rng(0)
-        # Seeds are drawn with replacement: they are what varies, their λ stay together.
-        vertices = [lowest(losses[dice.integers(0, len(losses), len(losses))]) for _ in range(draws)]
-        low, high = np.exp(np.quantile(vertices, [0.025, 0.975]))
-    inside = float(np.mean([x.min() < vertex < x.max() for vertex in vertices]))
-    return {
-        "decay": float(np.exp(best)),
-        "seeds": len(losses),
-        "low": float(low),
-        "high": float(high),
-        "inside": inside,
-    }

@@ -1,0 +1,151 @@
+"""A claim: one comparison at one endpoint, with its interval, its verdict and what would decide it. The report sorts them.
+
+A claim is primary if its endpoint was named beforehand: validation at the end. Holm's correction is over an analysis' primary
+claims. All others are exploratory: shown with their intervals, and called so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.hypotheses import LEVEL, equivalence, holm, p_value, seeds_needed
+from analysis.statistics import LEAST_SEEDS, Interval, seed_count
+
+OF_INTEREST = 0.005  # nats: a smaller difference of losses, a quarter of the published gain, is of no interest
+UNDECIDED = "undecided: the interval holds zero"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`name`: what is compared. `endpoint`: of which measurement, where. `primary`: its endpoint was named beforehand.
+
+    `interval`: the estimate with its bounds and `n` seeds. `verdict`: in a few words. `decided`: the verdict says something, and
+    not that more is needed. `seeds_needed`: seeds in all that would decide a difference as large as this one, four times of
+    five; None where it is decided, or no number would. `condition`: what it holds under, for example without diverged runs.
+    `margin`: of a claim that two are the same; None for one that they differ. `after`: more words, as where curves cross.
+    """
+
+    name: str
+    endpoint: str
+    primary: bool
+    interval: Interval
+    verdict: str
+    decided: bool
+    seeds_needed: int | None = None
+    condition: str = ""
+    margin: float | None = None
+    after: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "primary" if self.primary else "exploratory"
+
+    @property
+    def estimate(self) -> float:
+        return self.interval.mean
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of no difference; NaN for fewer than three seeds."""
+        return p_value(self.interval)
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence, as a finding."""
+        more = f" {seed_count(self.seeds_needed)} would decide it" if self.seeds_needed else ""
+        parts = [f"{self.name}, {self.endpoint}: {self.interval.text()}: {self.verdict}"]
+        parts += [text for text in (more.strip(), self.condition) if text]
+        return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
+
+    def row(self) -> dict[str, object]:
+        """As a row of a table of verdicts."""
+        low, high = self.interval.low, self.interval.high
+        return {
+            "comparison": self.name,
+            "endpoint": self.endpoint,
+            "kind": self.kind,
+            "estimate": round(self.estimate, 4),
+            "95 % interval": f"[{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else "–",
+            "n": self.interval.n,
+            "documents' standard error": _rounded(self.interval.documents),
+            "verdict": self.verdict,
+            "seeds needed": self.seeds_needed,
+            "condition": self.condition,
+        }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def difference_claim(
+    name: str,
+    endpoint: str,
+    difference: Interval,
+    words: tuple[str, str],
+    *,
+    primary: bool = False,
+    refused: str = "",
+    condition: str = "",
+) -> Claim:
+    """The declared rule for a difference: `words` are what below and above zero are called.
+
+    `refused`: why no verdict may be given whatever the interval (an unfinished run, a damaged status).
+    """
+    decided, verdict = False, refused
+    if not verdict and difference.n < LEAST_SEEDS:
+        verdict = too_few(difference.n)
+    elif not verdict:
+        decided = difference.excludes_zero
+        verdict = words[0 if difference.mean < 0 else 1] if decided else UNDECIDED
+        # That it is too small to matter is a claim too, and the only one that an interval over zero can make.
+        if not decided and equivalence(difference, OF_INTEREST).startswith("the same"):
+            decided, verdict = True, f"no difference of interest: within ±{OF_INTEREST:g}"
+    needed = None if decided or refused else _needed(difference)
+    return Claim(name, endpoint, primary, difference, verdict, decided, needed, condition)
+
+
+def equality_claim(
+    name: str, endpoint: str, difference: Interval, margin: float, *, refused: str = "", condition: str = ""
+) -> Claim:
+    """The declared rule for "the same": the 90 % interval inside ± margin."""
+    verdict = refused or (too_few(difference.n) if difference.n < LEAST_SEEDS else equivalence(difference, margin))
+    decided = not refused and difference.n >= LEAST_SEEDS and verdict != "undecided"
+    return Claim(name, endpoint, False, difference, verdict, decided, None, condition, margin)
+
+
+def _needed(difference: Interval) -> int | None:
+    documents = difference.documents if math.isfinite(difference.documents) else 0.0
+    return seeds_needed(difference.deviation, difference.mean, documents)
+
+
+def too_few(seeds: int) -> str:
+    """What is said of fewer seeds than a claim needs."""
+    if not seeds:
+        return "nothing to compare"
+    return "one seed: no claim" if seeds == 1 else f"{seed_count(seeds)}: too few for a claim ({LEAST_SEEDS} at least)"
+
+
+def corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """Holm over the primary claims: one that does not hold after it is undecided. The others stay as they are."""
+    # Sameness within a margin is no test of zero, and is not corrected.
+    tested = [i for i, claim in enumerate(claims) if claim.primary and math.isfinite(claim.p)]
+    adjusted = dict(zip(tested, holm([claims[i].p for i in tested]), strict=True))
+    result = []
+    for i, claim in enumerate(claims):
+        p = adjusted.get(i, math.nan)
+        if claim.decided and claim.interval.excludes_zero and claim.margin is None and p >= LEVEL:
+            verdict = f"undecided after Holm's correction over {len(tested)} comparisons (p = {p:.2g})"
+            claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=_needed(claim.interval))
+        result.append(claim)
+    return result
+
+
+def table_of_claims(claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row each; columns without any value are left out."""
+    table = pd.DataFrame([claim.row() for claim in claims])
+    return table.loc[:, [bool((table[c].notna() & (table[c] != "")).any()) for c in table]] if len(table) else table

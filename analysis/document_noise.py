@@ -1,0 +1,46 @@
+"""How much other validation documents would have changed a difference: its standard error over blocks of the validation split.
+
+All seeds are judged on the same documents, so what these contribute is in no interval over seeds, and more seeds do not make it
+smaller. The end of a run records its loss block by block (record/blocks.py). Blocks are contiguous, so they share few documents.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from analysis.runs import Run
+from record.blocks import WEIGHTS, ValidationBlocks
+from record.contents import read_final_blocks
+
+LEAST_BLOCKS = 20  # of fewer the deviation is itself a guess
+
+
+def documents_error(compared: list[tuple[Run, Run]]) -> float:
+    """Standard error (nats) of the mean difference of these pairs over the documents of the split; NaN where it is not known.
+
+    By the ratio of two sums over blocks, loss and targets, of the difference that all pairs have in common: the blocks' means
+    are averaged over pairs first, so that what only one seed does in a block counts as that seed's noise and not twice.
+    """
+    sums, targets, place = [], None, None
+    for run, twin in compared:
+        blocks = [read_final_blocks(one.file or one.path) for one in (run, twin)]
+        # older runs recorded none; runs on other windows have other blocks
+        for block in blocks:
+            if block is None or (place is not None and block.place != place):
+                return math.nan
+            place, targets = block.place, np.array(block.targets, dtype=float)
+        sums.append(_losses(blocks[0]) - _losses(blocks[1]))
+    if targets is None or len(targets) < LEAST_BLOCKS or not np.isfinite(sums).all():
+        return math.nan
+    common = np.mean(sums, axis=0)
+    # what each block's sum is beyond its share: the linearised ratio estimator (Cochran, Sampling Techniques, 1977, 2.11)
+    beyond = common - common.sum() / targets.sum() * targets
+    n = len(targets)
+    return float(math.sqrt(n / (n - 1) * (beyond**2).sum()) / targets.sum())
+
+
+def _losses(blocks: ValidationBlocks | None) -> np.ndarray:
+    assert blocks is not None
+    return np.array(blocks.loss_sums[WEIGHTS], dtype=float)
