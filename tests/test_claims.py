@@ -100,9 +100,16 @@ def test_documents_error(tmp_path: Path) -> None:
         record(runs[0].path, 80 * (level + by_block + own))
         record(runs[1].path, 80 * level)
         compared.append((runs[0], runs[1]))
-    expected = by_block.std(ddof=1) / np.sqrt(blocks)
+    coarse = by_block.reshape(32, 2).mean(axis=1).std(ddof=1) / np.sqrt(32)
+    expected = max(by_block.std(ddof=1) / np.sqrt(blocks), coarse)
     assert documents_error(compared) == pytest.approx(expected, rel=0.05)
     assert documents_error(compared[:1]) == pytest.approx(expected, rel=0.05)
+    # a document that spans two blocks is half as many documents
+    for seed, (run, twin) in enumerate(compared):
+        level = 3 + 0.3 * np.random.default_rng(seed).standard_normal(blocks)
+        record(run.path, 80 * (level + np.repeat(by_block[::2], 2)))
+        record(twin.path, 80 * level)
+    assert documents_error(compared) == pytest.approx(by_block[::2].std(ddof=1) / np.sqrt(blocks / 2))
     wider = interval([0.01, 0.011, 0.012]).with_documents(0.003)
     assert wider.high - wider.mean == pytest.approx(np.hypot(4.302653 * 0.001 / np.sqrt(3), 1.959964 * 0.003))
     record(compared[0][1].path, np.full(blocks, 240.0), in_split=windows + 1)
