@@ -71,6 +71,10 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
     """Loss, largest gradient norm, and effective rank over the width; None, with a note, for a run that has not come so far."""
+    # what cannot be judged has not failed
+    if is_archive(run.file):
+        notes.append(f"{run.file}: an archive holds no checkpoint, which the rank is read from; give the run's folder")
+        return None
     losses, norms = run.column(TRAIN).loc[1:UPDATES], run.column("optim/grad_norm").loc[1:UPDATES]
     # every update must be recorded: a spike between two logged ones would pass
     if len(losses) < UPDATES or len(norms) < UPDATES:
@@ -82,9 +86,6 @@ def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
 
 def _rank(run: Run, notes: list[str]) -> float:
     """Effective rank of the embedding in the first checkpoint after the start; NaN, with a note, where there is none."""
-    if is_archive(run.file):
-        notes.append(f"{run.file}: an archive holds no checkpoint, which the rank is read from; give the run's folder")
-        return float("nan")
     # the first one after the start: a run may keep few
     paths = [path for path in complete(RunFolder(run.path).checkpoints) if step_of(path) >= UPDATES]
     if not paths:
