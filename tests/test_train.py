@@ -214,7 +214,7 @@ def test_occupied_port(config_file: ConfigFile, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         run = start(config_file(), tmp_path / "run", ranks=2, master_port=str(taken.getsockname()[1]))
-        output, _ = run.communicate(timeout=60)
+        output, _ = run.communicate(timeout=180)
     assert "choose one with `deepspeed --master_port PORT`" in output
     assert not (tmp_path / "run").exists()
 
