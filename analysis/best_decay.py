@@ -17,9 +17,9 @@ from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twin
 from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
 from analysis.pairing import Group, by_seed, group_runs
-from analysis.runs import LAMBDA, Run, field_name, label, shown
+from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
 from analysis.seeds import disagreements
-from analysis.statistics import LEAST_SEEDS, final, seed_count
+from analysis.statistics import LEAST_SEEDS, final, interval, seed_count
 from analysis.vertex import best_decay
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
@@ -36,7 +36,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     name = "validation" if evaluated else "training"
     # every run is in the table, also those that no figure shows
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
-    findings, lines, fits = disagreements(trunks), [], []
+    cautions = disagreements(trunks)
+    findings, lines, fits = list(cautions), [], []
     families = _families(trunks)
     decays = sorted({group.decay for group in trunks})
     positive = [decay for decay in decays if decay > 0]
@@ -52,30 +53,31 @@ def analyse(runs: list[Run], options: Options) -> Result:
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
     figures += heat_maps(trunks, evaluated, name)
     tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
-    return Result("sweep", "Sweep", findings, figures, tables, notes)
+    return Result("sweep", "Sweep", findings, figures, tables, notes, cautions=cautions)
 
 
 def _row(group: Group, run: Run) -> dict[str, object]:
-    row: dict[str, object] = {"run": run.path.name}
-    row |= {field_name(k): shown(v) for k, v in group.fields.items()}
-    row |= {"seeds": run.seeds, "state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
-    # what a run still needs to be compared stands beside its loss
+    told = {field: shown(value) for field, value in group.fields.items()}
+    row: dict[str, object] = {field_name(field): told.pop(field) for field in (LAMBDA, RATE) if field in told}
+    row["seeds"] = run.seeds
+    # losses come before a run's state and its long name: of a wide table only the first columns are seen
     validation, decay_sum = run.column(VALIDATION), run.column("optim/decay_sum")
     row["training loss"] = round(final(run.column(TRAIN)), 4)
     row["validation loss"] = round(float(validation.iloc[-1]), 4) if len(validation) else None
     row["Σηλ"] = round(float(decay_sum.iloc[-1]), 4) if len(decay_sum) else None
+    row |= {field_name(field): value for field, value in told.items()}
+    row |= {"state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
     row["diverged at"] = divergence(run)
-    row["reason"] = run.status.get("reason", "")
-    return row
+    return row | {"reason": run.status.get("reason", ""), "run": run.path.name}
 
 
 def _families(groups: list[Group]) -> dict[str, list[Group]]:
-    """Groups that differ in λ alone, by what the others have in common."""
+    """Groups that differ in λ alone, by what the others have in common; "" where nothing else differs."""
     families: dict[str, list[Group]] = {}
     for group in groups:
         # λ is searched within each combination of the other fields
         names = [name for name in group.fields if name != LAMBDA]
-        families.setdefault(label(group.runs[0], names) if names else "all runs", []).append(group)
+        families.setdefault(label(group.runs[0], names) if names else "", []).append(group)
     return families
 
 
@@ -90,7 +92,20 @@ def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positiv
     bars = (low, high) if np.isfinite(low).all() else (None, None)
     colour, dash = COLOURS[index % len(COLOURS)], list(DASHES)[index % len(DASHES)]
     keys = {"precision": members[0].precision}
-    return [Line(x, y, rest, colour, dash, low=bars[0], high=bars[1], points=True, aside=1.04**index, keys=keys)]
+    return [
+        Line(
+            x,
+            y,
+            rest or "mean over seeds",
+            colour,
+            dash,
+            low=bars[0],
+            high=bars[1],
+            points=True,
+            aside=1.04**index,
+            keys=keys,
+        )
+    ]
 
 
 def place_of(decay: float, positive: list[float]) -> float:
@@ -107,15 +122,20 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
         return [], []
     lowest = shared.mean().idxmin()
     # the lowest of a few means is a fact; that it would be again is a claim
-    claim = " (no claim)" if len(shared) < LEAST_SEEDS else ""
+    if len(shared) < LEAST_SEEDS:
+        claim = " (no claim)"
+    else:
+        gaps = {decay: interval(shared[decay] - shared[lowest]) for decay in shared if decay != lowest}
+        alike = [f"{decay:g}" for decay, gap in gaps.items() if not gap.low > 0]
+        claim = f", and of λ = {', '.join(alike)} it cannot be told that they are higher" if alike else ""
     sentence = (
-        f"{rest}: over the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
+        f"{f'{rest}: over' if rest else 'Over'} the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
         f"{shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
     )
     fit = best_decay(table, str(members[0].runs[0].fields.get("optim.decay_rule", "decoupled")))
     if fit is None:
         return [sentence + "; a parabola needs three λ above zero."], []
-    row: dict[str, object] = {"runs": rest, "decay": float(f"{fit.decay:.4g}"), "seeds": fit.seeds}
+    row: dict[str, object] = {"runs": rest or "–", "decay": float(f"{fit.decay:.4g}"), "seeds": fit.seeds}
     row |= {
         "low": float(f"{fit.low:.4g}"),
         "high": float(f"{fit.high:.4g}"),

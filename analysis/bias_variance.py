@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.best_decay import place_of
+from analysis.claims import Claim, difference_claim, table_of_claims, too_few
 from analysis.command import Options, Result
-from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins, verdict
+from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins
 from analysis.effective_lr import effective_lr
 from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_together, shade
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import comparable, curves, published_line
 from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
-from analysis.statistics import Interval, interval
+from analysis.statistics import LEAST_SEEDS, Interval, interval
 from configs.errors import InputError
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
@@ -47,13 +48,15 @@ def analyse(runs: list[Run], options: Options) -> Result:
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
+    claims = _claims(groups, table)
+    # of many comparisons those that are decided are told in sentences, all of them in a table
+    findings = [claim.sentence for claim in claims if claim.decided]
+    if claims:
+        findings.append(f"{len(findings)} of {len(claims)} comparisons of checkpoints decided (table: Verdicts).")
+    findings += _cheap(table)
+    tables = {"Checkpoints": summary, "Verdicts": table_of_claims(claims)}
     return Result(
-        "bias_variance",
-        "Bias and variance of the loss",
-        _findings(groups, table) + _cheap(table),
-        figures,
-        {"Checkpoints": summary},
-        notes + begun.notes,
+        "bias_variance", "Bias and variance of the loss", findings, figures, tables, notes + begun.notes, claims
     )
 
 
@@ -251,9 +254,9 @@ def _paired(rows: pd.DataFrame, base: pd.DataFrame, step: int, part: str) -> Int
     return interval(list((ours - theirs).dropna()))
 
 
-def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
+def _claims(groups: list[Group], table: pd.DataFrame) -> list[Claim]:
     """Mid-run and at the last checkpoint, against the smallest λ."""
-    findings = []
+    claims = []
     for group in groups:
         base = baseline_of(group, groups)
         rows, reference = (table[table["group"] == g.name] for g in (group, base))
@@ -262,13 +265,14 @@ def _findings(groups: list[Group], table: pd.DataFrame) -> list[str]:
             continue
         # mid-run the order is the other one: both are told
         for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
-            text = [
-                f"{PARTS[part]} {value.text()}: {verdict(value, 'lower', 'higher')}"
-                for part in ("loss", "branch", "variance")
-                if (value := _paired(rows, reference, step, part)).n
-            ]
-            findings.append(f"{group.name} minus {base.name} at step {step:,}: " + "; ".join(text) + ".")
-    return findings
+            for part in ("loss", "branch", "variance"):
+                if (value := _paired(rows, reference, step, part)).n:
+                    name, endpoint = (
+                        f"{group.name} minus {base.name}",
+                        f"{PARTS[part]} at the checkpoint of step {step:,}",
+                    )
+                    claims.append(difference_claim(name, endpoint, value, ("lower", "higher")))
+    return claims
 
 
 def _cheap(table: pd.DataFrame) -> list[str]:
@@ -278,9 +282,17 @@ def _cheap(table: pd.DataFrame) -> list[str]:
         return []
     # sums before the ratio: a checkpoint with next to no variance part has a ratio without meaning
     sums = averaged.assign(removed=averaged["loss"] - averaged["ema"]).groupby("seeds")[["removed", "variance"]].sum()
-    share = interval(list(sums["removed"] / sums["variance"]))
+    whole = interval(list(sums["variance"]))
     gap = interval(list((averaged["ema"] - averaged["branch"]).groupby(averaged["seeds"]).mean()))
+    lies = f"its loss lies {gap.text()} nats from theirs.{'' if gap.n >= LEAST_SEEDS else f' {too_few(gap.n).capitalize()}.'}"
+    # a share of nothing is no share: the whole must be told from zero first
+    if not whole.low > 0:
+        return [
+            "What share of the variance part the average of the weights removes is not said: summed over the checkpoints of a "
+            f"seed that part is {whole.text()}, not told from zero; {lies}"
+        ]
+    share = interval(list(sums["removed"] / sums["variance"]))
     return [
         f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
-        f"together); its loss lies {gap.text()} nats from theirs.{'' if share.n > 1 else ' One seed: no claim.'}"
+        f"together); {lies}"
     ]

@@ -120,7 +120,9 @@ def equality_claim(
 
 def _needed(difference: Interval) -> int | None:
     documents = difference.documents if math.isfinite(difference.documents) else 0.0
-    return seeds_needed(difference.deviation, difference.mean, documents)
+    needed = seeds_needed(difference.deviation, difference.mean, documents)
+    # as many as there are have not decided it: that is no advice
+    return needed if needed is not None and needed > difference.n else None
 
 
 def too_few(seeds: int) -> str:

@@ -40,7 +40,8 @@ class Options:
 @dataclass
 class Result:
     """What an analysis answers. `findings` are sentences derived from numbers; `notes` say what was left out or mixed. Figures and
-    tables without content are dropped. `claims`: the comparisons among the findings, each with its sentence there."""
+    tables without content are dropped. `claims`: the comparisons; a finding that is one is its sentence. `cautions`: those of the
+    findings that say how to read the others."""
 
     name: str
     title: str
@@ -49,6 +50,7 @@ class Result:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.figures = [f for f in self.figures if any(p.lines or p.heat is not None for p in f.panels)]

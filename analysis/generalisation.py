@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.claims import equality_claim
+from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, ended
 from analysis.figures import Figure, Line, Panel, Style
@@ -26,6 +26,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     begun = grouped(trunks_of(runs), options)
     groups, looks, notes = begun.groups, begun.looks, begun.notes
     lines = [one for group in groups for run in group.runs for one in _points(group, run, looks[group.name], options)]
+    claims: list[Claim] = []
     rows, finished = [], {run for group in groups for run in ended(group)}
     for group in groups:
         gaps = interval(by_seed([(run, gap(run)) for run in ended(group)]).values())
@@ -37,7 +38,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
             change = interval(by_seed(changes).values())
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
-                row["verdict"] = equality_claim(group.name, "gap", change, SAME).verdict
+                name = f"{group.name} minus {base.name}"
+                claims.append(equality_claim(name, "generalisation gap at the end", change, SAME))
+                row["verdict"] = claims[-1].verdict
         rows.append(row)
     measured = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
     findings = []
@@ -50,7 +53,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     panel = Panel("training loss (nats per token)", "validation loss (nats per token)", lines, diagonal=True)
     caption = "Every evaluation of every run, but for the first fifth; the grey line is equality."
     figure = Figure("generalisation", caption, [panel])
-    return Result("generalisation", "Generalisation", findings, [figure], {"Gaps": pd.DataFrame(rows)}, notes)
+    return Result("generalisation", "Generalisation", findings, [figure], {"Gaps": pd.DataFrame(rows)}, notes, claims)
 
 
 def gap(run: Run) -> float:

@@ -9,9 +9,12 @@ They are judged at the end, and in mid-run at the first value from 45 % of the r
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
+from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import (
     TRAIN,
@@ -33,6 +36,8 @@ from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, smooth
 
+MID, BELOW = " in mid-run", "Below zero from "  # of a claim's endpoint, and before a crossing
+
 
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks = trunks_of(runs)
@@ -49,16 +54,20 @@ def analyse(runs: list[Run], options: Options) -> Result:
     # the paper's points are of its training loss: under validation they would say another thing
     caption = f"Training loss (running mean) and validation loss. {SEEDS_DRAWN}"
     losses = Figure("loss", caption, panels)
-    figures, rows, findings = [losses], [], disagreements(groups)  # first: they say how to read the others
+    figures, rows, cautions = [losses], [], disagreements(groups)
     # the baseline has a row in the table, and no difference
     compared = [(group, baseline_of(group, groups)) for group in groups]
     if any(group is not base for group, base in compared):
         figures.append(_differences(compared, looks, options))
+    # Holm's correction is over all groups: what holds of one alone may not hold of the largest of many
+    claims = corrected([claim for group, base in compared for claim in _claims(group, base, options)])
+    findings = list(cautions)
     for group, base in compared:
-        row, finding = _row(group, base, options)
-        rows.append(row)
-        findings += finding
-    return Result("loss_curves", "Loss curves", findings, figures, {"Losses": pd.DataFrame(rows)}, notes)
+        told = [claim for claim in claims if claim.name == _name(group, base)]
+        rows.append(_row(group) | _row_of(told))
+        findings += _left_out(group, base, told) + [claim.sentence for claim in told]
+    tables = {"Losses": pd.DataFrame(rows)}
+    return Result("loss_curves", "Loss curves", findings, figures, tables, notes, claims, cautions)
 
 
 def _curves(groups: list[Group], column: str, looks: dict[str, Style], options: Options) -> list[Line]:
@@ -106,7 +115,11 @@ def _differences(compared: list[tuple[Group, Group]], looks: dict[str, Style], o
     )
 
 
-def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object], list[str]]:
+def _name(group: Group, base: Group) -> str:
+    return f"{group.name} minus {base.name}"
+
+
+def _row(group: Group) -> dict[str, object]:
     kept = sound(group)
     upto = common_step([run.last_step for run in kept])
     far = [run for run in kept if run.last_step >= upto]
@@ -115,39 +128,69 @@ def _row(group: Group, base: Group, options: Options) -> tuple[dict[str, object]
     row["training loss"] = round(interval(means.values()).mean, 4)
     ends = [(run, v.iloc[-1]) for run in far if len(v := run.column(VALIDATION).loc[1:upto])]
     row["validation loss"] = round(interval(by_seed(ends).values()).mean, 4)
+    if len(kept) < len(group.runs):
+        row["diverged"] = len(group.runs) - len(kept)
+    return row
+
+
+def _row_of(claims: list[Claim]) -> dict[str, object]:
+    """The claims about a group as columns: training before validation, the end and its crossing before mid-run."""
+    row: dict[str, object] = {}
+    for name in ("training", "validation"):
+        mine = [claim for claim in claims if claim.endpoint.startswith(name)]
+        for claim in sorted(mine, key=lambda claim: MID in claim.endpoint):
+            if MID in claim.endpoint:
+                row[f"{name} difference{MID}"] = claim.interval.text()
+                continue
+            row[f"{name} difference"] = claim.interval.text()
+            if claim.after:
+                row[f"{name} crossing"] = claim.after.removeprefix(BELOW).removesuffix(" on.")
+    return row
+
+
+def _left_out(group: Group, base: Group, told: list[Claim]) -> list[str]:
+    """What is not among the claims, in sentences: runs that diverged, losses without a pair."""
     findings = []
     # divergence is a result: it is told, and not averaged away
+    kept = sound(group)
     if gone := [run for run in group.runs if run not in kept]:
-        row["diverged"] = len(gone)
         steps = ", ".join(str(divergence(run)) for run in gone)
         findings.append(
             f"{group.name}: {len(gone)} of {len(group.runs)} runs diverged (step {steps}); not in its means."
         )
-    if group is base:
-        return row, findings
-    for column, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-        paired = paired_final(group, base, column)
-        if not paired.interval.n:
+    for name in ("training", "validation"):
+        if group is not base and not any(claim.endpoint.startswith(name) for claim in told):
             findings.append(
                 f"{group.name}: no {name} losses to pair with those of {base.name} (same seeds, not diverged)."
             )
+    return findings
+
+
+def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
+    """Of training and validation loss: mid-run, and the end with the place of the crossing, if the end is decided."""
+    if group is base:
+        return []
+    claims, name = [], _name(group, base)
+    # λ helps or harms; of other fields a loss is lower or higher
+    words = ("helps", "harms") if LAMBDA in group.fields else ("lower", "higher")
+    for column, kind in ((TRAIN, "training"), (VALIDATION, "validation")):
+        paired = paired_final(group, base, column)
+        if not paired.interval.n:
             continue
-        row[f"{name} difference"] = paired.interval.text()
-        # λ helps or harms; of other fields a loss is lower or higher
-        words = paired.verdict() if LAMBDA in group.fields else paired.verdict("lower", "higher")
-        curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves
-        where = ""
-        # A crossing is a claim about the end: without the end's there is none.
-        if words in ("helps", "lower") and (place := crossing_interval(curves)) is not None:
-            row[f"{name} crossing"] = place.text()
-            where = f" Below zero from {place.text()} on."
         if (middle := paired_midrun(group, base, column)) is not None:
-            row[f"{name} difference in mid-run"] = middle.interval.text()
-            findings.append(
-                f"{group.name} minus {base.name}, {name} loss in mid-run, step {middle.place}: {middle.interval.text()}: "
-                f"{middle.verdict('lower', 'higher')}."
-            )
-        findings.append(
-            f"{group.name} minus {base.name}, {name} loss at step {paired.place}: {paired.interval.text()}: {words}.{where}"
+            place = f"{kind} loss{MID}, step {middle.place}"
+            claims.append(difference_claim(name, place, middle.interval, ("lower", "higher"), refused=middle.refused))
+        end = difference_claim(
+            name,
+            f"{kind} loss at step {paired.place}",
+            paired.interval,
+            words,
+            primary=column == VALIDATION,
+            refused=paired.refused,
         )
-    return row, findings
+        # A crossing is a claim about the end: without the end's there is none.
+        curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves
+        if end.decided and end.verdict == words[0] and (crossing := crossing_interval(curves)) is not None:
+            end = replace(end, after=f"{BELOW}{crossing.text()} on.")
+        claims.append(end)
+    return claims

@@ -113,9 +113,11 @@ def _heat_layout(heat: Heat) -> dict[str, Any]:
         "bgcolor": "rgba(255,255,255,0.7)",
         "borderpad": 1,
     }
+    # a little along the line: plotly hides what stands on the very edge
+    starts = [(product, ends[0] + 0.02 * (ends[1] - ends[0])) for product, ends in heat.equal_products()]
     names = [
-        {"x": float(ends[0, 0]), "y": float(ends[0, 1]), "text": f"ηλ = {product:g}", "font": {"size": 9}, **plate}
-        for product, ends in heat.equal_products()
+        {"x": float(start[0]), "y": float(start[1]), "text": f"ηλ = {product:g}", "font": {"size": 9}, **plate}
+        for product, start in starts
     ]
     empty = [
         dict(zip(("x0", "x1", "y0", "y1"), map(float, (*across.edges[column], *up.edges[row])), strict=True))

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.runs import LAMBDA, PRECISION, SEEDS, Run, differing_fields, label
+from analysis.runs import LAMBDA, PRECISION, RATE, SEEDS, Run, differing_fields, label
 from configs.errors import InputError
 
 
@@ -43,7 +43,7 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
         members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
     groups, notes = [], []
     for inside in members.values():
-        name = label(inside[0], names) if names or len(inside) == 1 else "all runs"
+        name = label(inside[0], names if names or len(inside) == 1 else [LAMBDA, RATE])
         groups.append(Group(name, {field: inside[0].fields.get(field) for field in names}, inside))
         # what a curve mixes is said: a mean over other things than seeds has no meaning that the reader could guess
         if hidden := [field for field in differing_fields(inside) if not field.startswith(SEEDS)]:

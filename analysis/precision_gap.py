@@ -58,7 +58,6 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
     row: dict[str, object] = {
         "group": group.name,
-        "run": run.path.name,
         "precision": group.precision,
         "η": run.fields.get(RATE),
     }
@@ -74,7 +73,7 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
     norm, largest = run.column("weights/norm"), _largest(run)
     row["‖w‖"] = round(float(norm.iloc[-1]), 3) if len(norm) else None
     row["max|w|"] = round(float(largest.iloc[-1]), 4) if len(largest) else None
-    return row
+    return row | {"run": run.path.name}
 
 
 def _float32(group: Group, groups: list[Group]) -> Group | None:

@@ -2,11 +2,14 @@
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const plots = [...document.querySelectorAll(".plot")];
 const DASHES = {dash: "7 4", dot: "2 3", dashdot: "7 3 2 3"};
+// The tool bar of a figure stands in the margin above it, and shrinks to the few tools that a phone has room for.
+const SMALL = matchMedia("(max-width: 40rem)").matches;
 // The page asks nobody: plotly's button that would upload a figure goes.
-const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""};
+const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+  modeBarButtonsToRemove: ["select2d", "lasso2d", ...(SMALL ? ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] : [])]};
 for (const plot of plots) {
   const panel = figures[plot.dataset.figure][plot.dataset.panel];
-  const layout = {...panel.layout, margin: {l: 62, r: 12, t: panel.layout.title.text ? 36 : 12, b: 44}, hovermode: "closest",
+  const layout = {...panel.layout, margin: {l: 62, r: 12, t: 36, b: 44}, hovermode: "closest",
     font: {size: 12}, showlegend: false, paper_bgcolor: "#fff", plot_bgcolor: "#fff"};
   layout.xaxis = {...layout.xaxis, gridcolor: "#e4e4e4"};
   layout.yaxis = {...layout.yaxis, gridcolor: "#e4e4e4", zerolinecolor: "#888"};

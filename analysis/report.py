@@ -26,6 +26,7 @@ from plotly.offline import get_plotlyjs
 from analysis.catalogue import CATALOGUE
 from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, write
 from analysis.on_page import plotly
+from analysis.opening import AT_ONCE, opening
 from analysis.runs import Run, differing_fields, field_name, shown
 from analysis.trained import facts
 from configs.errors import InputError
@@ -54,8 +55,9 @@ def differences(runs: list[Run]) -> pd.DataFrame:
     alone = [name for name in names if sum(field_name(name) == field_name(other) for other in names) == 1]
     rows = []
     for run in runs:
-        row: dict[str, object] = {"run": run.path.name, "state": run.state, "step": run.last_step}
-        rows.append(row | {field_name(n) if n in alone else n: shown(run.fields.get(n)) for n in names})
+        row: dict[str, object] = {field_name(n) if n in alone else n: shown(run.fields.get(n)) for n in names}
+        # names are long: they come last
+        rows.append(row | {"state": run.state, "step": run.last_step, "run": run.path.name})
     return pd.DataFrame(rows)
 
 
@@ -82,7 +84,8 @@ def render(runs: list[Run], results: list[Result], notes: list[str], title: str)
         trained=dict(facts(runs)),
         tables={"Runs and how they differ": differences(runs)},
         results=results,
-        findings=findings_of(results),
+        opening=opening(results),
+        at_once=AT_ONCE,
         notes=notes,
         # a switch of one value would hide everything
         switches={key: sorted(values, key=_place) for key, values in keys.items() if len(values) > 1},
@@ -123,12 +126,6 @@ def _lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def findings_of(results: list[Result]) -> list[str]:
-    """All findings, each once: two analyses may say the same of a group's seeds."""
-    # in the order of the analyses
-    return list(dict.fromkeys(finding for result in results for finding in result.findings))
-
-
 def _place(value: str) -> tuple[int, float, str]:
     try:
         return (0, float(value), "")
@@ -164,7 +161,9 @@ def act(args: argparse.Namespace) -> int:
     # a report that is made again replaces the old page whole
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, page)
-    for finding in findings_of(results):
-        print(f"- {finding}")
+    told = opening(results)
+    print(told.sum)
+    for text in [*told.cautions, *(claim.sentence for claim in told.decided), *told.others]:
+        print(f"- {text}")
     print(page)
     return 0

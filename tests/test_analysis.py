@@ -38,7 +38,7 @@ def test_mid_run_is_judged_at_the_declared_place(tmp_path: Path) -> None:
     crossing is told of a difference whose end decides nothing."""
     result = loss_curves.analyse(load(*crossing_runs(tmp_path / "whole", 3)), PLAIN)
     assert "validation loss in mid-run, step 450: +0.0400 [" in " ".join(result.findings)
-    assert any("in mid-run" in text and text.endswith("(3 seeds): higher.") for text in result.findings)
+    assert any("in mid-run" in text and "(3 seeds): higher (exploratory)." in text for text in result.findings)
     for seed in range(4):
         write_run(tmp_path / "young" / f"a{seed}", seed=seed, upto=440)
         write_run(tmp_path / "young" / f"b{seed}", seed=seed, upto=440, decay=0.3)
@@ -92,9 +92,9 @@ def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
         assert row["bias part"] == pytest.approx(bias[decay] - bias[0.3], abs=1e-4)
         assert row["seeds"] == 3
     text = " ".join(result.findings)
-    assert "λ = 0.3 minus λ = 0 at step 1,000: loss +0.0700" in text
-    assert "variance part +0.1500 [+0.1500, +0.1500] (3 seeds): higher" in text
-    assert "branch end -0.0800 [-0.0800, -0.0800] (3 seeds): lower" in text
+    assert "λ = 0.3 minus λ = 0, loss at the checkpoint of step 1,000: +0.0700" in text
+    assert "variance part at the checkpoint of step 500: +0.1500 [+0.1500, +0.1500] (3 seeds): higher" in text
+    assert "branch end at the checkpoint of step 500: -0.0800 [-0.0800, -0.0800] (3 seeds): lower" in text
     assert "removes +0.92 [+0.9" in text
     rates_panel = result.figures[2].panels[0]
     assert rates_panel.lines[0].x == pytest.approx([0.02, 0.02])

@@ -108,7 +108,7 @@ def test_an_unknown_state_makes_no_claim(tmp_path: Path, capsys: pytest.CaptureF
     assert "status.json says 'dome', which is none of running, done" in text
     assert "1 of 6 runs are not finished: b2 unknown at step 1000" in text
     assert main(["sweep", str(tmp_path)]) == 0
-    assert "over the 2 seeds that every λ has" in capsys.readouterr().out
+    assert "Over the 2 seeds that every λ has" in capsys.readouterr().out
 
 
 def test_folders_that_cannot_be_read_are_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,5 +89,5 @@ def test_no_equilibrium_before_it_is_reached(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / f"run{s}", seed=s, decay=0.15, columns=columns, probes=probes) for s in range(2)]
     result = effective_lr.analyse(load(*paths), PLAIN)
     assert "Equilibrium" not in result.tables
-    assert result.findings == ["Equilibrium not reached, so not compared: all runs (1.65 e-folds of 3)."]
+    assert result.findings == ["Equilibrium not reached, so not compared: λ = 0.15, η = 0.1 (1.65 e-folds of 3)."]
     assert "2 runs were recorded without a median, and have only the mean of Adam's: run0, run1" in result.notes

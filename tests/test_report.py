@@ -222,6 +222,48 @@ def test_width(width: int, page: Path, browser: webdriver.Chrome) -> None:
 
 
 @needs_browser
+def test_a_phone_hides_nothing(page: Path, browser: webdriver.Chrome) -> None:
+    """Breaks if on a phone a switch or a figure's tool stands outside the screen, a table widens the page instead of scrolling
+    in its frame, or a reader scrolls four screens before the first figure."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        browser.get(page.as_uri())
+        ends = "const b = e.getBoundingClientRect(); return [b.left, b.right, b.width]"
+        script = f"return [...document.querySelectorAll(arguments[0])].map(e => {{ {ends} }})"
+        bars = browser.execute_script(script, ".switches label, .modebar-btn, .legend button")
+        assert len(bars) >= 10
+        assert all(left >= 0 and right <= 420 for left, right, width in bars if width)
+        frames = browser.execute_script(
+            "return [...document.querySelectorAll('.wide')].map(f => [f.scrollWidth, f.clientWidth, f.clientHeight])"
+        )
+        assert any(inner > outer for inner, outer, _ in frames), "some table is wider than a phone"
+        assert all(outer <= 420 and height <= 500 for _, outer, height in frames)
+        top = browser.execute_script("return document.querySelector('figure').getBoundingClientRect().top")
+        assert top < 4 * 900
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_findings_are_folded(page: Path, browser: webdriver.Chrome) -> None:
+    """Breaks if the page does not open with its sum, or undecided comparisons stand among the decided ones or are lost."""
+    browser.get(page.as_uri())
+    said = browser.find_element(By.CSS_SELECTOR, ".sum").text
+    decided, _, every = said.split(" comparisons")[0].split()[0:3]
+    rows = browser.find_elements(By.CSS_SELECTOR, ".claims li")
+    assert len(rows) == int(every) > int(decided) > 0
+    folded = browser.find_element(By.CSS_SELECTOR, "details.undecided")
+    assert len(folded.find_elements(By.CSS_SELECTOR, "li")) == int(every) - int(decided)
+    assert not folded.find_element(By.TAG_NAME, "ul").is_displayed()
+    browser.execute_script("arguments[0].click()", folded.find_element(By.TAG_NAME, "summary"))
+    assert folded.find_element(By.TAG_NAME, "ul").is_displayed()
+    first = browser.find_element(By.CSS_SELECTOR, ".claims li")
+    assert first.is_displayed()
+
+
+@needs_browser
 def test_print(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a table is cut off on paper, or what only a screen can use is printed."""
     browser.set_window_size(760, 900)

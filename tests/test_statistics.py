@@ -159,7 +159,7 @@ def test_diverged_runs_enter_no_mean(tmp_path: Path) -> None:
     runs = load(*paths)
     lines = loss_curves.analyse(runs, PLAIN).figures[0].panels[0].lines
     assert lines[0].y[-1] < 3.1
-    assert [one.name for one in lines if "diverged" in one.name] == ["all runs, seed 3: diverged"]
+    assert [one.name for one in lines if "diverged" in one.name] == ["λ = 0, η = 0.1, seed 3: diverged"]
     assert "1 of 4 runs diverged" in loss_curves.analyse(runs, PLAIN).findings[0]
     assert generalisation.analyse(runs, PLAIN).tables["Gaps"].iloc[0]["seeds"] == 3
 
