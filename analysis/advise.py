@@ -163,14 +163,9 @@ def _unlike(config: RunConfig, runs: list[Run]) -> list[str]:
 
 
 def _of_run(run: Run, what: str) -> float | None:
-    size, steps = run.plan.get("n_parameters"), run.fields.get("schedule.steps")
-    tokens = run.fields.get("batch.tokens_per_step")
-    if what == "tokens per parameter":
-        if not (isinstance(size, int) and isinstance(steps, int) and isinstance(tokens, int)) or size <= 0:
-            return None
-        return steps * tokens / size
+    derived = {"parameters": run.n_parameters, "tokens per parameter": run.tokens_per_parameter}
     names = {"steps": "schedule.steps", "warm-up steps": "schedule.warmup_steps", "peak η": "optim.lr"}
-    value = size if what == "parameters" else run.fields.get(names[what])
+    value = derived[what] if what in derived else run.fields.get(names[what])
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -78,12 +78,14 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
         notes.append(
             f"the branches' learning rate is scaled to that of {', '.join(sorted({r.fields[SCALED] for r in scaled}))}"
         )
+    without_trunk = 0
     for run in every:
         path, step = run.origin or (run.path, 0)
         # a branch alone has no loss to be taken apart
         trunk = find_run(path, runs)
         if trunk is None:
             notes.append(f"{run.path.name}: its trunk {path} is not among these runs")
+            without_trunk += 1
             continue
         if trunk not in trunks:
             trunks.append(trunk)
@@ -91,7 +93,7 @@ def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], l
         # the smaller η, the less noise is left at its end
         if other is None or run.fields[RATE] < other.fields[RATE]:
             branches[str(trunk.path), step] = run
-    if len(branches) < len(every) - sum("its trunk" in note for note in notes):
+    if len(branches) < len(every) - without_trunk:
         notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
     # where a branch starts, and by which seed, is not what it did
     ignored = ("branch.", SEEDS, STARTS, "data.digest")

@@ -12,7 +12,6 @@ import numpy as np
 
 from analysis.runs import Run
 from record.blocks import WEIGHTS, ValidationBlocks
-from record.contents import read_final_blocks
 
 LEAST_BLOCKS = 20  # of fewer the deviation is itself a guess
 COARSE = (
@@ -28,7 +27,7 @@ def documents_error(compared: list[tuple[Run, Run]]) -> float:
     """
     sums, targets, place = [], None, None
     for run, twin in compared:
-        blocks = [read_final_blocks(one.file or one.path) for one in (run, twin)]
+        blocks = [run.final_blocks, twin.final_blocks]
         # older runs recorded none; runs on other windows have other blocks
         for block in blocks:
             if block is None or (place is not None and block.place != place):

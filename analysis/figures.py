@@ -16,11 +16,16 @@ from matplotlib import colors
 from analysis.grid import Heat
 from analysis.pairing import Group
 from analysis.runs import LAMBDA, Run, shown
-from analysis.statistics import Interval, interval, mean_and_band
+from analysis.statistics import LEAST_SEEDS, Interval, interval, mean_and_band
 
-LEAST = 3  # seeds from which a mean is drawn with its interval; two are drawn themselves
-SEEDS_DRAWN = f"Bands: 95 % t intervals over {LEAST} seeds or more; of fewer each seed is a line."
-BARS_DRAWN = f"Bars: 95 % t intervals over {LEAST} seeds or more; of two seeds, from one to the other."
+SEEDS_DRAWN = f"Bands: 95 % t intervals over {LEAST_SEEDS} seeds or more; of fewer each seed is a line."
+BARS_DRAWN = f"Bars: 95 % t intervals over {LEAST_SEEDS} seeds or more; of two seeds, from one to the other."
+SEQUENCE = (
+    "#440154",
+    "#31688e",
+    "#35b779",
+    "#b5a000",
+)  # four of viridis, dark to light, where there are no runs to shade
 POINTS = 800  # a line has at most so many, each the mean of its neighbours
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x"}
@@ -119,7 +124,7 @@ def seeds_together(compared: list[pd.Series], each: list[tuple[Run, pd.Series]],
     """
     if not compared:
         return []
-    if len(compared) < LEAST:
+    if len(compared) < LEAST_SEEDS:
         # they stand for the mean, so the mean's switch shows them
         two = len(each) > 1
         names = [f"{name}, seed {run.seeds}" if two else name for run, _ in each]
@@ -135,7 +140,7 @@ def seeds_together(compared: list[pd.Series], each: list[tuple[Run, pd.Series]],
 def bar(values: list[float]) -> Interval:
     """What a point and its bar show of some seeds: mean and t interval; of two the bar ends at them, of one there is none."""
     whole = interval(values)
-    if whole.n == 0 or whole.n >= LEAST:
+    if whole.n == 0 or whole.n >= LEAST_SEEDS:
         return whole
     finite = [value for value in values if np.isfinite(value)]
     return Interval(whole.mean, min(finite), max(finite), whole.n) if whole.n > 1 else whole

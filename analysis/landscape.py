@@ -9,9 +9,7 @@ from analysis.figures import Figure, Panel
 from analysis.grid import NOISES, Heat
 from analysis.pairing import Group, by_seed
 from analysis.runs import LAMBDA, RATE, label
-from analysis.statistics import interval
-
-LEAST = 3  # seeds that two cells must share before one may be called lower
+from analysis.statistics import LEAST_SEEDS, interval
 
 
 def heat_maps(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
@@ -76,7 +74,7 @@ def _beside_lowest(losses: dict[tuple[int, int], dict[str, float]], z: np.ndarra
     for place, ends in losses.items():
         pairs = [loss - losses[lowest][seeds] for seeds, loss in ends.items() if seeds in losses[lowest]]
         difference = interval(pairs)
-        if place != lowest and not (difference.n >= LEAST and difference.low > 0):
+        if place != lowest and not (difference.n >= LEAST_SEEDS and difference.low > 0):
             words[place] = "≈"
     return words
 
@@ -91,7 +89,7 @@ def _caption(panels: list[Panel]) -> str:
     )
     words = {word for panel in panels if panel.heat for row in panel.heat.words for word in row}
     told = {
-        "≈": f"≈: cannot be told from the lowest (fewer than {LEAST} shared seeds, or the 95 % interval holds zero). ",
+        "≈": f"≈: cannot be told from the lowest (fewer than {LEAST_SEEDS} shared seeds, or the 95 % interval holds zero). ",
         "diverged": "Grey, diverged: all its runs did. ",
         "not finished": "Grey, not finished: no run has ended. ",
         "not run": "Grey, not run: no such run is among these. ",

@@ -52,8 +52,7 @@ def same_experiment(run: Run) -> bool:
 
 def tokenizer_of(run: Run) -> str:
     """The kind of tokenizer that a run's latest start recorded; empty for a run of an older version, which recorded none."""
-    data = run.starts[-1].get("data") if run.starts else None
-    return str(data.get("tokenizer", "")) if isinstance(data, dict) else ""
+    return str(run.data.get("tokenizer", ""))
 
 
 def comparable(run: Run) -> bool:

@@ -54,12 +54,8 @@ def load_run(path: Path) -> Run:
         problems.append(
             f"{path}: {status['reason']}: whether the run has ended is not known, and its end makes no claim"
         )
-    # what made this experiment another one than the next
-    varied = set(experiment) - {
-        "branch.digest",
-        "branch.norms",
-        "schedule.match.digest",
-    }  # of one run each: told by what that run was
+    # what made this experiment another one than the next; the digests are of one run each, told by what that run was
+    varied = set(experiment) - {"branch.digest", "branch.norms", "schedule.match.digest"}
     for name, given, digest in (
         (STARTS, fields.get("branch.origin"), experiment.get("branch.digest")),
         (FOLLOWS, fields.get("schedule.match.reference"), experiment.get("schedule.match.digest")),

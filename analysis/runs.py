@@ -20,16 +20,15 @@ from configs.schema import Model
 from configs.sweep import all_cells, expand
 from configs.tensors import tensor_table
 from record.archive_file import is_archive
+from record.blocks import ValidationBlocks
 from record.checkpoints import split_address
-from record.contents import read_probes, read_starts
+from record.contents import read_final_blocks, read_probes, read_starts
 from record.metrics import Log
 from record.run import UNKNOWN, RunFolder
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
 STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
-SCALED = (
-    "η by ‖w‖ of"  # of a branch whose learning rate is scaled (branch.lr_by_norm_of): the λ of the run it is scaled by
-)
+SCALED = "η by ‖w‖ of"  # made here too, of a branch with branch.lr_by_norm_of: the λ of the run that η is scaled by
 SYMBOLS = {LAMBDA: "λ", RATE: "η"}
 SEEDS = "seeds."
 Key = tuple[tuple[str, str], ...]
@@ -126,6 +125,31 @@ class Run:
     def starts(self) -> list[dict[str, Any]]:
         """What the run was computed by, a row a start. A run of an older version has fewer fields."""
         return read_starts(self.file)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the latest start recorded of the data (Manifest.described); empty for a run of an older version."""
+        data = self.starts[-1].get("data") if self.starts else None
+        return data if isinstance(data, dict) else {}
+
+    @cached_property
+    def final_blocks(self) -> ValidationBlocks | None:
+        """The last validation, block by block; None for a run that recorded none."""
+        return read_final_blocks(self.file)
+
+    @property
+    def n_parameters(self) -> int | None:
+        """None where the plan is missing, or damaged."""
+        size = self.plan.get("n_parameters")
+        return size if isinstance(size, int) and size > 0 else None
+
+    @property
+    def tokens_per_parameter(self) -> float | None:
+        """Of the whole run, as planned."""
+        steps, batch = self.fields.get("schedule.steps"), self.fields.get("batch.tokens_per_step")
+        if self.n_parameters is None or not isinstance(steps, int) or not isinstance(batch, int):
+            return None
+        return steps * batch / self.n_parameters
 
 
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.figures import Figure, Line, Panel
+from analysis.figures import SEQUENCE, Figure, Line, Panel
 from analysis.statistics import FINAL, MIDRUN, interval
 
 SIZE, STEPS, SEEDS = 100, 2000, 8
 RATE, NOISE, POWER = 0.003, 3.0, 2.0  # peak η; noise of a gradient; curvatures fall as 1/i^POWER
 WARMUP, FLOOR = 0.05, 0.05  # of the steps; the cosine's end over its peak
 SUMS = (0.0, 0.5, 1.65, 4.95)  # λ·Ση, as in the study of small runs
-COLOURS = ("#440154", "#31688e", "#35b779", "#b5a000")
 
 
 def rates(eta: float, steps: int) -> np.ndarray:
@@ -58,7 +57,7 @@ def mechanism(eta: float = RATE, power: float = POWER) -> tuple[Figure, pd.DataF
     panels = [Panel("step t", "loss", [], ylog=True), Panel("step t", "effective LR η/‖w‖", [], ylog=True)]
     middle = slice(int(STEPS * (MIDRUN - FINAL)), int(STEPS * (MIDRUN + FINAL)))
     rows, base = [], None
-    for sigma, colour in zip(SUMS, COLOURS, strict=True):
+    for sigma, colour in zip(SUMS, SEQUENCE, strict=True):
         losses, norms = simulate(sigma / total, eta, power)
         ends = losses[:, middle].mean(axis=1), losses[:, -int(STEPS * FINAL) :].mean(axis=1)
         base = ends if base is None else base

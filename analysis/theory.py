@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis import sphere
 from analysis.command import Result, show
-from analysis.figures import Figure, Line, Panel
+from analysis.figures import SEQUENCE, Figure, Line, Panel
 from analysis.laws import (
     matched_directions,
     quadratic,
@@ -28,8 +28,6 @@ from analysis.laws import (
 )
 from configs import equilibrium
 from configs.errors import InputError
-
-COLOURS = ("#440154", "#31688e", "#35b779", "#b5a000")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _add(panel: Panel, colour: str, lam: float, predicted: np.ndarray, simulated
 
 def _sgd(checks: list[Check], copies: int) -> Figure:
     panels = [_panel("bias part of the loss"), _panel("variance part of the loss")]
-    for colour, lam in zip(COLOURS, (0.0, 0.1, 0.5), strict=False):
+    for colour, lam in zip(SEQUENCE, (0.0, 0.1, 0.5), strict=False):
         # w starts beyond w*, so that the bias part is seen to fall
         setting = {"eta": 0.05, "lam": lam, "h": 1.0, "s": 1.0, "start": 3.0, "target": 1.0, "steps": 200}
         predicted, simulated = quadratic(**setting), simulate_quadratic(**setting, copies=copies)  # type: ignore[arg-type]
@@ -117,7 +115,7 @@ def _regression(checks: list[Check], copies: int) -> Figure:
     # a spectrum that falls: one large direction, and many small ones
     h = np.arange(1, 11) ** -1.0
     target = np.ones(10)
-    for colour, lam in zip(COLOURS, (0.0, 0.02, 0.1), strict=False):
+    for colour, lam in zip(SEQUENCE, (0.0, 0.02, 0.1), strict=False):
         setting = {"eta": 0.05, "lam": lam, "h": h, "target": target, "s": 1.0, "batch": 4, "steps": 300}
         predicted, simulated = regression(**setting), simulate_regression(**setting, copies=copies // 10)  # type: ignore[arg-type]
         for panel, p, s in zip(panels, predicted, simulated, strict=True):
@@ -132,7 +130,7 @@ def _sign(checks: list[Check], copies: int) -> list[Figure]:
     """Sign descent on both problems, with a signal small beside the noise."""
     one, h = np.ones(1), np.arange(1, 6) ** -1.0
     panels = [[_panel("bias part of the loss"), _panel("variance part of the loss")] for _ in range(2)]
-    for colour, lam in zip(COLOURS, (0.0, 0.1, 0.5), strict=False):
+    for colour, lam in zip(SEQUENCE, (0.0, 0.1, 0.5), strict=False):
         text = f"η 0.01, λ {lam:g}"
         predicted = sign_descent(0.01, lam, one, one, 0.4 * one, 0.2 * one, 400)
         simulated = simulate_quadratic(0.01, lam, 1.0, 1.0, 0.4, 0.2, 400, copies, sign=True)
@@ -205,8 +203,8 @@ def _equilibrium(checks: list[Check]) -> Figure:
     rates = [equilibrium.effective_lr(eta, one * size**0.5, "adam") for one in rms]
     for values, predicted, label in zip(simulated, (rms, rotation, np.array(rates)), labels, strict=True):
         lines = [
-            Line(decays, predicted, "formula", COLOURS[0]),
-            Line(decays, np.array(values), "simulation", COLOURS[1], points=True),
+            Line(decays, predicted, "formula", SEQUENCE[0]),
+            Line(decays, np.array(values), "simulation", SEQUENCE[1], points=True),
         ]
         panels.append(Panel("weight decay λ", label, lines, xlog=True, ylog=True))
     return Figure(

@@ -34,10 +34,9 @@ def _start(run: Run) -> dict[str, Any]:
 
 
 def _data(run: Run) -> str:
-    data = _start(run).get("data")
-    digest = run.fields.get("data.digest")
+    data, digest = run.data, run.fields.get("data.digest")
     # an older version recorded the digest alone
-    if not isinstance(data, dict):
+    if not data:
         return f"digest {str(digest)[:12]}" if digest else ""
     numbers = {name: value for name, value in data.items() if isinstance(value, int)}
     split = "{train_tokens:,} training and {val_tokens:,} validation tokens in {train_documents:,} and {val_documents:,} documents"
@@ -49,17 +48,15 @@ def _data(run: Run) -> str:
 def _model(run: Run) -> str:
     names = ("n_layer", "n_embd", "n_head", "seq_len", "vocab_size")
     layers, width, heads, context, vocabulary = (run.fields.get(f"model.{name}") for name in names)
-    size = run.plan.get("n_parameters")
-    parameters = f", {size:,} parameters" if isinstance(size, int) else ""
+    parameters = f", {run.n_parameters:,} parameters" if run.n_parameters else ""
     return f"{layers} layers of width {width}, {heads} heads, context {context}, vocabulary {vocabulary}{parameters}"
 
 
 def _length(run: Run) -> str:
     steps, batch = run.fields.get("schedule.steps"), run.fields.get("batch.tokens_per_step")
-    size = run.plan.get("n_parameters")
     if not isinstance(steps, int) or not isinstance(batch, int):
         return ""
-    horizon = f", {steps * batch / size:,.3g} tokens per parameter" if isinstance(size, int) and size > 0 else ""
+    horizon = f", {run.tokens_per_parameter:,.3g} tokens per parameter" if run.tokens_per_parameter else ""
     return f"{steps:,} updates of {batch:,} tokens{horizon}"
 
 
@@ -71,7 +68,8 @@ def _rule(run: Run) -> str:
 
 
 def _code(run: Run) -> str:
-    return str(_start(run).get("revision") or "")[:12] + ("+changes" if "+" in str(_start(run).get("revision")) else "")
+    revision, plus, changes = str(_start(run).get("revision") or "").partition("+")
+    return revision[:12] + plus + changes
 
 
 def _machine(run: Run) -> str:
@@ -82,11 +80,9 @@ def _machine(run: Run) -> str:
 
 
 def _versions(run: Run) -> str:
-    packages = _start(run).get("packages")
-    kept = [f"{name} {packages[name]}" for name in ("torch", "deepspeed") if packages.get(name)] if packages else []
-    return (
-        ", ".join([*kept, f"Python {_start(run)['python']}"]) if kept and "python" in _start(run) else ", ".join(kept)
-    )
+    packages, python = _start(run).get("packages") or {}, _start(run).get("python")
+    kept = [f"{name} {packages[name]}" for name in ("torch", "deepspeed") if packages.get(name)]
+    return ", ".join([*kept, *([f"Python {python}"] if python else [])])
 
 
 FACTS: dict[str, Callable[[Run], str]] = {

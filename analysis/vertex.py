@@ -17,9 +17,8 @@ from analysis.statistics import interval
 
 LEAST = 4  # seeds: of three the interval spans a factor of several, and one vertex decides it
 WIDE = 30.0  # λ over a larger factor lie on no one parabola
-WIDE_L2 = (
-    10.0  # of a penalty in the loss less: under Adam its strength follows the gradients' size, which changes with it
-)
+# Of a penalty in the loss less: under Adam its strength follows the gradients' size, which changes with it.
+WIDE_L2 = 10.0
 
 
 @dataclass(frozen=True)

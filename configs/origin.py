@@ -35,9 +35,8 @@ class Origin:
     windows: int  # how far in its order the trunk had read
     experiment: dict[str, Any]  # the trunk's
     data_path: str | None = None  # where the trunk's data lay; None: not known
-    norms: tuple[float, float] | None = (
-        None  # ‖w‖ here and of branch.lr_by_norm_of at the same step; None: not asked for, or not known
-    )
+    # ‖w‖ here and of branch.lr_by_norm_of at the same step; None: not asked for, or not known
+    norms: tuple[float, float] | None = None
     norms_of: str | None = None  # branch.lr_by_norm_of, when they were read
 
     def as_dict(self) -> dict[str, Any]:

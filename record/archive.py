@@ -14,10 +14,10 @@ from pathlib import Path
 from configs.errors import InputError
 from record.archive_file import SUFFIX, Archive, pack
 from record.blocks import read_blocks
+from record.contents import read_probes, read_record
 from record.files import read_object, write_bytes
-from record.metrics import Log, read_log
-from record.run import RunFolder
-from record.shortfall import shortfalls
+from record.metrics import Log
+from record.run import LARGEST, RunFolder
 
 FINISHED = ("done", "diverged")
 
@@ -68,21 +68,21 @@ def read_folder(path: Path, unfinished: bool = False) -> Archive:
     folder = RunFolder(path)
     try:
         config = read_object(folder.config)
-        status = folder.read_status() or {}  # before the rows: a live run writes them first
+        every = config["log"].get("probe_every") if isinstance(config.get("log"), dict) else None
+        record = read_record(path, LARGEST, every)
+        status = record.status
         ended = status.get("state") in FINISHED
         if not ended and not unfinished:
             state = f"{status['state']} at step {status['step']:,} of {status['steps']:,}" if status else "not started"
             raise InputError(f"its run has not ended ({state}); --unfinished archives it as far as it has come")
-        log, probes = read_log(folder.metrics), read_log(folder.probes)
-        every = config["log"].get("probe_every") if isinstance(config.get("log"), dict) else None
-        problems = log.problems + (shortfalls(folder, status, log, every) if status else [])
+        log, probes = record.log, read_probes(path)
         documents = {
             "unfinished": not ended,
             "config": config,
             "given": read_object(folder.given) if folder.given.is_file() else None,
             "experiment": folder.read_experiment(),
             "status": status or None,
-            "plan": folder.read_plan(),
+            "plan": record.plan,
             "starts": folder.read_starts(),
             "norms": folder.read_norms(),
             "val_blocks": read_object(folder.blocks) if read_blocks(folder.blocks) else None,
@@ -97,7 +97,7 @@ def read_folder(path: Path, unfinished: bool = False) -> Archive:
     return Archive(
         path.name,
         documents,
-        Log(log.rows, told(problems), log.superseded, torn=False),
+        Log(log.rows, told(record.problems), log.superseded, torn=False),
         Log(probes.rows, told(probes.problems), probes.superseded, torn=False),
     )
 

@@ -7,10 +7,11 @@ blocks) are functions of their own. Errors are those of the files: OSError, Inpu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from record.archive_file import SUFFIX, is_archive, read_archive
+from record.archive_file import SUFFIX, Archive, is_archive, read_archive
 from record.blocks import ValidationBlocks, parse_blocks, read_blocks
 from record.files import read_object
 from record.metrics import Log, read_log
@@ -36,9 +37,20 @@ class Record:
     problems: list[str]
 
 
+@lru_cache(maxsize=4)
+def _read(place: Path, changed: int, size: int) -> Archive:
+    return read_archive(place)
+
+
+def _archive(place: Path) -> Archive:
+    """An archive, read and hashed once while it stays as it is: several of the readers below are asked in turn."""
+    now = place.stat()
+    return _read(place, now.st_mtime_ns, now.st_size)
+
+
 def read_description(place: Path) -> Description:
     if is_archive(place):
-        documents = read_archive(place).documents
+        documents = _archive(place).documents
         return Description(documents["config"], documents["experiment"] or {})
     folder = RunFolder(place)
     return Description(read_object(folder.config), folder.read_experiment() or {})
@@ -47,7 +59,7 @@ def read_description(place: Path) -> Description:
 def read_record(place: Path, last: int, probe_every: int | None) -> Record:
     """The record of a run of `last` steps, which was to be probed every `probe_every`."""
     if is_archive(place):
-        archive = read_archive(place)
+        archive = _archive(place)
         return Record(archive.documents["status"] or {}, archive.documents["plan"], archive.log, archive.log.problems)
     folder = RunFolder(place)
     status = folder.read_status() or {}  # before the rows: a live run writes them first
@@ -57,13 +69,13 @@ def read_record(place: Path, last: int, probe_every: int | None) -> Record:
 
 
 def read_probes(place: Path, last: int = LARGEST) -> Log:
-    return read_archive(place).probes if is_archive(place) else read_log(RunFolder(place).probes, last)
+    return _archive(place).probes if is_archive(place) else read_log(RunFolder(place).probes, last)
 
 
 def read_starts(place: Path) -> list[dict[str, Any]]:
     """As RunFolder.read_starts."""
     if is_archive(place):
-        starts: list[dict[str, Any]] = read_archive(place).documents["starts"]
+        starts: list[dict[str, Any]] = _archive(place).documents["starts"]
         return starts
     return RunFolder(place).read_starts()
 
@@ -72,7 +84,7 @@ def read_final_blocks(place: Path) -> ValidationBlocks | None:
     """The last validation, block by block; None of a run without."""
     if not is_archive(place):
         return read_blocks(RunFolder(place).blocks)
-    blocks = read_archive(place).documents["val_blocks"]
+    blocks = _archive(place).documents["val_blocks"]
     return None if blocks is None else parse_blocks(blocks, str(place))
 
 

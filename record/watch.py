@@ -16,11 +16,8 @@ from statistics import median
 from typing import Any
 
 WINDOW = 64
-FLOORS = (
-    (WINDOW // 2, 1e-3),
-    (4, 0.1),
-    (1, 0.5),
-)  # with so many recent values their spread is at least this part of the median
+# With so many recent values their spread is at least this part of their median.
+FLOORS = ((WINDOW // 2, 1e-3), (4, 0.1), (1, 0.5))
 KEYS = ("loss", "grad_norm")
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.claims import Claim, corrected, difference_claim, equality_claim, table_of_claims
 from analysis.document_noise import documents_error
 from analysis.hypotheses import count_p_value, detectable, equivalence, holm, p_value, power, seeds_needed
+from analysis.runs import Run
 from analysis.statistics import interval
 from analysis.vertex import best_decay
 from record.blocks import ValidationBlocks, write_blocks
@@ -90,9 +91,12 @@ def test_documents_error(tmp_path: Path) -> None:
         kept = ValidationBlocks(60, 80, windows, in_split, [80] * blocks, {"weights": [float(v) for v in sums]})
         write_blocks(path / "val_blocks.json", kept)
 
+    def again() -> list[tuple[Run, Run]]:  # a run keeps what it has read
+        return [tuple(load(run.path, twin.path)) for run, twin in compared]  # type: ignore[misc]
+
     # a block's difference: 0.02 by its documents, in every seed alike, and 0.001 of each seed's own
     by_block = 0.02 * dice.standard_normal(blocks)
-    compared = []
+    compared: list[tuple[Run, Run]] = []
     for seed in range(6):
         level = 3 + 0.3 * dice.standard_normal(blocks)
         runs = load(*(write_run(tmp_path / f"{name}{seed}", seed=seed, steps=60) for name in "ab"))
@@ -109,13 +113,13 @@ def test_documents_error(tmp_path: Path) -> None:
         level = 3 + 0.3 * np.random.default_rng(seed).standard_normal(blocks)
         record(run.path, 80 * (level + np.repeat(by_block[::2], 2)))
         record(twin.path, 80 * level)
-    assert documents_error(compared) == pytest.approx(by_block[::2].std(ddof=1) / np.sqrt(blocks / 2))
+    assert documents_error(again()) == pytest.approx(by_block[::2].std(ddof=1) / np.sqrt(blocks / 2))
     wider = interval([0.01, 0.011, 0.012]).with_documents(0.003)
     assert wider.high - wider.mean == pytest.approx(np.hypot(4.302653 * 0.001 / np.sqrt(3), 1.959964 * 0.003))
     record(compared[0][1].path, np.full(blocks, 240.0), in_split=windows + 1)
-    assert np.isnan(documents_error(compared)), "other windows"
+    assert np.isnan(documents_error(again())), "other windows"
     (compared[0][1].path / "val_blocks.json").unlink()
-    assert np.isnan(documents_error(compared)), "not recorded"
+    assert np.isnan(documents_error(again())), "not recorded"
 
 
 @pytest.mark.parametrize("seeds", [4, 5])

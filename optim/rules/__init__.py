@@ -51,7 +51,7 @@ class Rule:
 
 
 def _nothing(*_: Any) -> None:
-    pass
+    """The act that a rule leaves out."""
 
 
 def rule_of(config: Optim) -> Rule:
