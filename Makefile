@@ -2,6 +2,7 @@
 # make test         environment and the whole suite
 # make check        lint, types, and the tests that take seconds (also alone: make lint, types, quick-tests)
 # make study-data   the corpora of the study: English (Debian's dict-gcide, unpacked here and not installed), Python's own sources
+# make study-report what docs/study says, from its records: tables and the figure
 # make system-deps  what the system tests need besides Python: SLURM, Chromium, a C++ compiler (root, Debian)
 
 PYTHON ?= python3
@@ -11,7 +12,11 @@ SWEEP := configs/sweeps/quickstart.json
 PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
-.PHONY: quickstart test check lint types quick-tests study-data system-deps
+STUDY := loss_curves bias_variance generalisation effective_lr
+STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
+	effective_lr_table1.csv loss_difference.png
+
+.PHONY: quickstart test check lint types quick-tests study-data study-report system-deps
 
 quickstart: .venv/run
 	$(BIN)/python -m data.prepare --source python-source --vocab-size 1024 --out data/prepared/python-1024
@@ -48,6 +53,10 @@ study-data: .venv/dev $(GCIDE)
 	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --vocab-size 2048 --val-fraction 0.15 --out data/prepared/english-2048
 	$(PREPARE) --source python-source --packages --vocab-size 1024 --val-fraction 0.025 --out data/prepared/packages-1024
 	$(PREPARE) --source python-source --packages --vocab-size 2048 --val-fraction 0.025 --out data/prepared/packages-2048
+
+study-report: .venv/run
+	for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_s24 --out runs/study/s24 || exit 1; done
+	cp $(addprefix runs/study/s24/,$(STUDY_FILES)) docs/study/s24/
 
 # Unpacked and not installed: that needs no root, and the package would bring a dictionary server that starts by itself.
 $(GCIDE):

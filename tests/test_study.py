@@ -1,0 +1,56 @@
+"""What docs/study says: its tables come from its records, and its numbers from its tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.catalogue import CATALOGUE
+from analysis.command import Options, load_runs
+from tests.processes import ROOT
+
+STUDY = ROOT / "docs" / "study"
+TABLES = {"loss_curves": 1, "bias_variance": 2, "generalisation": 1, "effective_lr": 1}
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    """The tables that `make study-report` writes, made anew from the records."""
+    runs, notes = load_runs([str(STUDY / "records" / "study_s24")], Path("runs"))
+    assert len(runs) == 56
+    assert not notes
+    made = {}
+    for name, count in TABLES.items():
+        answer = CATALOGUE[name].load().analyse(runs, Options())
+        kept = [table for table in answer.tables.values() if len(table)][:count]
+        made |= {f"{name}_table{i}": table for i, table in enumerate(kept, 1)}
+    return made
+
+
+def test_tables_come_from_the_records(tables: dict[str, pd.DataFrame]) -> None:
+    """Breaks if a committed table is not what the committed records give, or one is there that nothing makes."""
+    assert sorted(tables) == sorted(path.stem for path in (STUDY / "s24").glob("*.csv"))
+    for name, table in tables.items():
+        kept = pd.read_csv(STUDY / "s24" / f"{name}.csv")
+        pd.testing.assert_frame_equal(kept, table.reset_index(drop=True), check_dtype=False, rtol=1e-6, obj=name)
+
+
+def test_numbers_come_from_the_tables() -> None:
+    """Breaks if the page gives a difference, or an end of an interval, that is in none of its tables."""
+    page = (STUDY / "README.md").read_text().partition("## What ran")[0].replace("−", "-")
+    text = "\n".join(path.read_text() for path in (STUDY / "s24").glob("*.csv"))
+    numbers = re.findall(r"[+±-]\d\.\d{4}", page)
+    assert len(numbers) >= 20
+    for number in numbers:
+        # a column of numbers has neither the sign of a positive one nor zeros at its end
+        assert number in text or str(float(number.lstrip("±"))) in text, number
+    ratios = re.search(r"([\d.]+) to ([\d.]+) of the rotation, ([\d.]+) to ([\d.]+) of the size", page)
+    assert ratios is not None
+    settled = pd.read_csv(STUDY / "s24" / "effective_lr_table1.csv")
+    settled = settled[settled["run"] == "λ = 0.454, η = 0.01"]
+    for (low, high), column in zip((ratios.groups()[:2], ratios.groups()[2:]), ("rotation", "rms"), strict=True):
+        measured = settled[f"{column} measured/predicted"]
+        assert (float(low), float(high)) == (measured.min(), measured.max()), column
