@@ -39,10 +39,10 @@ def test_sweeps_have_seeds_and_baselines(path: Path) -> None:
     trunks = [cell.config for cell in cells(path) if cell.stage == "main"]
     assert any(config.optim.weight_decay == 0 for config in trunks)
     if "tuning" in path.stem:
-        assert {config.seeds.init for config in trunks} == {100}, "the seed of tuning enters no claim"
+        assert min(config.seeds.init for config in trunks) >= 100, "a pilot's seeds enter no claim"
     else:
         assert len({config.seeds.init for config in trunks}) >= 3, "one or two seeds yield no claim"
-        assert 100 not in {config.seeds.init for config in trunks}
+        assert max(config.seeds.init for config in trunks) < 100, "seeds from 100 up belong to pilots"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
