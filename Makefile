@@ -43,7 +43,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 quick-tests: .venv/dev
-	$(BIN)/python -m pytest -q $(PARALLEL) -m "not engine and not gpu"
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not engine and not gpu and not slow"
 
 # The shares are such that every validation split has 2 million tokens and 300 documents: see docs/data.md. The packages come
 # last: what is installed decides what they are, and a folder of other packages is refused.

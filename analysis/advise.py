@@ -99,7 +99,7 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
             f"The power law would give λ = {best:.3g} (N: all {n_parameters(config.model):,} parameters, embeddings included); "
             f"this configuration has {lam:g}."
         )
-    findings += [f"Warning: {text}." for text in cautions(config, summary)]
+    findings += [f"Warning: {text}." for text in cautions(config, summary, plan.groups)]
     if runs:
         findings += _from_runs(config, runs, options, notes)
     table = pd.DataFrame(rows, columns=["what", "value", "source"])

@@ -5,12 +5,13 @@ Nothing here refuses a run: what cannot be right is an error in configs/schema.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from configs.cost import n_parameters
-from configs.groups import decay_groups
+from configs.groups import Group
 from configs.precision import TABLE
 from configs.prepared import DataSummary
 from configs.schema import P1_WIDTH, RunConfig
-from configs.tensors import tensor_table
 
 P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6e-4 over 0.02
 # Below and above these η/init_std is far from there: at 0.25 with a short warm-up seeds lay 0.1 nats apart.
@@ -26,9 +27,9 @@ BF16_ROUNDING = (2.0**-9, 2.0**-8)
 PADDING, PADDING_ROWS = 0.1, 64
 
 
-def cautions(config: RunConfig, data: DataSummary | None) -> tuple[str, ...]:
+def cautions(config: RunConfig, data: DataSummary | None, groups: Mapping[str, Group]) -> tuple[str, ...]:
     """Everything worth a second look before the first step; empty for a configuration without surprises."""
-    return (*_start(config), *_vocabulary(config, data), *_decay(config), *_gains(config))
+    return (*_start(config), *_vocabulary(config, data), *_decay(config, groups), *_gains(config))
 
 
 def _start(config: RunConfig) -> list[str]:
@@ -52,12 +53,12 @@ def _start(config: RunConfig) -> list[str]:
     return []
 
 
-def _decay(config: RunConfig) -> list[str]:
+def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
     """What part of a weight a step takes at the peak of η and λ: nearly all of it, or less than the masters can show."""
     optim, schedule = config.optim, config.optim.decay_schedule
     if optim.decay_rule != "decoupled" and optim.algorithm == "adam":
         return []  # λw is divided by √v there: what it takes of a weight follows from the gradients
-    largest = max(decay for _, decay in decay_groups(tensor_table(config.model), optim).values())
+    largest = max(group.weight_decay for group in groups.values())
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
     # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.

@@ -5,9 +5,10 @@ The optimiser is built from this partition (optim/parameter_groups.py), the plan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 from configs.echo import cut, shown
 from configs.errors import InputError
@@ -48,10 +49,11 @@ def decay_groups(tensors: Mapping[str, TensorSpec], optim: Optim) -> dict[str, t
     patterns = [override.pattern for override in optim.decay_overrides]
     if len(patterns) != len(set(patterns)):
         raise InputError(f"optim.decay_overrides names a pattern twice: {shown(patterns)}")
+    takes = [(pattern, re.compile(translate(pattern)).match) for pattern in patterns]
     groups: dict[str, list[str]] = {name: [] for name in ("decayed", "undecayed", *patterns)}
     for name, tensor in tensors.items():
         by_mask = "decayed" if is_decayed(tensor, optim.decay_mask) else "undecayed"
-        groups[next((pattern for pattern in patterns if fnmatchcase(name, pattern)), by_mask)].append(name)
+        groups[next((pattern for pattern, match in takes if match(name)), by_mask)].append(name)
     # A pattern with a typing error would leave its tensors to the mask, in silence.
     for pattern in patterns:
         if not groups[pattern]:

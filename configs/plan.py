@@ -112,7 +112,7 @@ def make_plan(
         decay_sum=sum_of_decay,
         origin=origin,
         leader=leader,
-        cautions=cautions(config, data) + memory_cautions(config, ranks, micro_batch, device_bytes),
+        cautions=cautions(config, data, groups) + memory_cautions(config, ranks, micro_batch, device_bytes),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.processes import wait
 from tests.ranks import free_port
 
+CORES = os.sched_getaffinity(0)  # read at import, before a worker is bound to one of them
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONF = """\
 ClusterName=test
@@ -128,4 +129,7 @@ def _idle(found: Cluster) -> bool:
 
 def _daemon(command: list[str], env: dict[str, str], root: Path) -> subprocess.Popen[bytes]:
     with open(root / "daemons.log", "ab") as log:
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    # Its jobs take whichever core has time: the core of the worker that waits for them has tests of another worker.
+    os.sched_setaffinity(process.pid, CORES)
+    return process

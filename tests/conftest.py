@@ -33,6 +33,11 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: the tests of SLURM mostly wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # each worker, and all it starts, on a core of its own
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

@@ -22,6 +22,7 @@ from tests.recorded import crossing_runs, write_run
 PLAIN = Options()
 
 
+@pytest.mark.slow
 def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a formula and its simulation part, or a wrong formula would pass."""
     assert main(["theory"]) == 0

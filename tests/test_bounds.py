@@ -107,6 +107,7 @@ def test_lines_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert list(lines(reader, keep_long=False)) == [*rows[:3], None, rows[4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"])
 @pytest.mark.parametrize("newlines", [False, True])
 def test_a_bomb_is_refused(tmp_path: Path, name: str, newlines: bool, capsys: pytest.CaptureFixture[str]) -> None:

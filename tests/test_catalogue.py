@@ -65,6 +65,7 @@ def test_a_module_is_no_command() -> None:
     assert "write `python -m analysis loss_curves …`" in ended.stderr
 
 
+@pytest.mark.slow
 def test_as_a_command(tmp_path: Path) -> None:
     """Breaks if what the tests call in this process does not work as its users call it."""
     write_run(tmp_path / "run", steps=100)

@@ -122,6 +122,7 @@ def test_documents_error(tmp_path: Path) -> None:
     assert np.isnan(documents_error(again())), "not recorded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [4, 5])
 def test_the_best_decay_covers(seeds: int) -> None:
     """Breaks if the interval of the best λ holds the true one in less than 93 % of simulated sweeps: a bootstrap over seeds held

@@ -26,10 +26,8 @@ from data.manifest import Manifest, read_manifest
 from data.prepare import Options, main, prepare
 from data.sources import Source, open_source
 from data.tokenizer import GPT2, SentencePiece, load_tokenizer
-from tests.processes import wait
+from tests.processes import ROOT, wait
 from tests.test_prepare import HARD, copy_texts, folder_bytes, tiny_files
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def texts() -> list[str]:
@@ -54,6 +52,7 @@ def test_compressed_lines(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 def test_hub_dataset_from_a_local_copy(tmp_path: Path) -> None:
     """Breaks if the hub's path through `datasets` reads other documents than the parquet files hold."""
     for index in range(3):
@@ -82,6 +81,7 @@ def test_hub_offline_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_python_packages(tmp_path: Path) -> None:
     """Breaks if --packages does not add the installed packages to the standard library."""
     library, everything = open_source("python-source", None), open_source("python-source", None, packages=True)
@@ -90,6 +90,7 @@ def test_python_packages(tmp_path: Path) -> None:
     assert everything.size > 50 << 20
 
 
+@pytest.mark.slow
 def test_unigram_and_given_models(tmp_path: Path, tiny_data: tuple[Path, Manifest]) -> None:
     """Breaks if another tokenizer is not lossless, or a given model is not used as it is."""
     source = Source.local("text", tiny_files()[:12])
@@ -165,6 +166,7 @@ p.prepare(Source.local("text", files), Path(sys.argv[2]), p.Options(600, 0.1, 0,
 """
 
 
+@pytest.mark.slow
 def test_killed_and_continued(tmp_path: Path) -> None:
     """Breaks if a kill loses finished shards, leaves a manifest over unfinished data, or changes the result."""
     copy_texts(tmp_path / "texts", tiny_files())
@@ -226,6 +228,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_a_bucket(tmp_path: Path) -> None:
     """Breaks if preparation holds the corpus: 27 MB of text in buckets of 1 MB may cost at most 6 MB more than 9 MB do."""
     words = [text.split() for text in texts()]

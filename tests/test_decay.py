@@ -217,6 +217,7 @@ def test_overrides(tiny_config: Callable[..., RunConfig]) -> None:
     assert main_group(plan.groups) == "blocks.1.attn.*", "of the groups that decay"
 
 
+@pytest.mark.slow
 def test_equilibrium_under_noise(tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if AdamW's weights do not settle where 2305.17212 says: RMS √(η/2λ), rotation √(2ηλ(1−β₁)/(1+β₁)) a step."""
     config = tiny_config({"optim": {"lr": 0.01, "weight_decay": 0.5, "betas": [0.9, 0.99]}})

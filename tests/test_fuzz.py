@@ -26,6 +26,7 @@ PATHS = [(section, field) for section, fields in CONFIG.items() if isinstance(fi
 shared_folder = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
+@pytest.mark.slow
 @shared_folder
 @given(place=st.sampled_from(PATHS), value=JSON)
 @example(place=("optim", "lr"), value=7)
@@ -46,6 +47,7 @@ def test_any_json_as_configuration(tmp_path: Path, value: object) -> None:
     assert "config.json" in problem
 
 
+@pytest.mark.slow
 @shared_folder
 @given(text=st.text(max_size=200) | st.binary(max_size=200))
 def test_any_bytes_as_configuration(tmp_path: Path, text: str | bytes) -> None:

@@ -90,6 +90,7 @@ def test_planning_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_weights_are_read_without_deepspeed() -> None:
     """Breaks if reading, evaluating or exporting weights starts to need DeepSpeed, by whatever files in between."""
     names = [f"weights.{path.stem}" for path in sorted((ROOT / "weights").glob("*.py")) if path.stem != "__init__"]

@@ -37,6 +37,7 @@ def test_permutation_of_ten_billion_in_constant_memory() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 150  # χ² with 99 degrees of freedom: 150 has p < 0.001
 
 
+@pytest.mark.slow
 def test_orders_look_random_over_keys() -> None:
     """Breaks if some window is favoured at some place, or neighbours stay neighbours, over many seeds."""
     n, keys = 50, 4000
@@ -73,6 +74,7 @@ def test_every_window_once_per_epoch() -> None:
         order.step_windows(11, 10)
 
 
+@pytest.mark.slow
 def test_every_target_is_predicted_once(
     tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
 ) -> None:

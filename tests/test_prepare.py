@@ -87,6 +87,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_workers(tmp_path: Path) -> None:
     """Breaks if the output depends on scheduling; another seed changes the shuffle, not the split."""
     source = Source.local("text", tiny_files())

@@ -23,7 +23,7 @@ needs_browser = pytest.mark.skipif(
     bool(missing) and "REQUIRE_CHROMIUM" not in os.environ,
     reason=f"no browser here ({', '.join(missing)} not found): `make system-deps` installs it",
 )
-pytestmark = pytest.mark.xdist_group("report")  # one page and one browser for all
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("report")]  # one page and one browser for all
 HOSTILE = "<img src=x onerror=document.hacked=1>"
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import engine.engine
-from configs.cautions import cautions
 from configs.groups import decay_groups
+from configs.plan import make_plan
 from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec, tensor_table
 from data.manifest import Manifest
@@ -188,7 +188,8 @@ def test_gains_under_bfloat16_masters(tiny_data: tuple[Path, Manifest], tiny_con
     for (precision, lr), moved in zip(cases, run_ranks(1, moved_gains, configs, tiny_data[1])[0], strict=True):
         free = precision == "bf16-master"
         assert moved == {"below": free or lr > 2**-9, "above": free or lr > 2**-8}, (precision, lr)
-        said = [text for text in cautions(configs[cases.index((precision, lr))], None) if "gains" in text]
+        config = configs[cases.index((precision, lr))]
+        said = [text for text in make_plan(config, 1, None).cautions if "gains" in text]
         assert bool(said) == (moved != {"below": True, "above": True}), (precision, lr)
 
 

@@ -30,6 +30,7 @@ def tables() -> dict[str, pd.DataFrame]:
     return made
 
 
+@pytest.mark.slow
 def test_tables_come_from_the_records(tables: dict[str, pd.DataFrame]) -> None:
     """Breaks if a committed table is not what the committed records give, or one is there that nothing makes."""
     assert sorted(tables) == sorted(path.stem for path in (STUDY / "s24").glob("*.csv"))

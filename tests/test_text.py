@@ -68,6 +68,7 @@ def test_one_text_file(tmp_path: Path, size: int, capsys: pytest.CaptureFixture[
     assert "prepared already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_text_is_the_same_for_any_workers_and_packing(tmp_path: Path) -> None:
     """Breaks if a text's documents depend on the workers, or on the pieces in which a packed file is read."""
     text = prose(60_000) + b"x" * 3_000_000 + prose(60_000)  # a line of several blocks inside
