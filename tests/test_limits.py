@@ -24,8 +24,8 @@ from configs.sweep import expand
 
 QUICKSTART = json.loads((Path(__file__).parent.parent / "configs" / "quickstart.json").read_text())
 QUICKSTART.pop("$schema")
-# Of any answer. Machines differ threefold and other work shares them: so it is the processor's time, ten times what the longest takes,
-# and still less than what grows with the square of its input.
+# Of any answer. Machines differ threefold and other work shares them: so it is processor time, ten times what the longest answer
+# takes, and still less than what grows with the square of its input.
 CPU_S, LETTERS = 20.0, 1200
 
 
