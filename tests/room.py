@@ -68,7 +68,7 @@ class Room:
             f"{path}:\n{path.read_text()}" for path in [*self.root.glob("slurm/*.log"), *self.root.glob("*/logs/*")]
         )
 
-    def wait(self, slurm: Cluster, jobs: list[str], timeout_s: float = 200) -> None:
+    def wait(self, slurm: Cluster, jobs: list[str], timeout_s: float = 800) -> None:
         deadline = time.monotonic() + timeout_s
         while any(slurm.active(job) for job in jobs):
             assert time.monotonic() < deadline, f"{self.states()}\n{slurm.ask('squeue')}\n{self.logs()}"

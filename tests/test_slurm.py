@@ -22,7 +22,7 @@ from tests.cluster import Cluster
 from tests.processes import losses, processes_with, start, wait
 from tests.room import MIDDLE, SHORT, Room, finals, on_slurm, starts
 
-pytestmark = on_slurm
+pytestmark = [*on_slurm, pytest.mark.timeout(1800)]  # a hang is told late: machines differ, and share their cores
 
 
 def test_array_equals_local(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path, capsys: Any) -> None:
@@ -68,15 +68,14 @@ def test_two_nodes_four_tasks(slurm: Cluster, tiny_config: Callable[..., RunConf
     assert sorted(path.name for path in (first.folder / "logs").iterdir()) == ["rank_0000.log", "rank_0001.log"]
 
 
-@pytest.mark.timeout(900)
 def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
     or runs a cell twice."""
     room = Room(tmp_path, tiny_config(MIDDLE), axes={"seeds.*": [0, 1, 2]})
-    room.set_site(time="1", signal_s=10)
+    room.set_site(time="2", signal_s=10)  # minutes: in one, three runs that start at once on a slow machine come to nothing
     (job,) = room.submit()
     requeued, orphaned, limited = cells = room.cells()
-    wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), timeout_s=120)
+    wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), timeout_s=400)
     (halted,) = (pid for pid, command in processes_with(str(limited.folder)).items() if "train.py" in command)
     os.kill(halted, signal.SIGSTOP)  # so that it is not done before its time is up; SLURM's warning wakes it
     slurm.ask("scontrol", "requeue", f"{job}_0")
@@ -93,7 +92,7 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     assert (orphaned.folder / ".writer.json").read_text() == writer, (
         "the task outlives its slurmd, which finds it again"
     )
-    room.wait(slurm, [job], 300)
+    room.wait(slurm, [job])
     straight = tmp_path / "straight"
     assert submit_command.main([str(room.sweep), "--runs", str(straight), "--local", "--jobs", "2"]) == 0
     assert room.states() == ["done"] * 3, room.logs()
@@ -152,9 +151,9 @@ def test_preemption(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_p
     room.set_site(partition="low", options=["--exclusive", "--nodelist=n1"])
     (job,) = room.submit()
     (cell,) = room.cells()
-    wait(lambda: len(losses(cell.folder)) > 50, timeout_s=90)
+    wait(lambda: len(losses(cell.folder)) > 50, timeout_s=400)
     slurm.ask("sbatch", "--partition=high", "--exclusive", "--nodelist=n1", "--output=/dev/null", "--wrap=sleep 3")
-    room.wait(slurm, [job], 200)
+    room.wait(slurm, [job])
     assert room.states() == ["done"], room.logs()
     assert len(starts(cell)) == 2
     assert "preempted; requeued" in room.logs()
@@ -166,11 +165,11 @@ def test_scancel(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path
     room.set_site(ranks_per_node=2)
     (job,) = room.submit()
     (cell,) = room.cells()
-    wait(lambda: len(losses(cell.folder)) > 20, timeout_s=90)
+    wait(lambda: len(losses(cell.folder)) > 20, timeout_s=400)
     assert room.states() == ["running"]
     slurm.ask("scancel", job)
     wait(lambda: not processes_with(str(room.path)), timeout_s=60)
-    room.wait(slurm, [job], 60)
+    room.wait(slurm, [job])
     assert room.states() == ["preempted"]
     assert RunFolder(cell.folder).read_status()["reason"] == "SIGTERM"  # type: ignore[index]
     time.sleep(2)
