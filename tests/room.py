@@ -20,8 +20,9 @@ from tests.processes import losses
 
 # Where SLURM must be (REQUIRE_SLURM, set by .ci/run), its absence is a failure; elsewhere a skip that says why.
 absent = "" if "REQUIRE_SLURM" in os.environ else why_not()
-on_slurm = [pytest.mark.engine, pytest.mark.xdist_group("slurm")]
-on_slurm += [pytest.mark.skipif(bool(absent), reason=absent), pytest.mark.timeout(1800)]  # machines differ: a hang is told late
+# A hang is told late: machines differ, and share their cores.
+on_slurm = [pytest.mark.engine, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+on_slurm.append(pytest.mark.skipif(bool(absent), reason=absent))
 SHORT: dict[str, Any] = {"schedule": {"steps": 12}, "log": {"every": 1}, "checkpoint": {"every": 4}}
 MIDDLE: dict[str, Any] = {
     "schedule": {"steps": 2000},  # long enough for what a test does in its midst

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from configs.schema import RunConfig
 from record.run import RunFolder
 from slurm import status as status_command
@@ -72,7 +70,8 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
     or runs a cell twice."""
     room = Room(tmp_path, tiny_config(MIDDLE), axes={"seeds.*": [0, 1, 2]})
-    room.set_site(time="2", signal_s=10)  # minutes: in one, three runs that start at once on a slow machine come to nothing
+    # Two minutes: in one, three runs that start at once on a slow machine come to nothing.
+    room.set_site(time="2", signal_s=10)
     (job,) = room.submit()
     requeued, orphaned, limited = cells = room.cells()
     wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), timeout_s=400)
