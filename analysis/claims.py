@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.hypotheses import LEVEL, equivalence, holm, p_value, seeds_needed
+from analysis.hypotheses import INSIDE, LEVEL, equivalence, holm, p_value, seeds_needed
 from analysis.statistics import LEAST_SEEDS, Interval, seed_count
 
 OF_INTEREST = 0.005  # nats: a smaller difference of losses, a quarter of the published gain, is of no interest
+SAME = 0.01  # nats: the margin within which two losses, or gaps, are the same
 UNDECIDED = "undecided: the interval holds zero"
 
 
@@ -54,10 +55,24 @@ class Claim:
         return p_value(self.interval)
 
     @property
+    def number(self) -> str:
+        """The estimate and its interval; of a claim of sameness also the interval that must lie inside the margin."""
+        text = self.interval.text()
+        if self.margin is None or not math.isfinite(self.interval.low):
+            return text
+        return f"{text}, {INSIDE:.0%} interval {self.inside}".replace("%", " %", 1)
+
+    @property
+    def inside(self) -> str:
+        """The 90 % interval, that of two one-sided tests."""
+        half = self.interval.half(INSIDE)
+        return f"[{self.estimate - half:+.4f}, {self.estimate + half:+.4f}]" if math.isfinite(half) else "–"
+
+    @property
     def sentence(self) -> str:
         """All of it in one sentence, as a finding."""
         more = f" {seed_count(self.seeds_needed)} would decide it" if self.seeds_needed else ""
-        parts = [f"{self.name}, {self.endpoint}: {self.interval.text()}: {self.verdict}"]
+        parts = [f"{self.name}, {self.endpoint}: {self.number}: {self.verdict}"]
         parts += [text for text in (more.strip(), self.condition) if text]
         return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
 

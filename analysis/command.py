@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from analysis.claims import Claim
+from analysis.claims import SAME, Claim
 from analysis.draw import save
 from analysis.figures import Figure
 from analysis.reading import load_run
@@ -24,6 +25,7 @@ class Options:
     by: list[str] | None = None  # fields that make a curve; None: all that differ
     tokens: bool = False  # tokens for steps on the x axis
     smoothing: float = SMOOTHING
+    margin: float = SAME  # nats within which two losses, or gaps, are the same
 
     @property
     def xlabel(self) -> str:
@@ -82,13 +84,23 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     )
     parser.add_argument("--x", choices=("steps", "tokens"), default="steps")
     parser.add_argument("--smoothing", type=float, default=SMOOTHING, help="running mean, as a fraction of a run")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=SAME,
+        help=f"nats within which two losses, or gaps, are the same; default {SAME:g}",
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
     if not 0 <= args.smoothing <= 0.5:
         raise InputError(f"--smoothing {args.smoothing:g} is no fraction of a run; try 0.02, at most 0.5")
+    if not 0 < args.margin < math.inf:
+        raise InputError(
+            f"--margin {args.margin:g} is no difference of losses in nats above zero; the plan's is {SAME:g}"
+        )
     by = [name.strip() for name in args.by.split(",")] if args.by else None
-    return Options(by, args.x == "tokens", args.smoothing)
+    return Options(by, args.x == "tokens", args.smoothing, args.margin)
 
 
 def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:

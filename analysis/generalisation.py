@@ -19,8 +19,6 @@ from analysis.pairing import Group, baseline_of, by_seed, pairs
 from analysis.runs import Run
 from analysis.statistics import final, interval, smooth
 
-SAME = 0.01  # nats, declared: gaps whose difference lies within are the same
-
 
 def analyse(runs: list[Run], options: Options) -> Result:
     begun = grouped(trunks_of(runs), options)
@@ -39,7 +37,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
                 name = f"{group.name} minus {base.name}"
-                claims.append(equality_claim(name, "generalisation gap at the end", change, SAME))
+                claims.append(equality_claim(name, "generalisation gap at the end", change, options.margin))
                 row["verdict"] = claims[-1].verdict
         rows.append(row)
     measured = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]

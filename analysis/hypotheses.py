@@ -15,6 +15,7 @@ from analysis.statistics import LEAST_SEEDS, Interval
 
 LEVEL = 0.05
 POWER = 0.8
+INSIDE = 0.9  # confidence of the interval that lies inside the margin: two one-sided tests at 5 % each
 MOST_SEEDS = 1000  # a claim that needs more is out of reach
 SMALLEST = 1e-300  # of a p value
 
@@ -40,7 +41,7 @@ def p_value(difference: Interval) -> float:
 def equivalence(difference: Interval, margin: float) -> str:
     """Two one-sided tests at 5 % (Schuirmann 1987): the same if the 90 % interval lies inside ± margin, else `differs` if the 95 %
     interval excludes zero, else `undecided`."""
-    half = difference.half(0.9)
+    half = difference.half(INSIDE)
     # A small difference that is certain and inside the margin is what "the same within" says.
     if math.isfinite(half) and abs(difference.mean) + half < margin:
         return f"the same within ±{margin:g}"
@@ -62,6 +63,11 @@ def count_p_value(one: int, of_one: int, other: int, of_other: int) -> float:
     """Fisher's exact test, two-sided, of two counts: so many runs of so many, for example diverged ones."""
     table = [[one, of_one - one], [other, of_other - other]]
     return float(stats.fisher_exact(table).pvalue)
+
+
+def least_count_p_value(runs: int, others: int) -> float:
+    """The smallest p value that counts of so many runs can have: that of all against none."""
+    return min(count_p_value(runs, runs, 0, others), count_p_value(0, runs, others, others))
 
 
 def power(deviation: float, difference: float, seeds: int, documents: float = 0.0) -> float:

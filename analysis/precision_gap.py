@@ -1,19 +1,24 @@
-"""float32 against the other precisions at each λ: loss, divergence, spikes, norms.
+"""float32 against the other precisions at each λ: parity of the losses, divergence, spikes, norms.
 
     python -m analysis precision configs/sweeps/small_wd_precision.json --out runs/precision
 
+That a precision ends where float32 ends is a claim of its own: the same within --margin (0.01 nats), differs, or undecided.
 A run has diverged from the first step on from which its smoothed loss (the median of 64 updates) stays a margin above its running
-minimum to the end: numerics.divergence_margin, or half a nat. A run that ended `diverged` has as well.
+minimum to the end: numerics.divergence_margin, or half a nat. A run that ended `diverged` has as well. How many runs diverged is
+compared with float32 by Fisher's exact test, two-sided, setting by setting: runs of other settings with the same seeds are no
+further samples.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
+from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, divergence, every_loss, paired_final, twins
+from analysis.compare import TRAIN, VALIDATION, divergence, every_loss, is_ended, paired_final, twins
 from analysis.figures import Figure, Line, Panel, Style, after_the_start
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
+from analysis.hypotheses import LEVEL, count_p_value, least_count_p_value
 from analysis.pairing import Group, pairs
 from analysis.runs import LAMBDA, PRECISION, RATE, Run
 from analysis.statistics import smooth
@@ -31,11 +36,16 @@ def analyse(runs: list[Run], options: Options) -> Result:
     for name, rows in cells[diverged].groupby("group", sort=False):
         steps = ", ".join(f"{step:,.0f}" for step in rows["diverged at"])
         findings.append(f"{name}: {len(rows)} of {int((cells['group'] == name).sum())}, at step {steps}.")
-    gaps = [row for group in groups if (row := _gap(group, groups)) is not None]
-    for row in gaps:
-        findings.append(
-            f"{row['run']} minus float32, training loss at step {row['step']}: {row['gap']}: {row['verdict']}."
-        )
+    counts = [row for group in groups if (row := _counts(group, groups)) is not None]
+    findings += [_count_sentence(row) for row in counts if row["diverged"] or row["diverged in float32"]]
+    claims: list[Claim] = []
+    gaps: list[dict[str, object]] = []
+    for group in groups:
+        # float32 itself, or a group that has no float32 runs, has no row
+        if (base := _float32(group, groups)) is not None:
+            told, compared = _gaps(group, base, options)
+            claims, gaps = claims + told, gaps + compared
+    findings += [claim.sentence for claim in claims]
     # every panel: means of sound runs, and each diverged run by itself
     losses = _lines(groups, looks, options, _losses)
     panels = [
@@ -51,8 +61,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
     figure = Figure(
         "precision", "Means over seeds; runs that diverged each for itself.", [p for p in panels if p.lines]
     )
-    tables = {"Loss gap to float32": pd.DataFrame(gaps), "Runs": cells.drop(columns="group")}
-    return Result("precision", "Precision", findings, [figure], tables, notes)
+    tables = {
+        "Loss gap to float32": pd.DataFrame(gaps),
+        "Diverged runs against float32": pd.DataFrame(counts),
+        "Runs": cells.drop(columns="group"),
+    }
+    return Result("precision", "Precision", findings, [figure], tables, notes, claims)
 
 
 def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
@@ -91,26 +105,59 @@ def _against_float32(groups: list[Group]) -> list[tuple[Run, Run]]:
     return [pair for group in groups if (base := _float32(group, groups)) for pair in pairs(group, base)]
 
 
-def _gap(group: Group, groups: list[Group]) -> dict[str, object] | None:
+def _gaps(group: Group, base: Group, options: Options) -> tuple[list[Claim], list[dict[str, object]]]:
+    """Losses at the end, training and validation: the claim of parity of each, and a row with the difference's own verdict."""
+    claims: list[Claim] = []
+    rows: list[dict[str, object]] = []
+    for column, kind in ((TRAIN, "training"), (VALIDATION, "validation")):
+        paired = paired_final(group, base, column)
+        row: dict[str, object] = {"run": group.name, "loss": kind, "step": paired.place}
+        # all diverged, or no seeds in common: a row that says so, and no number
+        if not paired.interval.n:
+            rows.append(row | {"gap": "–", "verdict": "no pair of sound runs with the same seeds"})
+            continue
+        name, place = f"{group.name} minus float32", f"{kind} loss at step {paired.place}"
+        claims.append(equality_claim(name, place, paired.interval, options.margin, refused=paired.refused))
+        row |= {"gap": paired.interval.text(), "verdict": paired.verdict("lower", "higher")}
+        # "undecided" of the difference is never parity: that has an interval of its own
+        rows.append(row | {"90 % interval": claims[-1].inside, "parity": claims[-1].verdict})
+    return claims, rows
+
+
+def _outcomes(group: Group) -> dict[str, bool]:
+    """Seeds → whether a run of theirs diverged, of the runs that are over: a run still on its way has not survived yet."""
+    outcomes: dict[str, bool] = {}
+    for run in group.runs:
+        lost = divergence(run) is not None
+        # copies of a run are one sample
+        if lost or is_ended(run):
+            outcomes[run.seeds] = outcomes.get(run.seeds, False) or lost
+    return outcomes
+
+
+def _counts(group: Group, groups: list[Group]) -> dict[str, object] | None:
+    """Diverged runs beside those of float32 at the same setting, with Fisher's p; None where there is nothing to compare."""
     base = _float32(group, groups)
-    # float32 itself, or a group that has no float32 runs
-    if base is None:
+    if base is None or not (mine := _outcomes(group)) or not (theirs := _outcomes(base)):
         return None
-    paired = paired_final(group, base, TRAIN)
-    # all diverged, or no seeds in common: a row that says so, and no number
-    if not paired.interval.n:
-        return {
-            "run": group.name,
-            "step": paired.place,
-            "gap": "–",
-            "verdict": "no pair of sound runs with the same seeds",
-        }
-    return {
-        "run": group.name,
-        "step": paired.place,
-        "gap": paired.interval.text(),
-        "verdict": paired.verdict("lower", "higher"),
-    }
+    row: dict[str, object] = {"run": group.name, "diverged": sum(mine.values()), "runs": len(mine)}
+    row |= {"diverged in float32": sum(theirs.values()), "runs in float32": len(theirs)}
+    p = count_p_value(sum(mine.values()), len(mine), sum(theirs.values()), len(theirs))
+    # what no outcome could show is said before what this one shows
+    if least_count_p_value(len(mine), len(theirs)) >= LEVEL:
+        verdict = f"cannot reach {LEVEL:g} with {len(mine)} and {len(theirs)} runs"
+    elif p < LEVEL:
+        verdict = "more often" if sum(mine.values()) / len(mine) > sum(theirs.values()) / len(theirs) else "less often"
+    else:
+        verdict = "undecided"
+    return row | {"p (Fisher)": float(f"{p:.3g}"), "verdict": verdict}
+
+
+def _count_sentence(row: dict[str, object]) -> str:
+    return (
+        f"{row['run']}: {row['diverged']} of {row['runs']} runs diverged, {row['diverged in float32']} of "
+        f"{row['runs in float32']} in float32: Fisher's exact p = {row['p (Fisher)']:.2g}: {row['verdict']} (exploratory)."
+    )
 
 
 def _losses(run: Run) -> pd.Series:

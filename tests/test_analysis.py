@@ -133,7 +133,8 @@ def test_precision(tmp_path: Path) -> None:
     cells = result.tables["Runs"].set_index("run")
     assert 700 < cells.loc["b10.0", "diverged at"] < 740
     assert cells["diverged at"].notna().sum() == 1
-    gaps = result.tables["Loss gap to float32"].set_index("run")["gap"]
+    table = result.tables["Loss gap to float32"]
+    gaps = table[table["loss"] == "training"].set_index("run")["gap"]
     assert gaps["λ = 0, precision = bf16-mixed"] == "+0.0020 (1 seed)"
     assert gaps["λ = 0.1, precision = bf16-mixed"] == "+0.0020 (2 seeds)"
 
