@@ -173,7 +173,10 @@ class Optim(Section):
 
 
 class Match(Section):
-    """Match another run's effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖."""
+    """Match another run's effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖.
+
+    A run with λ > 0 decays by η′_t·λ_t: the factor is on η, and so on the decay.
+    """
 
     reference: str = setting(
         ...,

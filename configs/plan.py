@@ -10,10 +10,10 @@ from configs import cost
 from configs.cadence import most_at_once
 from configs.cautions import cautions
 from configs.errors import InputError
-from configs.groups import Group, main_group, sized_groups
+from configs.groups import Group, decay_groups, main_group, sized_groups
 from configs.identity import experiment, run_id
 from configs.micro_batch import choose_micro_batch, memory_cautions
-from configs.origin import Leader, Origin, first_window, planned_factors
+from configs.origin import Leader, Origin, factors_by_tensor, first_window, planned_factors
 from configs.precision import TABLE
 from configs.prepared import DataSummary, check_prepared
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
@@ -84,7 +84,7 @@ def make_plan(
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
     rates = lr_of_updates(config)
-    _check_decay(config, rates, max(group.weight_decay for group in groups.values()))
+    _check_decay(config, rates, factors_by_tensor(config, leader, origin))
     sum_of_lr, sum_of_decay = _sums(config, planned_factors(config, leader, origin), groups[main_group(groups)], rates)
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     return Plan(
@@ -145,18 +145,30 @@ def _check_noise_scale(config: RunConfig, micro_batch: int) -> None:
         )
 
 
-def _check_decay(config: RunConfig, rates: array[float], largest: float) -> None:
-    """InputError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero."""
+def _check_decay(config: RunConfig, rates: array[float], factors: dict[str, list[float]]) -> None:
+    """InputError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero.
+
+    `factors` on η by tensor, or under "" for all (configs/origin.py): the η that decays is the one that steps. A run in closed
+    loop has none before it runs, and is judged by η alone.
+    """
     if config.optim.decay_rule == "l2_loss" and TABLE[config.precision].accumulation == "bfloat16":
         raise InputError(
             f"optim.decay_rule l2_loss under precision {config.precision}: 2λw would be added to a bfloat16 gradient, and is "
             "rounded away where it is below 1/512 of it; use decay_rule l2_coupled with twice the λ (added in float32, after "
             "clipping), or precision bf16-master, whose gradients are summed in float32"
         )
+    groups = decay_groups(tensor_table(config.model), config.optim).values()
+    largest = max(weight_decay for _, weight_decay in groups)
     if config.optim.decay_rule != "decoupled" or largest == 0:
         return
-    peak = peak_decay(config, rates)
-    if peak * largest >= 1:
+    # Where tensors have rates of their own, each has its own λ too.
+    decays = {name: weight_decay for names, weight_decay in groups for name in names} | {"": largest}
+    peaks = {name: peak_decay(config, rates, taken) for name, taken in (factors or {"": []}).items()}
+    name = max(peaks, key=lambda name: peaks[name] * decays[name])
+    peak, weight_decay = peaks[name], decays[name]
+    if peak * weight_decay >= 1:
+        what = f"a learning rate of {name} that reaches" if name else "a learning rate that reaches"
+        factor = " with the factor on it (schedule.match, branch.lr_by_norm_of)" if factors else ""
         raise InputError(
-            f"λ = {largest:g} at a learning rate that reaches {peak:g}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
+            f"λ = {weight_decay:g} at {what} {peak:g}{factor}: 1 − η·λ would not stay above zero; λ below {1 / peak:g}"
         )

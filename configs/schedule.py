@@ -93,12 +93,16 @@ def lr_of_updates(config: RunConfig) -> array[float]:
     return array("d", (peak * curve(t) for t in range(config.schedule.steps)))
 
 
-def peak_decay(config: RunConfig, rates: array[float]) -> float:
-    """The largest η_t times its factor on λ (optim.decay_schedule); `rates` from lr_of_updates."""
+def peak_decay(config: RunConfig, rates: array[float], factors: list[float] | None = None) -> float:
+    """The largest η_t times its factor on λ (optim.decay_schedule); `rates` from lr_of_updates.
+
+    `factors` on η, one an update (schedule.match, branch.lr_by_norm_of): a matched run decays by η′_t·λ_t.
+    """
+    taken: Iterable[float] = map(operator.mul, rates, factors) if factors else rates
     if config.optim.decay_schedule is None:
-        return max(rates)
+        return max(taken)
     factor = _decay_curve(config)
-    return max(rate * factor(t) for t, rate in enumerate(rates))
+    return max(rate * factor(t) for t, rate in enumerate(taken))
 
 
 def decay_at(config: RunConfig, t: int, weight_decay: float | None = None) -> float:

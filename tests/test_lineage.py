@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from configs.origin import Leader, Origin, planned_origin
 from configs.plan import make_plan
 from configs.prepared import DataSummary
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from configs.windows import windows_read
 from record.checkpoints import parse_address, split_address
 from record.lineage import find_leader, find_origin
@@ -78,6 +80,37 @@ def test_leader(tmp_path: Path) -> None:
     folder.norms.write_text(folder.norms.read_text().replace('"reference": {', '"norms": {'))
     with pytest.raises(InputError, match="no run folder to match"):
         find_leader(config, folder.path)
+
+
+def test_decay_of_a_matched_run() -> None:
+    """Breaks if a plan judges the decay of a matched run, or of a branch with a factor on its η, by η where the run will decay by
+    η′; or judges tensors with rates of their own by their mean, or by another tensor's λ."""
+    strong, match = {"optim": {"weight_decay": 5.0}}, {"reference": "leader", "own": "own"}
+    by_model = config_of(TRUNK, strong, {"schedule": {"match": match}})
+    by_tensor = config_of(TRUNK, strong, {"schedule": {"match": {**match, "scope": "tensor"}}})
+    n, matrix, gain = by_model.schedule.steps, "blocks.0.mlp.fc.weight", "blocks.0.ln_1.weight"
+    ones = {name: [1.0] * n for name in tensor_table(by_model.model)}
+    for decay, refused in ((0.9, False), (1.1, True)):
+        factors = [decay / (by_model.optim.lr * 5.0)] * n
+        for config, leader in (
+            (by_model, Leader("d", {"": [1.0] * n}, {"": factors})),
+            (by_tensor, Leader("d", ones, {**ones, matrix: factors})),
+        ):
+            if refused:
+                with pytest.raises(InputError, match=r"with the factor on it.*would not stay above zero"):
+                    make_plan(config, 1, None, leader=leader)
+            else:
+                make_plan(config, 1, None, leader=leader)
+        make_plan(by_tensor, 1, None, leader=Leader("d", ones, {**ones, gain: factors}))  # gains do not decay
+    # in closed loop the norms are not known before: a plan can judge η alone
+    assert make_plan(by_model, 1, None, leader=Leader("d", {"": [1e-9] * n}, None)).decay_sum is None
+    branch = config_of(BRANCH, strong, {"branch": {"origin": f"{TRUNK}@20"}})
+    origin = find_origin(branch, None)
+    assert origin is not None
+    make_plan(branch, 1, None, origin)
+    scaled = config_of(BRANCH, strong, {"branch": {"origin": f"{TRUNK}@20", "lr_by_norm_of": "run"}})
+    with pytest.raises(InputError, match="with the factor on it"):
+        make_plan(scaled, 1, None, replace(origin, norms=(1.0, branch.optim.lr), norms_of="run"))
 
 
 def test_records() -> None:
