@@ -60,9 +60,9 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
     adamw = config.optim.algorithm == "adam" and config.optim.decay_rule == "decoupled"
     if config.optim.decay_rule != "decoupled":
         notes.append(
-            f"decay_rule {config.optim.decay_rule!r}: time scales and laws below are of decoupled decay, and do not apply"
+            f"decay_rule {config.optim.decay_rule!r}: time scales, equilibria and laws are of decoupled decay, and are left out"
         )
-    if lam > 0:
+    if lam > 0 and config.optim.decay_rule == "decoupled":
         tau = 1 / (eta * lam)
         passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
         epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
@@ -81,15 +81,12 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
             rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
             if tau > steps:
                 findings.append(f"τ is longer than the run: λ = {lam:g} never brings the weights to their equilibrium.")
-    else:
+    elif lam == 0:
         findings.append(
             "λ = 0: no time scale, no equilibrium; norms grow, and the effective learning rate falls with them."
         )
     if total is not None:
-        rows.append(("Ση, Σηλ over the run", f"{total:.4g}, {decay_sum(config, steps):.4g}", "the schedule"))
-        sums = paper(P1)["decay_sums"]["sums"]
-        same = ", ".join(f"{target / total:.3g} (as its {decay})" for decay, target in sums.items())
-        rows.append(("λ with the λ·Ση of the published runs", same, "P1, 2310.04415: 124M parameters, 3.3 B tokens"))
+        rows += _sums(config, total)
     if adamw:
         fraction, best = power_law(config)
         ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
@@ -104,6 +101,23 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         findings += _from_runs(config, runs, options, notes)
     table = pd.DataFrame(rows, columns=["what", "value", "source"])
     return Result("advise", f"λ for {config.name}", findings, [], {"Known beforehand": table}, notes)
+
+
+def _sums(config: RunConfig, total: float) -> list[tuple[str, str, str]]:
+    """Rows on `total`, the run's Ση, and on what it makes of λ: nothing where Σηλ is no number of e-folds."""
+    optim = config.optim
+    carried = equilibrium.e_folds(1.0, optim.decay_rule, optim.algorithm, optim.momentum)
+    if carried is None:
+        why = equilibrium.why_no_e_folds(optim.decay_rule, optim.algorithm)
+        return [("Ση over the run", f"{total:.4g} (no λ·Ση: {why})", "the schedule")]
+    # 1 for decoupled decay, 1/(1 − μ) where momentum carries it on
+    name, folds = "Σηλ" if carried == 1.0 else "Σηλ/(1 − μ)", decay_sum(config, config.schedule.steps) * carried
+    sums = paper(P1)["decay_sums"]["sums"]
+    same = ", ".join(f"{target / total / carried:.3g} (as its {decay})" for decay, target in sums.items())
+    return [
+        (f"Ση, {name} over the run", f"{total:.4g}, {folds:.4g}", "the schedule"),
+        ("λ with the λ·Ση of the published runs", same, "P1, 2310.04415: 124M parameters, 3.3 B tokens"),
+    ]
 
 
 def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list[str]) -> list[str]:

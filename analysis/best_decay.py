@@ -19,6 +19,7 @@ from analysis.landscape import heat_maps
 from analysis.pairing import Group, by_seed, group_runs
 from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
 from analysis.seeds import disagreements
+from analysis.settled import e_folds_of, notes_on_e_folds
 from analysis.statistics import LEAST_SEEDS, final, interval, seed_count
 from analysis.vertex import best_decay
 
@@ -30,7 +31,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     # a branch or a matched run has no λ of its own over a whole run
     alone = [run for run in runs if run.origin is None and run.reference is None]
     trunks = group_runs(alone, options.by)[0] if alone else []
-    notes += unlike_kernels(twins(trunks))
+    notes += unlike_kernels(twins(trunks)) + notes_on_e_folds(runs)
     # one kind of loss for all: the two are of other tokens, and differ by a constant
     evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
     name = "validation" if evaluated else "training"
@@ -61,10 +62,10 @@ def _row(group: Group, run: Run) -> dict[str, object]:
     row: dict[str, object] = {field_name(field): told.pop(field) for field in (LAMBDA, RATE) if field in told}
     row["seeds"] = run.seeds
     # losses come before a run's state and its long name: of a wide table only the first columns are seen
-    validation, decay_sum = run.column(VALIDATION), run.column("optim/decay_sum")
+    validation, folds = run.column(VALIDATION), e_folds_of(run)
     row["training loss"] = round(final(run.column(TRAIN)), 4)
     row["validation loss"] = round(float(validation.iloc[-1]), 4) if len(validation) else None
-    row["Σηλ"] = round(float(decay_sum.iloc[-1]), 4) if len(decay_sum) else None
+    row["Σηλ"] = round(folds, 4) if folds is not None else None
     row |= {field_name(field): value for field, value in told.items()}
     row |= {"state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
     row["diverged at"] = divergence(run)

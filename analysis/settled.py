@@ -13,6 +13,7 @@ from analysis.compare import sound
 from analysis.grouped import probed
 from analysis.pairing import Group
 from analysis.runs import Run
+from configs.equilibrium import e_folds, why_no_e_folds
 
 ARRIVED = 3.0  # e-folds: e^-3 = 5 % of the way is left
 LATE = 0.1  # the equilibrium is read off this last fraction of the probes
@@ -26,7 +27,7 @@ def equilibrium(groups: list[Group], kinds: list[str]) -> tuple[pd.DataFrame, li
         # a group without decay, or of another rule than AdamW's, has no prediction
         if not ratios:
             continue
-        seen = e_folds(group)
+        seen = seen_by(group)
         if seen > ARRIVED:
             rows += [{"run": group.name, "Σηλ": round(seen, 3), **row} for row in ratios]
         else:
@@ -38,10 +39,40 @@ def equilibrium(groups: list[Group], kinds: list[str]) -> tuple[pd.DataFrame, li
     return table, findings
 
 
-def e_folds(group: Group) -> float:
-    """Σηλ that the group's sound runs have seen: the mean over them; 0 where none has recorded it."""
-    sums = [run.column("optim/decay_sum") for run in sound(group)]
-    return float(np.mean([one.iloc[-1] for one in sums if len(one)] or [0.0]))
+def seen_by(group: Group) -> float:
+    """E-folds of decay that the group's sound runs have seen: the mean over them; 0 where none has recorded any."""
+    return float(np.mean([folds for run in sound(group) if (folds := e_folds_of(run)) is not None] or [0.0]))
+
+
+def e_folds_of(run: Run) -> float | None:
+    """E-folds of decay that a run has seen; None where it recorded no sum, or its sum is no such number."""
+    total = run.column("optim/decay_sum")
+    return e_folds(float(total.iloc[-1]), *_rule(run)) if len(total) else None
+
+
+def notes_on_e_folds(runs: list[Run]) -> list[str]:
+    """Where a column of e-folds has another number than Σηλ, or none: once for each reason."""
+    notes: dict[str, int] = {}
+    for run in runs:
+        rule, algorithm, momentum = _rule(run)
+        folds = e_folds(1.0, rule, algorithm, momentum)
+        if folds is None and run.decay:
+            text = f"no Σηλ is given: {why_no_e_folds(rule, algorithm)}, and a sum of ηλ says nothing of how much weights decay"
+        elif folds is not None and folds != 1.0 and run.decay:
+            text = (
+                f"Σηλ is divided by 1 − μ, μ = {momentum:g}: the momentum carries on what {rule} adds to the gradient"
+            )
+        else:
+            continue
+        notes[text] = notes.get(text, 0) + 1
+    return [f"{count} runs: {text}" for text, count in notes.items()]
+
+
+def _rule(run: Run) -> tuple[str, str, float]:
+    # a run of an older version may lack a field: then it was the default of all versions
+    rule, algorithm = run.fields.get("optim.decay_rule"), run.fields.get("optim.algorithm")
+    momentum = run.fields.get("optim.momentum")
+    return str(rule or "decoupled"), str(algorithm or "adam"), 0.9 if momentum is None else float(momentum)
 
 
 def predicted(run: Run, quantity: str, kind: str) -> pd.Series:

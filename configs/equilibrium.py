@@ -16,6 +16,25 @@ def effective_lr(lr: float, norm: float, algorithm: str) -> float:
     return lr / norm ** LR_POWERS[algorithm] if norm else math.inf
 
 
+def e_folds(decay_sum: float, rule: str, algorithm: str, momentum: float) -> float | None:
+    """How many e-folds of decay `decay_sum` (Σηλ, optim/decay_sum) is worth; None where it is no such number.
+
+    Decoupled decay multiplies weights by 1 − ηλ: Σηλ itself. Added to SGD's gradient, λw is carried on by the momentum μ:
+    Σηλ/(1 − μ). Adam divides an added λw by √v, and l2_loss adds it before clipping: what either takes of a weight follows
+    from the gradients.
+    """
+    if rule == "decoupled" or decay_sum == 0:
+        return decay_sum
+    return decay_sum / (1 - momentum) if rule == "l2_coupled" and algorithm == "sgd" else None
+
+
+def why_no_e_folds(rule: str, algorithm: str) -> str:
+    """The reason for e_folds' None, in words."""
+    return f"under {rule} λw is part of the gradient, " + (
+        "which Adam divides by √v" if algorithm == "adam" else "and is clipped with it"
+    )
+
+
 def rms(lr: float, weight_decay: float) -> float:
     """Root mean square of weights that AdamW moves under noise alone: √(η/2λ), for ηλ ≪ 1 − β₁ (2305.17212)."""
     return math.sqrt(lr / (2 * weight_decay))

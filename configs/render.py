@@ -9,6 +9,7 @@ from pathlib import PurePath
 from configs import cost
 from configs.cost import GIB
 from configs.echo import cut
+from configs.equilibrium import e_folds, why_no_e_folds
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
@@ -57,7 +58,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
         *([("matched to", _matched(config))] if config.schedule.match else []),
         ("Ση", _known(plan.lr_sum)),
-        ("Σηλ", _known(plan.decay_sum)),
+        _decay(config, plan),
         *(("warning", text) for text in plan.cautions),
     ]
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
@@ -90,6 +91,18 @@ def _scaled(config: RunConfig, plan: Plan) -> str:
 
 def _known(value: float | None) -> str:
     return "follows from the run: its live norms set the learning rate" if value is None else f"{value:.6g}"
+
+
+def _decay(config: RunConfig, plan: Plan) -> tuple[str, str]:
+    """How much decay the run has, where a number can say it."""
+    optim, total = config.optim, plan.decay_sum
+    # the sum may not be known yet; whether it will be a number of e-folds is
+    folds = e_folds(1.0 if total is None else total, optim.decay_rule, optim.algorithm, optim.momentum)
+    if folds is None:
+        return "decay", f"no number of e-folds: {why_no_e_folds(optim.decay_rule, optim.algorithm)}"
+    if total is None or folds == total:
+        return "Σηλ", _known(total)
+    return "Σηλ/(1 − μ)", f"{folds:.6g}: the momentum {optim.momentum:g} carries the decay on"
 
 
 def _matched(config: RunConfig) -> str:

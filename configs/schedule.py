@@ -127,7 +127,7 @@ def decay_sum(
     weight_decay: float | None = None,
     rates: array[float] | None = None,
 ) -> float:
-    """Ση_tλ_t over the first `updates` updates: how many e-folds of decay the weights have seen.
+    """Ση_tλ_t over the first `updates` updates. How many e-folds of decay that is depends on the rule (configs/equilibrium.py).
 
     `weight_decay`: the λ meant, where it is not optim.weight_decay (configs/groups.main_group). `rates` as of lr_sum.
     """

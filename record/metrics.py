@@ -4,7 +4,8 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
 
     train/loss            mean cross-entropy over the update's global tokens, before the update (nats)
     optim/lr              learning rate, read back from the optimiser
-    optim/decay_sum       Σηλ up to and including this update
+    optim/decay_sum       Σηλ up to and including this update; of decoupled decay the e-folds that weights have seen, of other
+                          rules what configs/equilibrium.e_folds makes of it, or no measure at all
     optim/grad_norm       global gradient norm before clipping
     weights/norm          ‖w‖₂ of all trainable tensors after the update, tied weights once
     weights/norm_decayed  the same over the tensors that decay
