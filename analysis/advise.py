@@ -15,8 +15,9 @@ import math
 import pandas as pd
 
 from analysis import best_decay
+from analysis.claims import survival
 from analysis.command import Options, Result, add_runs, load_runs, options_of, show
-from analysis.compare import TRAIN, paired_final
+from analysis.compare import TRAIN, lost, paired_final
 from analysis.pairing import baseline_of, group_runs
 from analysis.published import P1, paper
 from analysis.runs import LAMBDA, Run
@@ -141,7 +142,8 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
         base = baseline_of(group, groups)
         paired = paired_final(group, base, TRAIN)
         if group is not base and paired.interval.n:
-            text = f"training loss at step {paired.place}: {paired.interval.text()}: {paired.verdict()}."
+            gone = f" ({condition})" if (condition := survival(lost(group, base))) else ""
+            text = f"training loss at step {paired.place}: {paired.interval.text()}: {paired.verdict()}{gone}."
             findings.append(f"{name}: {group.name} minus {base.name}, {text}")
     # an optimum needs several λ
     if LAMBDA in groups[0].fields:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.claims import Lost, survival
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, divergence, ended, loss_of, twins, unlike_kernels
+from analysis.compare import TRAIN, VALIDATION, divergence, ended, has_diverged, loss_of, twins, unlike_kernels
 from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
 from analysis.pairing import Group, by_seed, group_runs
@@ -133,6 +134,11 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
         f"{f'{rest}: over' if rest else 'Over'} the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
         f"{shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
     )
+    # a seed that diverged at one λ is left out at all of them
+    gone = survival(
+        [Lost(f"λ = {group.decay:g}", sum(map(has_diverged, group.runs)), len(group.runs)) for group in members]
+    )
+    sentence += f" ({gone})" if gone else ""
     fit = best_decay(table, str(members[0].runs[0].fields.get("optim.decay_rule", "decoupled")))
     if fit is None:
         return [sentence + "; a parabola needs three λ above zero."], []
@@ -143,6 +149,7 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
         "at an end": fit.at_end,
         "no interval": fit.why,
     }
+    row |= {"condition": gone} if gone else {}
     return [f"{sentence}; the parabola's minimum is at λ = {fit.text()}."], [row]
 
 

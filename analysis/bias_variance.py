@@ -10,22 +10,23 @@ the estimate that costs nothing. Losses are validation losses: fixed tokens, and
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import pandas as pd
 
 from analysis.best_decay import place_of
-from analysis.claims import Claim, difference_claim, table_of_claims, too_few
+from analysis.cheap_branch import of_averages
+from analysis.claims import Claim, difference_claim, table_of_claims
 from analysis.command import Options, Result
-from analysis.compare import VALIDATION, is_ended, one_a_seed, reached, sound, twins
+from analysis.compare import VALIDATION, has_diverged, is_ended, lost, one_a_seed, reached, sound, twins
 from analysis.effective_lr import effective_lr
 from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_together, shade
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import comparable, curves, published_line
 from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
-from analysis.statistics import LEAST_SEEDS, Interval, interval
+from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
 PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
@@ -48,12 +49,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
-    claims = _claims(groups, table)
+    claims = _claims(groups, table, branches)
     # of many comparisons those that are decided are told in sentences, all of them in a table
     findings = [claim.sentence for claim in claims if claim.decided]
     if claims:
         findings.append(f"{len(findings)} of {len(claims)} comparisons of checkpoints decided (table: Verdicts).")
-    findings += _cheap(table)
+    findings += of_averages(table)
     tables = {"Checkpoints": summary, "Verdicts": table_of_claims(claims)}
     return Result(
         "bias_variance", "Bias and variance of the loss", findings, figures, tables, notes + begun.notes, claims
@@ -256,7 +257,17 @@ def _paired(rows: pd.DataFrame, base: pd.DataFrame, step: int, part: str) -> Int
     return interval(list((ours - theirs).dropna()))
 
 
-def _claims(groups: list[Group], table: pd.DataFrame) -> list[Claim]:
+def _lost_by(branches: dict[tuple[str, int], Run], step: int) -> Callable[[Run], bool]:
+    """Whether a trunk, or its branch from this step, diverged: then the checkpoint is in no comparison."""
+
+    def is_lost(trunk: Run) -> bool:
+        branch = branches.get((str(trunk.path), step))
+        return has_diverged(trunk) or (branch is not None and has_diverged(branch))
+
+    return is_lost
+
+
+def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, int], Run]) -> list[Claim]:
     """Mid-run and at the last checkpoint, against the smallest λ."""
     claims = []
     for group in groups:
@@ -267,34 +278,12 @@ def _claims(groups: list[Group], table: pd.DataFrame) -> list[Claim]:
             continue
         # mid-run the order is the other one: both are told
         for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
+            gone = lost(group, base, _lost_by(branches, step))
             for part in ("loss", "branch", "variance"):
                 if (value := _paired(rows, reference, step, part)).n:
                     name, endpoint = (
                         f"{group.name} minus {base.name}",
                         f"{PARTS[part]} at the checkpoint of step {step:,}",
                     )
-                    claims.append(difference_claim(name, endpoint, value, ("lower", "higher")))
+                    claims.append(difference_claim(name, endpoint, value, ("lower", "higher"), lost=gone))
     return claims
-
-
-def _cheap(table: pd.DataFrame) -> list[str]:
-    """How much of the variance part the average of the weights removes, a seed's checkpoints together."""
-    averaged = table.dropna(subset=["ema"])
-    if averaged.empty:
-        return []
-    # sums before the ratio: a checkpoint with next to no variance part has a ratio without meaning
-    sums = averaged.assign(removed=averaged["loss"] - averaged["ema"]).groupby("seeds")[["removed", "variance"]].sum()
-    whole = interval(list(sums["variance"]))
-    gap = interval(list((averaged["ema"] - averaged["branch"]).groupby(averaged["seeds"]).mean()))
-    lies = f"its loss lies {gap.text()} nats from theirs.{'' if gap.n >= LEAST_SEEDS else f' {too_few(gap.n).capitalize()}.'}"
-    # a share of nothing is no share: the whole must be told from zero first
-    if not whole.low > 0:
-        return [
-            "What share of the variance part the average of the weights removes is not said: summed over the checkpoints of a "
-            f"seed that part is {whole.text()}, not told from zero; {lies}"
-        ]
-    share = interval(list(sums["removed"] / sums["variance"]))
-    return [
-        f"The average of the weights removes {share.text(2)} of the variance part that branches remove (all checkpoints of a seed "
-        f"together); {lies}"
-    ]

@@ -21,13 +21,29 @@ UNDECIDED = "undecided: the interval holds zero"
 
 
 @dataclass(frozen=True)
+class Lost:
+    """Of one side of a comparison: how many of its `runs` diverged, and are left out with their twins."""
+
+    side: str
+    diverged: int
+    runs: int
+
+
+def survival(sides: Sequence[Lost]) -> str:
+    """The condition under which a comparison holds that leaves diverged runs out; empty where none diverged."""
+    gone = [f"{side.diverged} of {side.runs} at {side.side}" for side in sides if side.diverged]
+    return f"conditional on survival: {' and '.join(gone)} diverged" if gone else ""
+
+
+@dataclass(frozen=True)
 class Claim:
     """`name`: what is compared. `endpoint`: of which measurement, where. `primary`: its endpoint was named beforehand.
 
     `interval`: the estimate with its bounds and `n` seeds. `verdict`: in a few words. `decided`: the verdict says something, and
     not that more is needed. `seeds_needed`: seeds in all that would decide a difference as large as this one, four times of
-    five; None where it is decided, or no number would. `condition`: what it holds under, for example without diverged runs.
-    `margin`: of a claim that two are the same; None for one that they differ. `after`: more words, as where curves cross.
+    five; None where it is decided, or no number would. `condition`: what it holds under. `lost`: the diverged runs of either side,
+    which are left out, and so a condition too. `margin`: of a claim that two are the same; None for one that they differ.
+    `after`: more words, as where curves cross.
     """
 
     name: str
@@ -40,6 +56,12 @@ class Claim:
     condition: str = ""
     margin: float | None = None
     after: str = ""
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def conditions(self) -> str:
+        """All that it holds under."""
+        return "; ".join(text for text in (self.condition, survival(self.lost)) if text)
 
     @property
     def kind(self) -> str:
@@ -73,7 +95,7 @@ class Claim:
         """All of it in one sentence, as a finding."""
         more = f" {seed_count(self.seeds_needed)} would decide it" if self.seeds_needed else ""
         parts = [f"{self.name}, {self.endpoint}: {self.number}: {self.verdict}"]
-        parts += [text for text in (more.strip(), self.condition) if text]
+        parts += [text for text in (more.strip(), self.conditions) if text]
         return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
 
     def row(self) -> dict[str, object]:
@@ -89,7 +111,7 @@ class Claim:
             "documents' standard error": _rounded(self.interval.documents),
             "verdict": self.verdict,
             "seeds needed": self.seeds_needed,
-            "condition": self.condition,
+            "condition": self.conditions,
         }
 
 
@@ -106,6 +128,7 @@ def difference_claim(
     primary: bool = False,
     refused: str = "",
     condition: str = "",
+    lost: Sequence[Lost] = (),
 ) -> Claim:
     """The declared rule for a difference: `words` are what below and above zero are called.
 
@@ -121,16 +144,23 @@ def difference_claim(
         if not decided and equivalence(difference, OF_INTEREST).startswith("the same"):
             decided, verdict = True, f"no difference of interest: within ±{OF_INTEREST:g}"
     needed = None if decided or refused else _needed(difference)
-    return Claim(name, endpoint, primary, difference, verdict, decided, needed, condition)
+    return Claim(name, endpoint, primary, difference, verdict, decided, needed, condition, lost=tuple(lost))
 
 
 def equality_claim(
-    name: str, endpoint: str, difference: Interval, margin: float, *, refused: str = "", condition: str = ""
+    name: str,
+    endpoint: str,
+    difference: Interval,
+    margin: float,
+    *,
+    refused: str = "",
+    condition: str = "",
+    lost: Sequence[Lost] = (),
 ) -> Claim:
     """The declared rule for "the same": the 90 % interval inside ± margin."""
     verdict = refused or (too_few(difference.n) if difference.n < LEAST_SEEDS else equivalence(difference, margin))
     decided = not refused and difference.n >= LEAST_SEEDS and verdict != "undecided"
-    return Claim(name, endpoint, False, difference, verdict, decided, None, condition, margin)
+    return Claim(name, endpoint, False, difference, verdict, decided, None, condition, margin, lost=tuple(lost))
 
 
 def _needed(difference: Interval) -> int | None:
@@ -147,16 +177,22 @@ def too_few(seeds: int) -> str:
     return "one seed: no claim" if seeds == 1 else f"{seed_count(seeds)}: too few for a claim ({LEAST_SEEDS} at least)"
 
 
-def corrected(claims: Sequence[Claim]) -> list[Claim]:
-    """Holm over the primary claims: one that does not hold after it is undecided. The others stay as they are."""
+def corrected(claims: Sequence[Claim], absent: int = 0) -> list[Claim]:
+    """Holm over the primary claims: one that does not hold after it is undecided. The others stay as they are.
+
+    A primary claim without a p value, because its seeds are too few, is a member of the family as well, and so are `absent` ones
+    that have no pair of runs at all: else a lost run would make the claim about another λ easier.
+    """
     # Sameness within a margin is no test of zero, and is not corrected.
-    tested = [i for i, claim in enumerate(claims) if claim.primary and math.isfinite(claim.p)]
-    adjusted = dict(zip(tested, holm([claims[i].p for i in tested]), strict=True))
+    tested = [i for i, claim in enumerate(claims) if claim.primary and claim.margin is None]
+    # what was to be tested and cannot be counts as a test that shows nothing
+    p_values = [p if math.isfinite(p := claims[i].p) else 1.0 for i in tested] + [1.0] * absent
+    adjusted = dict(zip(tested, holm(p_values), strict=False))
     result = []
     for i, claim in enumerate(claims):
         p = adjusted.get(i, math.nan)
         if claim.decided and claim.interval.excludes_zero and claim.margin is None and p >= LEVEL:
-            verdict = f"undecided after Holm's correction over {len(tested)} comparisons (p = {p:.2g})"
+            verdict = f"undecided after Holm's correction over {len(p_values)} comparisons (p = {p:.2g})"
             claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=_needed(claim.interval))
         result.append(claim)
     return result

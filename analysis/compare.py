@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import pandas as pd
 
-from analysis.claims import too_few
+from analysis.claims import Lost, too_few
 from analysis.document_noise import documents_error
 from analysis.pairing import Group, baseline_of, pairs
 from analysis.runs import Run
@@ -40,6 +40,20 @@ def divergence(run: Run) -> int | None:
 def sound(group: Group) -> list[Run]:
     """The group's runs that did not diverge: an interval over others says nothing."""
     return [run for run in group.runs if divergence(run) is None]
+
+
+def has_diverged(run: Run) -> bool:
+    return divergence(run) is not None
+
+
+def lost(group: Group, base: Group, is_lost: Callable[[Run], bool] = has_diverged) -> tuple[Lost, ...]:
+    """Of either side's runs that have a twin: how many diverged, and are left out of every paired difference, twin and all."""
+    # a run that has no twin would be in no difference either way
+    compared = pairs(group, base)
+    sides = [(group, {run for run, _ in compared}), (base, {twin for _, twin in compared})]
+    return tuple(
+        Lost(side.name, gone, len(runs)) for side, runs in sides if (gone := sum(is_lost(run) for run in runs))
+    )
 
 
 def is_ended(run: Run) -> bool:

@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from analysis.claims import Lost, survival
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, divergence, is_ended, sound, twins
+from analysis.compare import TRAIN, divergence, has_diverged, is_ended, sound, twins
 from analysis.figures import Figure, Line, Panel, Style, line
 from analysis.grouped import Read, grouped, mean_line, probed, trunks_of
 from analysis.pairing import Group, by_seed
@@ -160,6 +161,7 @@ def _matched(
         if ends[MATCHED]:
             texts = [f"{title} {interval(by_seed(losses).values()).text()}" for title, losses in ends.items() if losses]
             claim = "" if len(by_seed(ends[MATCHED])) > 1 else " One seed: no claim."
+            claim += f" {gone[0].upper()}{gone[1:]}." if (gone := _survival(group, runs)) else ""
             findings.append(f"{group.name}, minus its reference's final training loss: {'; '.join(texts)} nats.{claim}")
     panels = [
         Panel(options.xlabel, RATE_LABEL, rates, ylog=True),
@@ -173,6 +175,13 @@ def _matched(
     ]
     caption = "Runs without decay that follow a decayed run's effective learning rate; the first seed of each."
     return [Figure("matched", caption, panels)] if rows else [], rows, findings
+
+
+def _survival(group: Group, runs: list[Run]) -> str:
+    """What the distance to the references is conditional on, where matched runs or references diverged."""
+    laid = [(run, leader) for run in group.runs if run.reference and (leader := find_run(run.reference, runs))]
+    sides = ((group.name, {run for run, _ in laid}), ("its references", {leader for _, leader in laid}))
+    return survival([Lost(name, sum(map(has_diverged, members)), len(members)) for name, members in sides])
 
 
 def _kept_rate(run: Run, reference: Run) -> dict[str, object]:

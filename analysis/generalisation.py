@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, ended
+from analysis.compare import TRAIN, VALIDATION, ended, lost
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed, pairs
@@ -37,8 +37,10 @@ def analyse(runs: list[Run], options: Options) -> Result:
             if change.n:
                 row[f"minus that of λ = {base.decay:g}"] = change.text()
                 name = f"{group.name} minus {base.name}"
-                claims.append(equality_claim(name, "generalisation gap at the end", change, options.margin))
-                row["verdict"] = claims[-1].verdict
+                endpoint = "generalisation gap at the end"
+                claims.append(equality_claim(name, endpoint, change, options.margin, lost=lost(group, base)))
+                row |= {"verdict": claims[-1].verdict, "90 % interval": claims[-1].inside}
+                row |= {"condition": claims[-1].conditions} if claims[-1].conditions else {}
         rows.append(row)
     measured = [value for group in groups for run in ended(group) if np.isfinite(value := gap(run))]
     findings = []
@@ -47,6 +49,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
             f"Validation minus training loss at the end: {min(measured):+.4f} to {max(measured):+.4f} nats over "
             f"{len(measured)} runs (other tokens, so a constant offset is the tokens' own)."
         )
+    # the verdict is a claim of its own, with the interval that it is made of
+    findings += [claim.sentence for claim in claims]
     # equality is the diagonal: a point above it overfits
     panel = Panel("training loss (nats per token)", "validation loss (nats per token)", lines, diagonal=True)
     caption = "Every evaluation of every run, but for the first fifth; the grey line is equality."

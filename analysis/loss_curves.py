@@ -22,6 +22,7 @@ from analysis.compare import (
     common_step,
     differences,
     divergence,
+    lost,
     one_a_seed,
     paired_final,
     paired_midrun,
@@ -60,7 +61,10 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if any(group is not base for group, base in compared):
         figures.append(_differences(compared, looks, options))
     # Holm's correction is over all groups: what holds of one alone may not hold of the largest of many
-    claims = corrected([claim for group, base in compared for claim in _claims(group, base, options)])
+    told_of = [_claims(group, base, options) for group, base in compared if group is not base]
+    # a λ that has no pair of runs left was to be tested too
+    absent = sum(not any(claim.primary for claim in told) for told in told_of)
+    claims = corrected([claim for told in told_of for claim in told], absent)
     findings = list(cautions)
     for group, base in compared:
         told = [claim for claim in claims if claim.name == _name(group, base)]
@@ -145,6 +149,9 @@ def _row_of(claims: list[Claim]) -> dict[str, object]:
             row[f"{name} difference"] = claim.interval.text()
             if claim.after:
                 row[f"{name} crossing"] = claim.after.removeprefix(BELOW).removesuffix(" on.")
+    # a column only where runs diverged: of all others there is no condition
+    if conditions := list(dict.fromkeys(claim.conditions for claim in claims if claim.conditions)):
+        row["condition"] = "; ".join(conditions)
     return row
 
 
@@ -168,9 +175,7 @@ def _left_out(group: Group, base: Group, told: list[Claim]) -> list[str]:
 
 def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
     """Of training and validation loss: mid-run, and the end with the place of the crossing, if the end is decided."""
-    if group is base:
-        return []
-    claims, name = [], _name(group, base)
+    claims, name, gone = [], _name(group, base), lost(group, base)
     # λ helps or harms; of other fields a loss is lower or higher
     words = ("helps", "harms") if LAMBDA in group.fields else ("lower", "higher")
     for column, kind in ((TRAIN, "training"), (VALIDATION, "validation")):
@@ -179,7 +184,10 @@ def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
             continue
         if (middle := paired_midrun(group, base, column)) is not None:
             place = f"{kind} loss{MID}, step {middle.place}"
-            claims.append(difference_claim(name, place, middle.interval, ("lower", "higher"), refused=middle.refused))
+            words_of_loss = ("lower", "higher")
+            claims.append(
+                difference_claim(name, place, middle.interval, words_of_loss, refused=middle.refused, lost=gone)
+            )
         end = difference_claim(
             name,
             f"{kind} loss at step {paired.place}",
@@ -187,6 +195,7 @@ def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
             words,
             primary=column == VALIDATION,
             refused=paired.refused,
+            lost=gone,
         )
         # A crossing is a claim about the end: without the end's there is none.
         curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, divergence, every_loss, is_ended, paired_final, twins
+from analysis.compare import TRAIN, VALIDATION, divergence, every_loss, is_ended, lost, paired_final, twins
 from analysis.figures import Figure, Line, Panel, Style, after_the_start
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
 from analysis.hypotheses import LEVEL, count_p_value, least_count_p_value
@@ -117,10 +117,13 @@ def _gaps(group: Group, base: Group, options: Options) -> tuple[list[Claim], lis
             rows.append(row | {"gap": "–", "verdict": "no pair of sound runs with the same seeds"})
             continue
         name, place = f"{group.name} minus float32", f"{kind} loss at step {paired.place}"
-        claims.append(equality_claim(name, place, paired.interval, options.margin, refused=paired.refused))
+        claims.append(
+            equality_claim(name, place, paired.interval, options.margin, refused=paired.refused, lost=lost(group, base))
+        )
         row |= {"gap": paired.interval.text(), "verdict": paired.verdict("lower", "higher")}
         # "undecided" of the difference is never parity: that has an interval of its own
-        rows.append(row | {"90 % interval": claims[-1].inside, "parity": claims[-1].verdict})
+        row |= {"90 % interval": claims[-1].inside, "parity": claims[-1].verdict}
+        rows.append(row | ({"condition": claims[-1].conditions} if claims[-1].conditions else {}))
     return claims, rows
 
 
@@ -128,10 +131,10 @@ def _outcomes(group: Group) -> dict[str, bool]:
     """Seeds → whether a run of theirs diverged, of the runs that are over: a run still on its way has not survived yet."""
     outcomes: dict[str, bool] = {}
     for run in group.runs:
-        lost = divergence(run) is not None
+        gone = divergence(run) is not None
         # copies of a run are one sample
-        if lost or is_ended(run):
-            outcomes[run.seeds] = outcomes.get(run.seeds, False) or lost
+        if gone or is_ended(run):
+            outcomes[run.seeds] = outcomes.get(run.seeds, False) or gone
     return outcomes
 
 
