@@ -3,8 +3,8 @@
     python -m analysis sweep configs/sweeps/small_wd_precision.json --out runs/sweep
 
 The best λ is the minimum of a parabola through the losses of λ > 0 in log λ; its interval is Student's t of the seeds' own
-minima (analysis/vertex.py). λ = 0 has no logarithm and stands apart. Losses are validation losses where all runs have one,
-else final training losses.
+minima (analysis/vertex.py). λ = 0 has no logarithm and stands apart. All runs are judged by one loss, the validation over the
+whole split at the end where all have it (analysis/endpoint.py).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import pandas as pd
 
 from analysis.claims import Lost, survival
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, divergence, ended, has_diverged, loss_of, twins, unlike_kernels
+from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged, twins, unlike_kernels
+from analysis.endpoint import Endpoint, endpoint_of
 from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
-from analysis.pairing import Group, by_seed, group_runs
+from analysis.pairing import Group, group_runs
 from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
 from analysis.seeds import disagreements
 from analysis.settled import e_folds_of, notes_on_e_folds
-from analysis.statistics import LEAST_SEEDS, final, interval, seed_count
+from analysis.statistics import LEAST_SEEDS, final, seed_count
 from analysis.vertex import best_decay
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
@@ -33,9 +34,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
     alone = [run for run in runs if run.origin is None and run.reference is None]
     trunks = group_runs(alone, options.by)[0] if alone else []
     notes += unlike_kernels(twins(trunks)) + notes_on_e_folds(runs)
-    # one kind of loss for all: the two are of other tokens, and differ by a constant
-    evaluated = all(len(run.column(VALIDATION).loc[1:]) for group in trunks for run in ended(group))
-    name = "validation" if evaluated else "training"
+    # one kind of loss for all: others are of other tokens, and differ by more than λ does
+    endpoint = endpoint_of(trunks)
+    notes.append(endpoint.note)
     # every run is in the table, also those that no figure shows
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
     cautions = disagreements(trunks)
@@ -44,16 +45,16 @@ def analyse(runs: list[Run], options: Options) -> Result:
     decays = sorted({group.decay for group in trunks})
     positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
-        lines += _lines(rest, members, i, evaluated, positive)
-        sentence, fit = _best(rest, members, evaluated, name)
+        lines += _lines(rest, members, i, endpoint, positive)
+        sentence, fit = _best(rest, members, endpoint)
         findings += sentence
         fits += fit
     figures = []
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
-        panel = Panel("weight decay λ", f"{name} loss at the end (nats)", lines, xlog=True, ticks=ticks)
+        panel = Panel("weight decay λ", f"{endpoint.words} (nats)", lines, xlog=True, ticks=ticks)
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
-    figures += heat_maps(trunks, evaluated, name)
+    figures += heat_maps(trunks, endpoint)
     tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
     return Result("sweep", "Sweep", findings, figures, tables, notes, cautions=cautions)
 
@@ -66,6 +67,9 @@ def _row(group: Group, run: Run) -> dict[str, object]:
     validation, folds = run.column(VALIDATION), e_folds_of(run)
     row["training loss"] = round(final(run.column(TRAIN)), 4)
     row["validation loss"] = round(float(validation.iloc[-1]), 4) if len(validation) else None
+    # a column only where there is something in it
+    if len(whole := run.column(WHOLE)):
+        row["final validation loss"] = round(float(whole.iloc[-1]), 4)
     row["Σηλ"] = round(folds, 4) if folds is not None else None
     row |= {field_name(field): value for field, value in told.items()}
     row |= {"state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
@@ -83,8 +87,8 @@ def _families(groups: list[Group]) -> dict[str, list[Group]]:
     return families
 
 
-def _lines(rest: str, members: list[Group], index: int, evaluated: bool, positive: list[float]) -> list[Line]:
-    values = [(place_of(g.decay, positive), bar(list(seed_losses(g, evaluated).values()))) for g in members]
+def _lines(rest: str, members: list[Group], index: int, endpoint: Endpoint, positive: list[float]) -> list[Line]:
+    values = [(place_of(g.decay, positive), bar(list(endpoint.seed_losses(g).values()))) for g in members]
     # a λ of which no run has ended has no point
     values = [(place, value) for place, value in values if value.n]
     if not values or not positive:
@@ -115,8 +119,8 @@ def place_of(decay: float, positive: list[float]) -> float:
     return decay or min(positive, default=1.0) / 4
 
 
-def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[list[str], list[dict[str, object]]]:
-    losses = {group.decay: seed_losses(group, evaluated) for group in members}
+def _best(rest: str, members: list[Group], endpoint: Endpoint) -> tuple[list[str], list[dict[str, object]]]:
+    losses, cells = {g.decay: endpoint.seed_losses(g) for g in members}, {g.decay: g for g in members}
     table = pd.DataFrame({decay: pd.Series(row) for decay, row in losses.items() if row})
     # seeds that every λ has: else a lucky seed would choose the λ
     shared = table.dropna()
@@ -127,12 +131,13 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
     if len(shared) < LEAST_SEEDS:
         claim = " (no claim)"
     else:
-        gaps = {decay: interval(shared[decay] - shared[lowest]) for decay in shared if decay != lowest}
+        seeds = set(shared.index)
+        gaps = {d: endpoint.difference(cells[d], cells[lowest], seeds) for d in shared if d != lowest}
         alike = [f"{decay:g}" for decay, gap in gaps.items() if not gap.low > 0]
         claim = f", and of λ = {', '.join(alike)} it cannot be told that they are higher" if alike else ""
     sentence = (
-        f"{f'{rest}: over' if rest else 'Over'} the {seed_count(len(shared))} that every λ has, the lowest mean {name} loss is "
-        f"{shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
+        f"{f'{rest}: over' if rest else 'Over'} the {seed_count(len(shared))} that every λ has, the lowest mean "
+        f"{endpoint.words} is {shared[lowest].mean():.4f} at λ = {lowest:g}{claim}"
     )
     # a seed that diverged at one λ is left out at all of them
     gone = survival(
@@ -151,8 +156,3 @@ def _best(rest: str, members: list[Group], evaluated: bool, name: str) -> tuple[
     }
     row |= {"condition": gone} if gone else {}
     return [f"{sentence}; the parabola's minimum is at λ = {fit.text()}."], [row]
-
-
-def seed_losses(group: Group, evaluated: bool) -> dict[str, float]:
-    """Seeds → loss at the end, of the runs that ended."""
-    return by_seed([(run, loss_of(run, evaluated)) for run in ended(group)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pandas as pd
@@ -17,6 +18,7 @@ from record.run import UNKNOWN
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
 WHOLE = "val/final_loss"  # at the end, over the windows of eval.final_tokens
+WINDOWS = {VALIDATION: "eval.tokens", WHOLE: "eval.final_tokens"}  # which windows a column is of
 # Columns of starts.jsonl that change how bfloat16 rounds: each is a factor of its own in a study of precision
 # (2510.04212 of the attention kernel, pytorch/pytorch#168126 of compiled blocks).
 FACTORS = {"attention": "the attention kernel", "compiled": "whether blocks were compiled"}
@@ -70,6 +72,17 @@ def loss_of(run: Run, evaluated: bool) -> float:
     return float(run.column(VALIDATION).iloc[-1]) if evaluated else final(run.column(TRAIN))
 
 
+def same_windows(runs: Iterable[Run], column: str) -> bool:
+    """Whether a validation column of these runs is over as many windows, so over the same ones on the same data."""
+    return len({json.dumps(run.fields.get(WINDOWS[column])) for run in runs}) < 2
+
+
+def over(run: Run, column: str) -> str:
+    """What a validation column of a run is over, in words."""
+    whole = run.fields.get(WINDOWS[column]) == "all"
+    return "over the whole split" if whole else f"over {WINDOWS[column]}"
+
+
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:
     """`column` of each run minus that of its twin in `base`, after step 0, at the steps that both have; one curve a seed."""
     # a diverged run has no twin: its difference is that of the divergence
@@ -101,13 +114,16 @@ def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
 @dataclass(frozen=True)
 class Paired:
     """A difference over seeds at step `upto` of `steps`, from the curves that have come so far. `untold`: runs among them of
-    whose end nothing is known, because their status is damaged."""
+    whose end nothing is known, because their status is damaged. `over`: what the interval is over where the curves are of other
+    windows; `unused`: why it is not, though some runs have it."""
 
     interval: Interval
     upto: int
     steps: int
     curves: list[pd.Series]
     untold: list[str]
+    over: str = ""
+    unused: str = ""
 
     @property
     def place(self) -> str:
@@ -142,22 +158,31 @@ def paired_final(group: Group, base: Group, column: str) -> Paired:
     curves = [curve for _, curve in far]
     steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0)
     ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
-    if column == VALIDATION and curves and upto >= steps:
-        ends = _over_whole_split(group, base, {run.seeds for run, _ in far}, upto) or ends
     # a run whose status is damaged may be another than it seems: its end makes no claim
     untold = sorted({run.path.name for pair in pairs(group, base) for run in pair if run.state == UNKNOWN})
-    return Paired(ends, upto, steps, curves, untold)
+    paired = Paired(ends, upto, steps, curves, untold)
+    if column == VALIDATION and curves and upto >= steps:
+        return _over_final_windows(group, base, {run.seeds for run, _ in far}, paired)
+    return paired
 
 
-def _over_whole_split(group: Group, base: Group, seeds: set[str], step: int) -> Interval | None:
-    """The difference at the end over the windows of eval.final_tokens, with the documents' error; None where a seed lacks it."""
-    curves = [(run, c) for run, c in differences(group, base, WHOLE) if run.seeds in seeds and c.index[-1] == step]
-    # one run without them would be compared over other windows
-    if len(curves) < len(seeds):
-        return None
+def _over_final_windows(group: Group, base: Group, seeds: set[str], paired: Paired) -> Paired:
+    """The same difference over the windows of eval.final_tokens, with the documents' error, if every run of it has them; else as
+    it is, with the reason."""
     kept = {id(run) for g in (group, base) for run in sound(g)}
     used = [(a, b) for a, b in pairs(group, base) if a.seeds in seeds and {id(a), id(b)} <= kept]
-    return interval([float(curve.iloc[-1]) for _, curve in curves]).with_documents(documents_error(used))
+    runs = list(dict.fromkeys(run for pair in used for run in pair))
+    curves = [
+        (run, c) for run, c in differences(group, base, WHOLE) if run.seeds in seeds and c.index[-1] == paired.upto
+    ]
+    having = sum(bool(len(run.column(WHOLE))) for run in runs)
+    # one run without them would be compared over other windows
+    if having < len(runs) or len(curves) < len(seeds):
+        return replace(paired, unused=f"{having} of {len(runs)} runs have {WHOLE}" if having else "")
+    if not same_windows(runs, WHOLE):
+        return replace(paired, unused=f"the runs have {WHOLE} over unlike windows")
+    ends = interval([float(curve.iloc[-1]) for _, curve in curves]).with_documents(documents_error(used))
+    return replace(paired, interval=ends, over=over(runs[0], WHOLE))
 
 
 def twins(groups: list[Group]) -> list[tuple[Run, Run]]:

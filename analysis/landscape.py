@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.compare import divergence, ended, loss_of
+from analysis.compare import divergence
+from analysis.endpoint import Endpoint
 from analysis.figures import Figure, Panel
 from analysis.grid import NOISES, Heat
-from analysis.pairing import Group, by_seed
+from analysis.pairing import Group
 from analysis.runs import LAMBDA, RATE, label
-from analysis.statistics import LEAST_SEEDS, interval
+from analysis.statistics import LEAST_SEEDS
 
 
-def heat_maps(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
+def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
     """One panel a combination of all fields but η and λ; no figure where neither varies with the other."""
     by_rest: dict[str, list[Group]] = {}
     for group in groups:
@@ -25,7 +26,7 @@ def heat_maps(groups: list[Group], evaluated: bool, name: str) -> list[Figure]:
         # a single row or column is the figure of λ alone
         if len(decays) < 2 or len(rates) < 2:
             continue
-        heat = _heat(members, decays, rates, evaluated, name)
+        heat = _heat(members, decays, rates, endpoint)
         if np.isfinite(heat.z).any():
             panels.append(Panel("learning rate η", "weight decay λ", title=rest, heat=heat))
     return [Figure("heat", _caption(panels), panels)]
@@ -35,18 +36,19 @@ def _rate(group: Group) -> float:
     return float(group.runs[0].fields[RATE])
 
 
-def _heat(members: list[Group], decays: list[float], rates: list[float], evaluated: bool, name: str) -> Heat:
+def _heat(members: list[Group], decays: list[float], rates: list[float], endpoint: Endpoint) -> Heat:
     z = np.full((len(decays), len(rates)), np.nan)
     words = [["not run"] * len(rates) for _ in decays]
     losses: dict[tuple[int, int], dict[str, float]] = {}
+    cells: dict[tuple[int, int], Group] = {}
     for group in members:
         place = decays.index(group.decay), rates.index(_rate(group))
-        ends = by_seed([(run, loss_of(run, evaluated)) for run in ended(group)])
+        ends = endpoint.seed_losses(group)
         # empty where nothing ended: a diverged run has no loss to colour
         if ends:
-            losses[place], z[place] = ends, np.mean(list(ends.values()))
+            losses[place], z[place], cells[place] = ends, np.mean(list(ends.values())), group
         words[place[0]][place[1]] = "" if ends else _why_empty(group)
-    for place, word in _beside_lowest(losses, z).items():
+    for place, word in _beside_lowest(cells, z, endpoint).items():
         words[place[0]][place[1]] = word
     # every cell's own seeds around its own mean, together: a cell of two seeds alone says little of the noise
     spreads = [np.array(list(ends.values())) for ends in losses.values() if len(ends) > 1]
@@ -56,7 +58,7 @@ def _heat(members: list[Group], decays: list[float], rates: list[float], evaluat
         if degrees
         else float("nan")
     )
-    return Heat(rates, decays, z, f"{name} loss (nats)", noise, words)
+    return Heat(rates, decays, z, f"{endpoint.words} (nats)", noise, words)
 
 
 def _why_empty(group: Group) -> str:
@@ -65,16 +67,19 @@ def _why_empty(group: Group) -> str:
     return "diverged" if gone == len(group.runs) else "not finished"
 
 
-def _beside_lowest(losses: dict[tuple[int, int], dict[str, float]], z: np.ndarray) -> dict[tuple[int, int], str]:
+def _beside_lowest(
+    cells: dict[tuple[int, int], Group], z: np.ndarray, endpoint: Endpoint
+) -> dict[tuple[int, int], str]:
     """What is said of cells beside their loss: the lowest, and those that it cannot be told from, by pairs of seeds."""
-    if not losses:
+    if not cells:
         return {}
-    lowest = min(losses, key=lambda place: z[place])
+    lowest = min(cells, key=lambda place: z[place])
     words = {lowest: "lowest"}
-    for place, ends in losses.items():
-        pairs = [loss - losses[lowest][seeds] for seeds, loss in ends.items() if seeds in losses[lowest]]
-        difference = interval(pairs)
-        if place != lowest and not (difference.n >= LEAST_SEEDS and difference.low > 0):
+    for place, group in cells.items():
+        if place == lowest:
+            continue
+        difference = endpoint.difference(group, cells[lowest])
+        if not (difference.n >= LEAST_SEEDS and difference.low > 0):
             words[place] = "≈"
     return words
 

@@ -19,14 +19,17 @@ from analysis.command import Options, Result
 from analysis.compare import (
     TRAIN,
     VALIDATION,
+    WHOLE,
     common_step,
     differences,
     divergence,
     lost,
     one_a_seed,
+    over,
     paired_final,
     paired_midrun,
     reached,
+    same_windows,
     sound,
 )
 from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_start, seeds_together
@@ -61,7 +64,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if any(group is not base for group, base in compared):
         figures.append(_differences(compared, looks, options))
     # Holm's correction is over all groups: what holds of one alone may not hold of the largest of many
-    told_of = [_claims(group, base, options) for group, base in compared if group is not base]
+    told_of = [_claims(group, base, options, notes) for group, base in compared if group is not base]
     # a λ that has no pair of runs left was to be tested too
     absent = sum(not any(claim.primary for claim in told) for told in told_of)
     claims = corrected([claim for told in told_of for claim in told], absent)
@@ -132,6 +135,10 @@ def _row(group: Group) -> dict[str, object]:
     row["training loss"] = round(interval(means.values()).mean, 4)
     ends = [(run, v.iloc[-1]) for run in far if len(v := run.column(VALIDATION).loc[1:upto])]
     row["validation loss"] = round(interval(by_seed(ends).values()).mean, 4)
+    # the endpoint of the differences, where the runs have it: a mean of other windows than the column before
+    whole = [(run, v.iloc[-1]) for run in far if len(v := run.column(WHOLE).loc[upto:upto])]
+    if whole and len(whole) == len(far) and same_windows(far, WHOLE):
+        row[f"validation loss {over(far[0], WHOLE)}"] = round(interval(by_seed(whole).values()).mean, 4)
     if len(kept) < len(group.runs):
         row["diverged"] = len(group.runs) - len(kept)
     return row
@@ -173,8 +180,9 @@ def _left_out(group: Group, base: Group, told: list[Claim]) -> list[str]:
     return findings
 
 
-def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
-    """Of training and validation loss: mid-run, and the end with the place of the crossing, if the end is decided."""
+def _claims(group: Group, base: Group, options: Options, notes: list[str]) -> list[Claim]:
+    """Of training and validation loss: mid-run, and the end with the place of the crossing, if the end is decided. What some of
+    the runs have and not all, and which is not used therefore, is noted."""
     claims, name, gone = [], _name(group, base), lost(group, base)
     # λ helps or harms; of other fields a loss is lower or higher
     words = ("helps", "harms") if LAMBDA in group.fields else ("lower", "higher")
@@ -190,13 +198,15 @@ def _claims(group: Group, base: Group, options: Options) -> list[Claim]:
             )
         end = difference_claim(
             name,
-            f"{kind} loss at step {paired.place}",
+            f"{kind} loss at step {paired.place}" + (f", {paired.over}" if paired.over else ""),
             paired.interval,
             words,
             primary=column == VALIDATION,
             refused=paired.refused,
             lost=gone,
         )
+        if paired.unused:
+            notes.append(f"{name}: {paired.unused}, so its end is compared by {VALIDATION}, which all have")
         # A crossing is a claim about the end: without the end's there is none.
         curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves
         if end.decided and end.verdict == words[0] and (crossing := crossing_interval(curves)) is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.endpoint import endpoint_of
 from analysis.figures import Style, seeds_together
 from analysis.grid import NOISES, Heat
 from analysis.landscape import heat_maps
@@ -81,7 +82,8 @@ def test_the_lowest_is_not_named_alone(tmp_path: Path) -> None:
             (0.2, 0.2): [3.5, 3.53],
         },
     )
-    heat = heat_maps(group_runs(runs)[0], True, "validation")[0].panels[0].heat
+    groups = group_runs(runs)[0]
+    heat = heat_maps(groups, endpoint_of(groups))[0].panels[0].heat
     assert heat is not None
     assert heat.words == [["lowest", ""], ["≈", "≈"]], "two seeds tell nothing apart"
 
