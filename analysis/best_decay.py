@@ -1,4 +1,4 @@
-"""Every run of a sweep in a table; the best λ with an interval; loss over η × λ.
+"""Every run of a sweep; the best λ with an interval; one change from the best; each λ at its own η; loss over η × λ.
 
     python -m analysis sweep configs/sweeps/small_wd_precision.json --out runs/sweep
 
@@ -18,7 +18,9 @@ from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged,
 from analysis.endpoint import Endpoint, endpoint_of
 from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
-from analysis.pairing import Group, group_runs
+from analysis.one_change import one_change
+from analysis.own_rate import at_own_rates
+from analysis.pairing import Group, group_runs, missing_baselines
 from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
 from analysis.seeds import disagreements
 from analysis.settled import e_folds_of, notes_on_e_folds
@@ -41,7 +43,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
     cautions = disagreements(trunks)
     findings, lines, fits = list(cautions), [], []
-    families = _families(trunks)
+    families = _by_rest(trunks, (LAMBDA,))
     decays = sorted({group.decay for group in trunks})
     positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
@@ -49,14 +51,24 @@ def analyse(runs: list[Run], options: Options) -> Result:
         sentence, fit = _best(rest, members, endpoint)
         findings += sentence
         fits += fit
+    changed, one_by_one = one_change(trunks, endpoint)
+    # of λ alone the sentence above has said it
+    findings += changed if len(families) > 1 else []
+    told, rates, claims = at_own_rates(_by_rest(trunks, (LAMBDA, RATE)), endpoint)
+    findings += told + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
         panel = Panel("weight decay λ", f"{endpoint.words} (nats)", lines, xlog=True, ticks=ticks)
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
     figures += heat_maps(trunks, endpoint)
-    tables = {"Runs": table, "Best λ": pd.DataFrame(fits)}
-    return Result("sweep", "Sweep", findings, figures, tables, notes, cautions=cautions)
+    tables = {
+        "Runs": table,
+        "Best λ": pd.DataFrame(fits),
+        "One change from the lowest": one_by_one,
+        "Each decay at its own best η": pd.DataFrame(rates),
+    }
+    return Result("sweep", "Sweep", findings, figures, tables, notes, claims, cautions)
 
 
 def _row(group: Group, run: Run) -> dict[str, object]:
@@ -77,12 +89,12 @@ def _row(group: Group, run: Run) -> dict[str, object]:
     return row | {"reason": run.status.get("reason", ""), "run": run.path.name}
 
 
-def _families(groups: list[Group]) -> dict[str, list[Group]]:
-    """Groups that differ in λ alone, by what the others have in common; "" where nothing else differs."""
+def _by_rest(groups: list[Group], searched: tuple[str, ...]) -> dict[str, list[Group]]:
+    """Groups that differ in the `searched` fields alone, by what the others have in common; "" where nothing else differs."""
     families: dict[str, list[Group]] = {}
     for group in groups:
-        # λ is searched within each combination of the other fields
-        names = [name for name in group.fields if name != LAMBDA]
+        # what is searched is searched within each combination of the other fields
+        names = [name for name in group.fields if name not in searched]
         families.setdefault(label(group.runs[0], names) if names else "", []).append(group)
     return families
 
@@ -132,7 +144,10 @@ def _best(rest: str, members: list[Group], endpoint: Endpoint) -> tuple[list[str
         claim = " (no claim)"
     else:
         seeds = set(shared.index)
-        gaps = {d: endpoint.difference(cells[d], cells[lowest], seeds) for d in shared if d != lowest}
+        best = cells[float(str(lowest))]
+        gaps = {
+            d: endpoint.difference(cell, best, seeds) for d, cell in cells.items() if d in shared and cell is not best
+        }
         alike = [f"{decay:g}" for decay, gap in gaps.items() if not gap.low > 0]
         claim = f", and of λ = {', '.join(alike)} it cannot be told that they are higher" if alike else ""
     sentence = (

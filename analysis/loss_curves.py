@@ -34,7 +34,7 @@ from analysis.compare import (
 )
 from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_start, seeds_together
 from analysis.grouped import diverged_lines, grouped, trunks_of
-from analysis.pairing import Group, baseline_of, by_seed
+from analysis.pairing import Group, baseline_of, by_seed, missing_baselines
 from analysis.published import notes_on, published_lines
 from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
@@ -73,6 +73,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
         told = [claim for claim in claims if claim.name == _name(group, base)]
         rows.append(_row(group) | _row_of(told))
         findings += _left_out(group, base, told) + [claim.sentence for claim in told]
+    # a group whose own λ = 0 was not run is compared with nothing, or with another λ
+    findings += missing_baselines(groups)
     tables = {"Losses": pd.DataFrame(rows)}
     return Result("loss_curves", "Loss curves", findings, figures, tables, notes, claims, cautions)
 

@@ -72,6 +72,30 @@ def baseline_of(group: Group, groups: list[Group]) -> Group:
     return min(alike, key=lambda g: g.decay)
 
 
+def missing_baselines(groups: list[Group]) -> list[str]:
+    """A sentence for every family of groups that differ in λ alone and have no λ = 0: which comparison is missing."""
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        # where λ is one for all, no comparison with λ = 0 was meant
+        if LAMBDA in group.fields:
+            others = [name for name in group.fields if name != LAMBDA]
+            families.setdefault(label(group.runs[0], others) if others else "", []).append(group)
+    sentences = []
+    for rest, members in families.items():
+        least = min(members, key=lambda group: group.decay)
+        if least.decay == 0:
+            continue
+        there = f" with {rest}" if rest else ""
+        names = ", ".join(f"{group.decay:g}" for group in members)
+        instead = (
+            f"the others are compared with λ = {least.decay:g}" if len(members) > 1 else "it is compared with nothing"
+        )
+        sentences.append(
+            f"λ = {names} minus λ = 0{there} is missing: no run of λ = 0{there} is among these; {instead}."
+        )
+    return sentences
+
+
 def pairs(group: Group, base: Group) -> list[tuple[Run, Run]]:
     """Twins of two groups. Twins have the same seeds, so the same initial weights and the same windows in every step, and differ in
     no field but those that their groups differ in."""
