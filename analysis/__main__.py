@@ -7,12 +7,14 @@ python -m analysis NAME RUN… [--out DIR]     RUN: run folders, archives, folde
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
 
 from analysis.catalogue import CATALOGUE, about
-from analysis.command import add_runs, parser_of, tell
+from analysis.command import Analysis, add_runs, late_notes, load_runs, options_of, parser_of, root_of, show
+from analysis.due import dues, provisional
 from configs.errors import InputError
 
 
@@ -34,6 +36,15 @@ def unknown(name: str) -> str:
     near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5) if len(name) < 100 else []
     meant = f"did you mean {near[0]!r}?" if near else "`python -m analysis` says what each shows."
     return f"there is no analysis {name[:80]!r}; {meant} There are: {', '.join(CATALOGUE)}"
+
+
+def tell(analysis: Analysis, args: argparse.Namespace) -> int:
+    """Ask an analysis about the runs that `add_runs` has taken from the command line, and show what it answers."""
+    options, root = options_of(args), root_of(args)
+    runs, notes = load_runs(args.runs, root)
+    result = provisional(analysis(runs, options), dues(args.runs, root, runs))
+    show(result, notes + late_notes(runs), args.out)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,8 +16,9 @@ import pandas as pd
 
 from analysis import best_decay
 from analysis.claims import survival
-from analysis.command import Options, Result, add_runs, load_runs, options_of, show
+from analysis.command import Options, Result, add_runs, load_runs, options_of, root_of, show
 from analysis.compare import TRAIN, lost, paired_final
+from analysis.due import dues, provisional
 from analysis.pairing import baseline_of, group_runs
 from analysis.published import P1, paper
 from analysis.runs import LAMBDA, Run
@@ -193,6 +194,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(args: argparse.Namespace) -> int:
     config, _ = load_config(args.config, args.set)
-    runs, notes = load_runs(args.runs, args.runs_root) if args.runs else ([], [])
-    show(analyse(config, runs, options_of(args)), notes, args.out)
+    root = root_of(args)
+    runs, notes = load_runs(args.runs, root) if args.runs else ([], [])
+    show(provisional(analyse(config, runs, options_of(args)), dues(args.runs, root, runs)), notes, args.out)
     return 0

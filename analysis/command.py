@@ -18,6 +18,7 @@ from analysis.reading import load_run
 from analysis.runs import Run, find_runs, given_twice
 from analysis.statistics import SMOOTHING
 from configs.errors import InputError
+from record.sweep_runs import is_sweep_file
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     parser.add_argument(
         "runs", nargs=nargs, metavar="RUN", help="run folder, archive of a run, folder of either, glob, or sweep file"
     )
-    parser.add_argument("--runs-root", type=Path, default=Path("runs"), help="where sweeps' runs lie; default runs")
+    parser.add_argument(
+        "--runs-root", type=Path, help="where the runs, or archives of runs, of sweep files lie; default runs"
+    )
     parser.add_argument(
         "--by", help="fields that make a curve, e.g. optim.weight_decay,precision; default: all that differ"
     )
@@ -101,6 +104,19 @@ def options_of(args: argparse.Namespace) -> Options:
         )
     by = [name.strip() for name in args.by.split(",")] if args.by else None
     return Options(by, args.x == "tokens", args.smoothing, args.margin)
+
+
+def root_of(args: argparse.Namespace) -> Path:
+    """Where the runs of sweep files lie. InputError for --runs-root without such a file: it would do nothing."""
+    if args.runs_root is None:
+        return Path("runs")
+    if not any(is_sweep_file(pattern) for pattern in args.runs):
+        raise InputError(
+            f"--runs-root {args.runs_root} says where the runs of a sweep file lie, and no RUN is one; give the sweep's file "
+            f"(configs/sweeps/NAME.json), or {args.runs_root}/NAME itself as RUN"
+        )
+    root: Path = args.runs_root
+    return root
 
 
 def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
@@ -140,15 +156,6 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
             f"{len(unfinished)} of {len(runs)} runs are not finished: {names}{', …' if len(unfinished) > 5 else ''}"
         )
     return runs, notes
-
-
-def tell(analysis: Analysis, args: argparse.Namespace) -> int:
-    """Ask an analysis about the runs that `add_runs` has taken from the command line, and show what it answers."""
-    options = options_of(args)
-    runs, notes = load_runs(args.runs, args.runs_root)
-    result = analysis(runs, options)
-    show(result, notes + late_notes(runs), args.out)
-    return 0
 
 
 def late_notes(runs: list[Run]) -> list[str]:

@@ -24,7 +24,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from analysis.catalogue import CATALOGUE
-from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, write
+from analysis.command import Options, Result, add_runs, late_notes, load_runs, options_of, root_of, write
+from analysis.due import dues, provisional
 from analysis.on_page import plotly
 from analysis.opening import AT_ONCE, opening
 from analysis.runs import Run, differing_fields, field_name, shown
@@ -149,8 +150,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(args: argparse.Namespace) -> int:
     out, options = args.out or Path("report"), options_of(args)
-    runs, notes = load_runs(args.runs, args.runs_root)
+    root = root_of(args)
+    runs, notes = load_runs(args.runs, root)
     results, more = results_of(runs, options)
+    due = dues(args.runs, root, runs)
+    results = [provisional(result, due) for result in results]
     if not results:
         raise InputError("no analysis has anything to say of these runs: " + "; ".join(more))
     for result in results:

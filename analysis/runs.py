@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +13,15 @@ import pandas as pd
 from pydantic import ValidationError
 
 from configs.errors import InputError
-from configs.prepared import read_summary
 from configs.schema import Model
-from configs.sweep import all_cells, expand
 from configs.tensors import tensor_table
 from record.archive_file import is_archive
 from record.blocks import ValidationBlocks
 from record.checkpoints import split_address
 from record.contents import read_final_blocks, read_probes, read_starts
 from record.metrics import Log
-from record.run import UNKNOWN, RunFolder
+from record.run import UNKNOWN
+from record.sweep_runs import is_run, is_sweep_file, runs_of_sweep
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
 STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
@@ -67,9 +64,7 @@ class Run:
     @property
     def seeds(self) -> str:
         """The run's seeds as one text. Runs of the same seeds have the same data order and initial weights: they are paired."""
-        # where all seeds are one number, that number is the name
-        values = [self.fields[name] for name in sorted(self.fields) if name.startswith(SEEDS)]
-        return json.dumps(values[0]) if len(set(values)) == 1 else json.dumps(values)
+        return seeds_text({name: value for name, value in self.fields.items() if name.startswith(SEEDS)})
 
     @property
     def origin(self) -> tuple[Path, int] | None:
@@ -152,9 +147,15 @@ class Run:
         return steps * batch / self.n_parameters
 
 
+def seeds_text(seeds: dict[str, Any]) -> str:
+    """Field → seed as one text: where all are one number, that number is the name."""
+    values = [seeds[name] for name in sorted(seeds)]
+    return json.dumps(values[0]) if len(set(values)) == 1 else json.dumps(values)
+
+
 def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
     """The runs that `patterns` name, each once: run folders, archives of runs, folders of either, globs, and sweep files, whose
-    runs lie in `root`.
+    runs, or archives of them, lie in `root`.
 
     Returns (folders and archives, notes on what is missing). InputError for a pattern without a run.
     """
@@ -162,48 +163,20 @@ def find_runs(patterns: list[str], root: Path = Path("runs")) -> tuple[list[Path
     notes: list[str] = []
     for pattern in patterns:
         # a sweep file, a run folder, a folder of runs, or a glob over either
-        if pattern.endswith(".json") and Path(pattern).is_file():
-            runs = _of_sweep(pattern, root, notes)
+        if is_sweep_file(pattern):
+            runs, lacking = runs_of_sweep(pattern, root)
+            notes += lacking
         else:
             paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
             # one level down, not deeper: a checkpoint's folder is no run
-            inner = [folder for path in paths for folder in ([path] if _is_run(path) else sorted(path.glob("*")))]
-            runs = [path for path in inner if _is_run(path)]
+            inner = [folder for path in paths for folder in ([path] if is_run(path) else sorted(path.glob("*")))]
+            runs = [path for path in inner if is_run(path)]
         if not runs:
             raise InputError(
                 f"{pattern!r} names no run folder (a folder with config.json), no archive, nor a folder of them"
             )
         folders += [path for path in runs if path not in folders]
     return folders, notes
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a place is an archive, or is, or was, a run's folder. A folder that has lost its config.json counts: then the
-    loss is what is told."""
-    if is_archive(path):
-        return path.is_file()
-    folder = RunFolder(path)
-    return any(os.path.lexists(file) for file in (folder.config, folder.experiment, folder.status))
-
-
-def _of_sweep(sweep_file: str, root: Path, notes: list[str]) -> list[Path]:
-    _, stages = expand(sweep_file, root, read_summary)
-    # a cell has an id only where its data is prepared here; else its label must do
-    cells = all_cells(stages)
-    places = [[c.folder] if c.id else _with_label(c.folder.parent, c.label) for c in cells]
-    folders = [path for path in dict.fromkeys(path for paths in places for path in paths) if _is_run(path)]
-    if missing := len(cells) - len(folders):
-        notes.append(f"{sweep_file}: {missing} of its {len(cells)} runs have no folder in {root} yet")
-    return folders
-
-
-def _with_label(root: Path, label: str) -> list[Path]:
-    """Folders LABEL-ID; not those of another cell whose label begins with this one."""
-    return [
-        path
-        for path in sorted(root.glob(f"{glob.escape(label)}-*"))
-        if re.fullmatch("[0-9a-f]{10}", path.name[len(label) + 1 :])
-    ]
 
 
 def given_twice(runs: list[Run]) -> list[Run]:

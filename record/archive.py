@@ -1,7 +1,8 @@
 """Finished runs, one small file each: python -m record.archive RUN… --out DIR
 
-RUN is a run folder or a folder of runs; each run becomes DIR/<folder name>.parquet (record/archive_file.py). Every analysis takes
-such files, and folders of them, wherever it takes run folders, and gives the same tables. Checkpoints are not in them.
+RUN is a run folder, a folder of runs, or a sweep file; each run becomes DIR/<folder name>.parquet (record/archive_file.py). Every
+analysis takes such files, and folders of them, wherever it takes run folders, and gives the same tables. Checkpoints are not in
+them. A run that is being written is refused: while it is read its writer lock is held.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from configs.errors import InputError
-from record.archive_file import SUFFIX, Archive, pack
+from record.archive_file import SUFFIX, Archive, is_archive, pack
 from record.blocks import read_blocks
 from record.contents import read_probes, read_record
 from record.files import read_object, write_bytes
+from record.lock import LOCK, NOTE, hold, holder
 from record.metrics import Log
 from record.run import LARGEST, RunFolder
+from record.sweep_runs import is_sweep_file, runs_of_sweep
 
 FINISHED = ("done", "diverged")
 
@@ -26,45 +31,94 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m record.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder, or folder of runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder, folder of runs, or sweep file")
+    parser.add_argument("--runs-root", type=Path, help="where the runs of sweep files lie; default runs")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the files; made if missing")
     parser.add_argument("--unfinished", action="store_true", help="also runs that have not ended, as far as they are")
     args = parser.parse_args(arguments)
     try:
         if args.out.exists() and not args.out.is_dir():
             raise InputError(f"--out {args.out} is a file; give a folder, new or not")
+        if args.runs_root is not None and not any(map(is_sweep_file, args.runs)):
+            raise InputError(f"--runs-root {args.runs_root} says where the runs of a sweep file lie, and no RUN is one")
+        folders, notes = run_folders(args.runs, args.runs_root or Path("runs"))
         # every run is read before the first is written: a refusal leaves no half of a study behind
-        contents = {f"{path.name}{SUFFIX}": pack(read_folder(path, args.unfinished)) for path in run_folders(args.runs)}
+        contents = {f"{path.name}{SUFFIX}": pack(read_folder(path, args.unfinished)) for path in folders}
         for name, content in contents.items():
             check_target(args.out / name, content)
         args.out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_bytes(args.out / name, content)
             print(f"{args.out / name}: {len(content):,} bytes")
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run_folders(paths: list[Path]) -> list[Path]:
-    """The run folders that `paths` are or hold, each once. InputError for a path without one, and for two runs of one name."""
+def run_folders(paths: list[Path], root: Path = Path("runs")) -> tuple[list[Path], list[str]]:
+    """The run folders that `paths` are, hold, or, as sweep files, stand for in `root`, each once; and notes on what is missing.
+
+    InputError for a path without one, for what is an archive already, and for two runs of one name.
+    """
     folders: list[Path] = []
+    notes: list[str] = []
     for path in paths:
-        inner = [path] if RunFolder(path).config.is_file() else [c.parent for c in sorted(path.glob("*/config.json"))]
+        if is_sweep_file(path):
+            inner, lacking = runs_of_sweep(path, root)
+            notes += lacking
+        else:
+            inner = [path] if _is_one(path) else [c.parent for c in sorted(path.glob("*/config.json"))]
+        if done := [place for place in inner if is_archive(place)]:
+            raise InputError(f"{done[0]} is an archive already; its run's folder is what is archived, or copy the file")
         if not inner:
-            raise InputError(f"{path} is no run folder (a folder with config.json), nor a folder of them")
+            raise InputError(
+                f"{path} is no run folder (a folder with config.json), nor a folder of them, nor a sweep file with runs in {root}"
+            )
         folders += [Path(os.path.abspath(folder)) for folder in inner]
     folders = list(dict.fromkeys(folders))
     names: dict[str, Path] = {}
     for folder in folders:
         if names.setdefault(folder.name, folder) != folder:
             raise InputError(f"{names[folder.name]} and {folder} have one name; archive them into two folders")
-    return folders
+    return folders, notes
+
+
+def _is_one(path: Path) -> bool:
+    return is_archive(path) or RunFolder(path).config.is_file()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep writers off a run folder while it is read. InputError, naming the writer, where one is at work.
+
+    A folder without a lock's file was copied, and has had no writer: nothing is left in it.
+    """
+    if not (path / LOCK).exists():
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path, instead="wait until it has ended, or stop it, and archive the run then"))
+        except OSError as error:
+            # of a folder that may not be written the lock cannot be taken; who writes in it has left a note there
+            if (path / NOTE).exists():
+                raise InputError(
+                    f"{holder(path)} may be writing {path}, whose lock cannot be taken ({error}); copy the folder"
+                ) from None
+        yield
 
 
 def read_folder(path: Path, unfinished: bool = False) -> Archive:
-    """What an archive keeps of a run folder. InputError if that cannot be read, or the run has not ended and not `unfinished`."""
+    """What an archive keeps of a run folder. InputError if that cannot be read, a writer is at work in it, or the run has not ended
+    and not `unfinished`."""
+    with held(path):
+        return _read(path, unfinished)
+
+
+def _read(path: Path, unfinished: bool) -> Archive:
     folder = RunFolder(path)
     try:
         config = read_object(folder.config)

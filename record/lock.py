@@ -26,6 +26,7 @@ from record.files import read_dict, write_json
 BEAT_S = 5.0
 WATCH_S = 4 * BEAT_S
 NOTE = ".writer.json"
+LOCK = ".lock"
 logger = logging.getLogger(__name__)
 
 
@@ -37,7 +38,7 @@ def hold(
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / NOTE
     try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
         raise InputError(f"{holder(folder)} is {act} {folder}; {instead}") from None
     with lock:

@@ -21,6 +21,7 @@ from record.archive import main, read_folder
 from record.archive_file import MARK, _sealed, pack, read_archive, unpack
 from record.blocks import in_blocks, write_blocks
 from record.contents import read_final_blocks, read_probes, read_starts
+from record.lock import hold
 from record.metrics import MetricsLog, read_log
 from record.run import RunFolder
 from tests.recorded import load, write_run
@@ -179,6 +180,28 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "a"), "--out", str(tmp_path / "out"), "--unfinished"]) == 0
     assert read_archive(tmp_path / "out" / "live.parquet").documents["unfinished"]
     assert load(tmp_path / "out" / "live.parquet")[0].state == "preempted"
+
+
+def test_a_run_that_is_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if a run folder is read while a writer holds it, the lock is left behind, or a copied folder gets one."""
+    path = write_run(tmp_path / "run", steps=20)
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 0
+    assert not (path / ".lock").exists()
+    with hold(path):
+        assert main([str(path), "--out", str(tmp_path / "other"), "--unfinished"]) == 2
+    assert f"is writing {path}; wait until it has ended, or stop it" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert main([str(path), "--out", str(tmp_path / "other")]) == 0
+    assert not (path / ".writer.json").exists()
+    with hold(path):
+        pass  # nobody holds it any more
+
+
+def test_what_is_an_archive_already(tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if an archive is taken for a run to archive, or refused without a word on what it is."""
+    file = next(kept.iterdir())
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert f"{file} is an archive already" in capsys.readouterr().err
 
 
 def test_gate(tmp_path: Path) -> None:
