@@ -29,6 +29,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import InputError
+from record.archive_checks import (
+    MOST_BYTES,
+    MOST_VALUES,
+    check_columns,
+    check_documents,
+    check_rows,
+    check_size,
+    check_steps,
+)
 from record.files import parse_json, read_regular
 from record.metrics import Log
 
@@ -60,7 +69,12 @@ def run_name(path: Path) -> str:
 
 
 def pack(archive: Archive) -> bytes:
-    """The file's content."""
+    """The file's content. InputError for a run that is too large to be read again as one file."""
+    values = sum(len(row) for log in (archive.log, archive.probes) for row in log.rows)
+    if values > MOST_VALUES:
+        raise InputError(
+            f"{archive.name} has {values:,} values, and one file is read with at most {MOST_VALUES:,}; keep its folder"
+        )
     rows, probed = ({row["step"]: row for row in log.rows} for log in (archive.log, archive.probes))
     steps = sorted(rows.keys() | probed.keys())
     tokens = [(rows.get(step) or probed[step]).get("tokens") for step in steps]
@@ -164,19 +178,26 @@ def unpack(content: bytes, place: str) -> Archive:
             f"{place} is damaged: its SHA-256 is not the one it was written with; archive the run once more"
         )
     try:
-        table = pq.read_table(pa.BufferReader(content))
-        documents = parse_json(table.schema.metadata[b"run"].decode())
-        if (version := documents.pop("format")) != FORMAT:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        # a small file may stand for more than the memory holds
+        check_size(file.metadata)
+        documents = parse_json(file.metadata.metadata[b"run"].decode())
+        if isinstance(documents, dict) and (version := documents.pop("format")) != FORMAT:
             raise InputError(f"{place} is an archive of format {version!r:.40}; this version reads {FORMAT}")
-        return _archive(table, documents)
-    except InputError:
-        raise
+        check_documents(documents, place)
+        check_columns(file.schema_arrow)
+        return _archive(file.read(), documents)
+    except InputError as error:
+        if str(error).startswith(f"{place} "):
+            raise
+        raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{place} is no archive of a run that this version can read ({error})") from None
+        raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
 
 
 def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
     steps, tokens = table["step"].to_pylist(), table["tokens"].to_pylist()
+    check_steps(steps)
     rows: dict[int, Row] = {
         step: {"step": step} | ({} if count is None else {"tokens": count})
         for step, count in zip(steps, tokens, strict=True)
@@ -197,6 +218,7 @@ def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
     for which, rest in ((rows, documents.pop("rest")), (probed, documents.pop("probes_rest"))):
         for row in rest:
             which[row["step"]].update(row)
+        check_rows(which)
     log = Log(list(rows.values()), documents.pop("problems"), documents.pop("superseded"), torn=False)
     probes = Log(list(probed.values()), documents.pop("probe_problems"), documents.pop("probe_superseded"), torn=False)
     return Archive(documents.pop("name"), documents, log, probes)
@@ -209,4 +231,8 @@ def _recorded(value: float) -> float | None:
 
 def read_archive(path: Path) -> Archive:
     """A file of `python -m record.archive`. FileNotFoundError where there is none, InputError as `unpack`."""
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise InputError(
+            f"{path} is no archive of a run that this version can read: it has {size:,} bytes, at most {MOST_BYTES:,}"
+        )
     return unpack(read_regular(path), str(path))

@@ -6,7 +6,7 @@ blocks) are functions of their own. Errors are those of the files: OSError, Inpu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def read_record(place: Path, last: int, probe_every: int | None) -> Record:
     """The record of a run of `last` steps, which was to be probed every `probe_every`."""
     if is_archive(place):
         archive = _archive(place)
-        return Record(archive.documents["status"] or {}, archive.documents["plan"], archive.log, archive.log.problems)
+        log = _upto(archive.log, last, place)
+        return Record(archive.documents["status"] or {}, archive.documents["plan"], log, log.problems)
     folder = RunFolder(place)
     status = folder.read_status() or {}  # before the rows: a live run writes them first
     log = read_log(folder.metrics, last)
@@ -69,7 +70,18 @@ def read_record(place: Path, last: int, probe_every: int | None) -> Record:
 
 
 def read_probes(place: Path, last: int = LARGEST) -> Log:
-    return _archive(place).probes if is_archive(place) else read_log(RunFolder(place).probes, last)
+    return _upto(_archive(place).probes, last, place) if is_archive(place) else read_log(RunFolder(place).probes, last)
+
+
+def _upto(log: Log, last: int, place: Path) -> Log:
+    """Without rows of steps that a run of `last` steps has not, as read_log leaves them out."""
+    rows = [row for row in log.rows if row["step"] <= last]
+    if len(rows) == len(log.rows):
+        return log
+    beyond = (
+        f"{place}: {len(log.rows) - len(rows)} rows are of steps beyond the run's last, {last:,}, and no rows of it"
+    )
+    return replace(log, rows=rows, problems=[*log.problems, beyond])
 
 
 def read_starts(place: Path) -> list[dict[str, Any]]:

@@ -145,6 +145,11 @@ def _row(line: str, last: int) -> dict[str, Any]:
     row = parse_json(line)
     if not isinstance(row, dict):
         raise TypeError("no JSON object")
+    return check_row(row, last)
+
+
+def check_row(row: dict[str, Any], last: int) -> dict[str, Any]:
+    """A row of a run of `last` steps; numbers beyond LARGEST become floats. LookupError or TypeError for one that is none."""
     step = row["step"]
     if type(step) is not int or not 0 <= step <= last:  # a bool is an int to isinstance, and would be step 1
         raise TypeError(f"step is {step!r:.40}" + (f", not from 0 to {last}" if last < LARGEST else ""))

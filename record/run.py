@@ -170,17 +170,21 @@ class RunFolder:
         whether such a run has ended cannot be told.
         """
         try:
-            status = read_object(self.status)
+            return parse_status(read_object(self.status), str(self.status))
         except FileNotFoundError:
             return None
-        step, steps = (status.get(name) for name in ("step", "steps"))
-        if type(step) is not int or type(steps) is not int or not 0 <= step <= steps <= LARGEST:
-            raise InputError(f"{self.status} is no status: step {step!r:.40} of {steps!r:.40}")
-        for name in ("state", "reason", "order_digest", "updated"):
-            status.setdefault(name, "")
-            if not isinstance(status[name], str):
-                raise InputError(f"{self.status} is no status: {name} is {status[name]!r:.40}")
-        if status["state"] not in STATES:
-            status["reason"] = f"{self.status.name} says {status['state']!r:.40}, which is none of {', '.join(STATES)}"
-            status["state"] = UNKNOWN
-        return status
+
+
+def parse_status(status: dict[str, Any], place: str) -> dict[str, Any]:
+    """From the JSON object that a status file holds, as `RunFolder.read_status`. InputError, naming `place`, for another."""
+    step, steps = (status.get(name) for name in ("step", "steps"))
+    if type(step) is not int or type(steps) is not int or not 0 <= step <= steps <= LARGEST:
+        raise InputError(f"{place} is no status: step {step!r:.40} of {steps!r:.40}")
+    for name in ("state", "reason", "order_digest", "updated"):
+        status.setdefault(name, "")
+        if not isinstance(status[name], str):
+            raise InputError(f"{place} is no status: {name} is {status[name]!r:.40}")
+    if status["state"] not in STATES:
+        status["reason"] = f"{Path(place).name} says {status['state']!r:.40}, which is none of {', '.join(STATES)}"
+        status["state"] = UNKNOWN
+    return status

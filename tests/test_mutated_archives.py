@@ -1,0 +1,195 @@
+"""Archives of ill will: sealed again after anything in them was changed. Each is read or refused by name; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.command import load_runs
+from configs.errors import InputError
+from record.archive import main as archive
+from record.archive_checks import MOST_VALUES
+from record.archive_file import MARK, ZEROS, _sealed, unpack
+from record.contents import read_final_blocks, read_probes, read_starts
+from tests.recorded import write_run
+from tests.test_mutated_runs import HOSTILE, changed, recorded, report_of
+
+__all__ = ["recorded"]  # a fixture, which pytest finds by its name
+LENGTH = 80  # updates of the recorded runs
+
+
+def opened(content: bytes) -> tuple[pa.Table, str]:
+    """The columns, and the documents as text."""
+    file = pq.ParquetFile(pa.BufferReader(content))
+    return file.read().replace_schema_metadata(None), file.metadata.metadata[b"run"].decode()
+
+
+def sealed(table: pa.Table, text: str) -> bytes:
+    """As `pack` ends, of whatever columns."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"run": text, "sha256": (MARK + ZEROS).decode()})
+    return _sealed(bytes(sink.getvalue()))
+
+
+def resealed(content: bytes) -> bytes:
+    """With the digest that these bytes have."""
+    place = content.rindex(MARK) + len(MARK)
+    return _sealed(content[:place] + ZEROS + content[place + len(ZEROS) :])
+
+
+def with_columns(table: pa.Table, dice: random.Random) -> pa.Table:
+    """Columns renamed, swapped, lost, doubled, of another type, with other values; rows lost, doubled or in another order."""
+    names = list(table.column_names)
+    a, b = dice.sample(range(len(names)), 2)
+    name, column = names[a], table[names[a]]
+    match dice.randrange(9):
+        case 0:
+            names[a], names[b] = names[b], names[a]
+            return table.rename_columns(names)
+        case 1:
+            return table.drop_columns([name])
+        case 2:
+            return table.append_column(name, column)
+        case 3:
+            names[a] = dice.choice(["event", "step", "nonfinite", "x", "probe/loss", "\0", "é" * 300, "a/b"])
+            return table.rename_columns(names)
+        case 4:
+            return table.take(pa.array(dice.choices(range(len(table)), k=len(table))))
+        case 5:
+            return table.slice(dice.randrange(len(table)), dice.randrange(3))
+        case 6:
+            values = dice.choice([["x"], [[1.0]], [True], [{"a": 1}], [b"\xff"], [None]]) * len(table)
+            return table.set_column(a, name, pa.array(values))
+        case 7:
+            values = [dice.choice([None, float("inf"), float("nan"), 1e308, -1.0, 0.0]) for _ in range(len(table))]
+            return table.set_column(a, name, pa.array(values, pa.float64(), from_pandas=False))
+        case _:
+            values = [dice.choice([-1, 2**62, 0, 5]) for _ in range(len(table))]
+            return table.set_column(a, name, pa.array(values, pa.int64()))
+
+
+def mutated(content: bytes, dice: random.Random) -> bytes:
+    kind = dice.randrange(8)
+    place = dice.randrange(len(content))
+    if kind == 0:  # as a disk may damage it: the digest tells
+        return content[:place] + bytes([content[place] ^ (1 << dice.randrange(8))]) + content[place + 1 :]
+    if kind == 1:
+        return content[:place]
+    if kind == 2:  # damaged, and sealed again: the parser meets it
+        place = dice.randrange(4, content.rindex(MARK))
+        return resealed(content[:place] + bytes([content[place] ^ (1 << dice.randrange(8))]) + content[place + 1 :])
+    table, text = opened(content)
+    if kind < 5:
+        return sealed(with_columns(table, dice), text)
+    if kind < 7:
+        return sealed(table, changed(text, dice))
+    # one of the documents as a whole: a place deep inside is what chance finds most often
+    documents = json.loads(text)
+    documents[dice.choice(sorted(documents))] = dice.choice(HOSTILE)
+    return sealed(table, json.dumps(documents))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_mutated_archives(recorded: Path, tmp_path: Path) -> None:
+    """Breaks if anything in an archive, each time something else, ends its readers or a report of others in a traceback, or if
+    the file that is refused is not named."""
+    assert archive([str(recorded), "--out", str(tmp_path / "all")]) == 0
+    files = sorted((tmp_path / "all").iterdir())
+    refusals: list[tuple[str, str]] = []
+    for number in range(250):
+        dice = random.Random(number)
+        file = dice.choice(files)
+        sound = file.read_bytes()
+        file.write_bytes(mutated(sound, dice))
+        try:
+            if number % 50 == 0:
+                report_of(tmp_path / "all")
+            try:
+                runs, _ = load_runs([str(file)], tmp_path)
+                assert runs[0].last_step <= LENGTH
+                for read in (read_probes, read_starts, read_final_blocks):
+                    read(file)
+            except InputError as error:
+                refusals.append((file.name, str(error)))
+        except BaseException as error:
+            error.add_note(f"mutation {number} of {file.name}")
+            raise
+        file.write_bytes(sound)
+    for name, text in refusals:
+        assert name in text
+        assert len(text) < 1500, "a message of a screen is not read"
+    assert 100 < len(refusals) < 250, "mutations that nothing notices, or that nothing survives, test little"
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    assert archive([str(write_run(tmp_path / "run", steps=20)), "--out", str(tmp_path / "out")]) == 0
+    return (tmp_path / "out" / "run.parquet").read_bytes()
+
+
+def replaced(text: str, **documents: Any) -> str:
+    return json.dumps(json.loads(text) | documents)
+
+
+@pytest.mark.parametrize(
+    ("documents", "why"),
+    [
+        ({"config": None}, "config is None, no object"),
+        ({"starts": [5]}, "starts is [5], no list of objects"),
+        ({"problems": "x"}, "problems is 'x', no list of sentences"),
+        ({"superseded": -1}, "superseded is -1, no count"),
+        ({"status": {"state": "done", "step": 9, "steps": 5}}, "is no status: step 9 of 5"),
+        ({"name": "../../etc/run"}, "is not the plain name of a file"),
+        ({"rest": [{"step": 7, "train/loss": "low"}]}, "train/loss is 'low', not a number or null"),
+        ({"rest": [{"step": 700}]}, "(700)"),
+        ({"format": [1]}, "is an archive of format [1]"),
+    ],
+)
+def test_absurd_documents(documents: dict[str, Any], why: str, content: bytes) -> None:
+    """Breaks if a document that no archive has is believed, or refused without its name."""
+    table, text = opened(content)
+    assert unpack(sealed(table, text), "file").name == "run"
+    with pytest.raises(InputError, match=r"^file is ") as refusal:
+        unpack(sealed(table, replaced(text, **documents)), "file")
+    assert why in str(refusal.value)
+
+
+def test_swapped_columns(content: bytes, tmp_path: Path) -> None:
+    """Breaks if steps and tokens that are swapped pass for a run, or steps that stand in another order."""
+    table, text = opened(content)
+    names = ["tokens", "step", *table.column_names[2:]]
+    (tmp_path / "run.parquet").write_bytes(sealed(table.rename_columns(names), text))
+    runs, notes = load_runs([str(tmp_path / "run.parquet")], tmp_path)
+    assert runs[0].last_step == 0
+    assert any("20 rows are of steps beyond the run's last, 20" in note for note in notes)
+    with pytest.raises(InputError, match="the steps do not ascend"):
+        unpack(sealed(table.take(pa.array([1, 0])), text), "file")
+
+
+def test_a_bomb_is_refused_unread(content: bytes) -> None:
+    """Breaks if a few kB that stand for more than the memory holds are unpacked."""
+    table, text = opened(content)
+    many = MOST_VALUES // 4 + 1  # of each of four columns: a map has one for its names and one for its numbers
+    zeros = pa.table({name: pa.nulls(many, table.schema.field(name).type) for name in ("step", "tokens", "probes")})
+    bomb = sealed(zeros, text)
+    assert len(bomb) < 100_000, "it would stand for a GB of rows"
+    del zeros
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"^file is no archive .* values, at most") as refusal:
+            unpack(bomb, "file")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "keep such a run as a folder" in str(refusal.value)
+    assert peak < 20_000_000
