@@ -11,6 +11,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from analysis.claims import survival
+from analysis.compare import lost
 from analysis.endpoint import Endpoint, lowest
 from analysis.levels import same_sum, sums_repeat
 from analysis.pairing import Group
@@ -34,9 +36,13 @@ def one_change(groups: list[Group], endpoint: Endpoint) -> tuple[list[str], pd.D
         {"change": "none: the lowest", "from": "", "to": chosen.name, "n": len(seeds), "loss": round(mean, 4)}
     ]
     repeated = sums_repeat(groups)
-    changed = [(words, gap) for group, gap in others if (words := _change(chosen, group, repeated)) is not None]
+    changed = [
+        (words, gap, survival(lost(group, chosen)))
+        for group, gap in others
+        if (words := _change(chosen, group, repeated)) is not None
+    ]
     # a cell without a common seed has no difference: it comes last
-    for (what, before, after), gap in sorted(changed, key=lambda row: (not gap_known(row[1]), row[1].mean)):
+    for (what, before, after), gap, gone in sorted(changed, key=lambda row: (not gap_known(row[1]), row[1].mean)):
         rows.append(
             {
                 "change": what,
@@ -47,6 +53,8 @@ def one_change(groups: list[Group], endpoint: Endpoint) -> tuple[list[str], pd.D
                 "95 % interval": _bounds(gap),
                 "told from the lowest": told(gap),
             }
+            # a column only where runs diverged
+            | ({"condition": gone} if gone else {})
         )
     return [_sentence(chosen, seeds, mean, cells, others, endpoint)], pd.DataFrame(rows)
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.claims import Claim, difference_claim
-from analysis.compare import verdict
+from analysis.claims import Claim, difference_claim, survival
+from analysis.compare import lost, verdict
 from analysis.endpoint import Endpoint, lowest
 from analysis.levels import Level, levels, rate_of
 from analysis.pairing import Group
-from analysis.statistics import Interval
 
 WORDS = ("helps", "harms")
 
@@ -86,15 +85,15 @@ def _family(
         if one.best is zero:
             continue
         gap = endpoint.difference(one.best, zero)
-        own_told.append(f"{one.level.name} at η = {rate_of(one.best):g} {_words(gap)}")
-        common_told.append(
-            f"{one.level.name} {_words(endpoint.difference(beside, zero)) if beside else 'was not run there'}"
-        )
+        own_told.append(f"{one.level.name} at η = {rate_of(one.best):g} {_words(one.best, zero, endpoint)}")
+        common_told.append(f"{one.level.name} {_words(beside, zero, endpoint) if beside else 'was not run there'}")
         # at the common η it is the comparison of the loss curves, and no second one
         if one.best is not beside and gap.n:
             condition = "η chosen by the same seeds" + (f"; not bracketed: {one.bracket}" if one.bracket else "")
             name = f"{one.best.name} minus {zero.name}, each at its own best η"
-            claims.append(difference_claim(name, endpoint.words, gap, WORDS, condition=condition))
+            claims.append(
+                difference_claim(name, endpoint.words, gap, WORDS, condition=condition, lost=lost(one.best, zero))
+            )
     start = f"{rest}: each" if rest else "Each"
     own = f"{start} decay at its own best η, minus λ = 0 at its own (η = {common:g}), {endpoint.words}: {'; '.join(own_told)}."
     if open_ended := [f"{one.level.name} ({one.bracket})" for one in tuned if one.bracket]:
@@ -113,5 +112,8 @@ def _columns(cell: Group, zero: Group, endpoint: Endpoint, where: str) -> dict[s
     return row | ({} if cell is zero else {f"minus λ = 0 {where}": endpoint.difference(cell, zero).text()})
 
 
-def _words(gap: Interval) -> str:
-    return f"{gap.text()}: {verdict(gap, *WORDS)}" if gap.n else "has no seed in common with λ = 0"
+def _words(cell: Group, zero: Group, endpoint: Endpoint) -> str:
+    gap, gone = endpoint.difference(cell, zero), survival(lost(cell, zero))
+    if not gap.n:
+        return "has no seed in common with λ = 0"
+    return f"{gap.text()}: {verdict(gap, *WORDS)}" + (f" ({gone})" if gone else "")

@@ -10,6 +10,7 @@ from analysis import best_decay, loss_curves
 from analysis.command import Options, Result
 from analysis.compare import WHOLE
 from analysis.runs import Run
+from record.run import RunFolder
 from tests.recorded import load, write_run
 
 PLAIN = Options()
@@ -141,6 +142,19 @@ def test_levels_of_equal_sums(tmp_path: Path) -> None:
     # where a λ itself stands at two η, λ is compared
     again = best_decay.analyse(cells(tmp_path / "again", ends | {(0.14, 0.151): levelled(3.4)}), PLAIN)
     assert "λ = 0.151" in list(again.tables["Each decay at its own best η"]["decay"])
+
+
+def test_diverged_runs_are_a_condition(tmp_path: Path) -> None:
+    """Breaks if a cell that lost a seed is compared as if it had not, or is taken for the lowest by the seeds that are left."""
+    cells(tmp_path, GRID)
+    RunFolder(tmp_path / "0.1-0.1-0-2").write_status("diverged", 60, 60)
+    result = best_decay.analyse(load(*sorted(tmp_path.iterdir())), PLAIN)
+    table = result.tables["One change from the lowest"].set_index("to")
+    assert table.index[0] == "λ = 0.2, η = 0.1"
+    assert table["condition"]["0.1"] == "conditional on survival: 1 of 3 at λ = 0.1, η = 0.1 diverged"
+    assert table["n"]["0.1"] == 2
+    (own,) = [text for text in result.findings if text.startswith("Each decay at its own best η")]
+    assert "λ = 0.1 at η = 0.2 +0.2000 [+0.2000, +0.2000] (3 seeds): harms;" in own
 
 
 def test_a_missing_baseline_is_told(tmp_path: Path) -> None:
