@@ -4,19 +4,22 @@
 
 A branch at a tiny learning rate removes the variance of its checkpoint's loss and leaves the bias (P1, Fig. 6). Of each
 checkpoint with a branch: its loss, the loss at the branch's end, the variance part (their difference), the bias part
-(the branch's end above that of the best checkpoint of all, seed by seed), and the average of the weights, if one was kept, as
-the estimate that costs nothing. Losses are validation losses: fixed tokens, and in one pass the same as training losses.
+(the branch's end above that of the best checkpoint of all, seed by seed), and the averages of the weights that were kept,
+as branches that cost nothing (analysis/cheap_branch.py). Losses are validation losses: fixed tokens, and in one
+pass the same as training losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from analysis.best_decay import place_of
-from analysis.cheap_branch import of_averages
+from analysis.branches import condition_of, families, notes_on_rates
+from analysis.cheap_branch import averages, averages_in, judged, removed, same_as_branches, updates_of
 from analysis.claims import Claim, difference_claim, table_of_claims
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, has_diverged, is_ended, lost, one_a_seed, reached, sound, twins
@@ -25,15 +28,16 @@ from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import comparable, curves, published_line
-from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
+from analysis.runs import LAMBDA, Run
 from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
-PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part", "ema": "average"}
+BESIDE = 1.008  # of a group's points beside the one's before: less than a hundredth of the axis
+PARTS = {"loss": "loss", "branch": "branch end", "variance": "variance part", "bias": "bias part"}
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    trunks, branches, notes = _families(runs)
+    trunks, branches, notes = families(runs)
     if not branches:
         raise InputError(
             "no branch of one of these runs is among them; make some: python train.py --config CONFIG --branch RUN@STEP "
@@ -49,68 +53,30 @@ def analyse(runs: list[Run], options: Options) -> Result:
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
-    claims = _claims(groups, table, branches)
+    claims = _claims(groups, table, branches) + same_as_branches(
+        groups, table, partial(_lost_by, branches), condition_of(branches)
+    )
     # of many comparisons those that are decided are told in sentences, all of them in a table
     findings = [claim.sentence for claim in claims if claim.decided]
     if claims:
         findings.append(f"{len(findings)} of {len(claims)} comparisons of checkpoints decided (table: Verdicts).")
-    findings += of_averages(table)
+    findings += removed(table)
+    notes += [
+        *notes_on_rates(branches),
+        f"bias parts stand above the lowest branch end, which is that of {_best(table)}",
+    ]
     tables = {"Checkpoints": summary, "Verdicts": table_of_claims(claims)}
     return Result(
         "bias_variance", "Bias and variance of the loss", findings, figures, tables, notes + begun.notes, claims
     )
 
 
-def _families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], list[str]]:
-    """Trunks, the branch of each (trunk's folder, step), and notes. Of a checkpoint's branches that with the smallest η counts."""
-    branches: dict[tuple[str, int], Run] = {}
-    trunks: list[Run] = []
-    notes: list[str] = []
-    every = [run for run in runs if run.origin is not None]
-    # branches at the same η and at the same effective η answer two questions: they are never mixed
-    scaled = [run for run in every if run.fields.get(SCALED)]
-    if scaled and len(scaled) < len(every):
-        every = [run for run in every if run not in scaled]
-        notes.append(
-            f"{len(scaled)} branches have a learning rate scaled by norms, and are left out here; give them with their trunks "
-            "and without the others to see them"
-        )
-    elif scaled:
-        notes.append(
-            f"the branches' learning rate is scaled to that of {', '.join(sorted({r.fields[SCALED] for r in scaled}))}"
-        )
-    without_trunk = 0
-    for run in every:
-        path, step = run.origin or (run.path, 0)
-        # a branch alone has no loss to be taken apart
-        trunk = find_run(path, runs)
-        if trunk is None:
-            notes.append(f"{run.path.name}: its trunk {path} is not among these runs")
-            without_trunk += 1
-            continue
-        if trunk not in trunks:
-            trunks.append(trunk)
-        other = branches.get((str(trunk.path), step))
-        # the smaller η, the less noise is left at its end
-        if other is None or run.fields[RATE] < other.fields[RATE]:
-            branches[str(trunk.path), step] = run
-    if len(branches) < len(every) - without_trunk:
-        notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
-    # where a branch starts, and by which seed, is not what it did
-    ignored = ("branch.", SEEDS, STARTS, "data.digest")
-    if unlike := [name for name in differing_fields(list(branches.values())) if not name.startswith(ignored)]:
-        notes.append(f"the branches differ in {', '.join(unlike)}: their ends may not compare")
-    return trunks, branches, notes
-
-
 def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.DataFrame:
-    """One row a checkpoint and seed: group, λ, seeds, step, loss, branch, variance, bias, ema, effective_lr."""
+    """One row a checkpoint and seed: group, λ, seeds, step, steps, loss, branch, variance, bias, effective_lr, and each average."""
     rows = []
     for group in groups:
         for trunk in sound(group):
             losses, rates = trunk.column(VALIDATION), effective_lr(trunk)
-            # the first average that is kept: several decay rates are not compared here
-            averages = [column for column in map(str, trunk.metrics) if column.startswith(f"{VALIDATION}_ema")]
             for (path, step), branch in branches.items():
                 ends = branch.column(VALIDATION)
                 # only whole pairs: the trunk evaluated at this very step, the branch at its end
@@ -118,18 +84,29 @@ def decompose(groups: list[Group], branches: dict[tuple[str, int], Run]) -> pd.D
                     continue
                 row = {"group": group.name, "λ": group.decay, "seeds": trunk.seeds, "step": step, "loss": losses[step]}
                 row |= {"branch": ends.iloc[-1], "variance": losses[step] - ends.iloc[-1]}
-                row |= {"ema": trunk.metrics[averages[0]].get(step, np.nan) if averages else np.nan}
-                rows.append(row | {"effective_lr": rates.get(step, np.nan)})
+                row |= {name: curve.get(step, np.nan) for name, curve in averages(trunk).items()}
+                rows.append(row | {"effective_lr": rates.get(step, np.nan), "steps": trunk.fields["schedule.steps"]})
     table = pd.DataFrame(rows)
     if len(table):
-        # the best checkpoint is one that all seeds have: a cell of fewer would be low by luck
-        cells = table.groupby(["group", "step"])["branch"].agg(["mean", "size"])
-        group, step = cells[cells["size"] == cells["size"].max()]["mean"].idxmin()
+        best_group, step = _lowest(table)
         # each seed against its own: what seeds differ by is no bias
-        best = table[(table["group"] == group) & (table["step"] == step)].groupby("seeds")["branch"].mean()
+        best = table[(table["group"] == best_group) & (table["step"] == step)].groupby("seeds")["branch"].mean()
         table["bias"] = table["branch"] - table["seeds"].map(best)
         table = table.sort_values("step", kind="stable")
     return table
+
+
+def _lowest(table: pd.DataFrame) -> tuple[str, int]:
+    """Group and step of the checkpoint whose branches end lowest."""
+    # one that all seeds have: a cell of fewer would be low by luck
+    cells = table.groupby(["group", "step"])["branch"].agg(["mean", "size"])
+    group, step = cells[cells["size"] == cells["size"].max()]["mean"].idxmin()
+    return str(group), int(step)
+
+
+def _best(table: pd.DataFrame) -> str:
+    group, step = _lowest(table)
+    return f"{group} at step {step:,}"
 
 
 def over_seeds(rows: pd.DataFrame, part: str) -> Interval:
@@ -139,27 +116,32 @@ def over_seeds(rows: pd.DataFrame, part: str) -> Interval:
 
 def _row(key: tuple[Hashable, ...], rows: pd.DataFrame) -> dict[str, object]:
     row: dict[str, object] = {"run": key[0], "step": key[1], "seeds": rows["seeds"].nunique()}
-    for part, title in PARTS.items():
+    for part, title in (PARTS | {name: f"average, {updates_of(name)}" for name in averages_in(rows)}).items():
         value = over_seeds(rows, part)
         if value.n:
             row[title] = round(value.mean, 4)
         # an interval where something is estimated, and not for every column
-        if np.isfinite(value.high) and part in ("variance", "bias", "ema"):
+        if np.isfinite(value.high) and part not in ("loss", "branch"):
             row[f"{title} ±"] = round(value.high - value.mean, 4)
     return row
 
 
 def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
     lines: list[Line] = []
-    for group in groups:
+    for i, group in enumerate(groups):
+        beside = BESIDE**i
         curves_of = reached(one_a_seed([(run, run.column(VALIDATION)) for run in sound(group)]))
         placed = [options.placed(run, curve) for run, curve in curves_of]
         each = [(run, curve) for (run, _), curve in zip(curves_of, placed, strict=True)]
         lines += seeds_together(placed, each, group.name, looks[group.name])
         rows = table[table["group"] == group.name]
-        lines += _points(rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options))
+        lines += _points(
+            rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options), aside=beside
+        )
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
-        lines += _points(rows, "ema", f"{group.name}, average of the weights", cross, _scale(group, options))
+        for name in averages_in(rows):
+            title = f"{group.name}, average over {updates_of(name)}"
+            lines += _points(rows, name, title, cross, _scale(group, options), aside=beside)
         # only under runs of the paper's recipe
         published = curves("branches").get(group.runs[0].fields[LAMBDA]) if comparable(group.runs[0]) else None
         if published is not None:
@@ -179,8 +161,10 @@ def _scale(group: Group, options: Options) -> float:
     return group.runs[0].fields["batch.tokens_per_step"] if options.tokens else 1
 
 
-def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step") -> list[Line]:
-    """Mean and interval over seeds, a point a step."""
+def _points(
+    rows: pd.DataFrame, part: str, name: str, look: Style, scale: float = 1, x: str = "step", aside: float = 1.0
+) -> list[Line]:
+    """Mean and interval over seeds, a point a step; `aside` as of Line, or bars of one step would hide each other."""
     points = [
         (
             rows[x][rows["step"] == step].mean() * scale,
@@ -196,23 +180,20 @@ def _points(rows: pd.DataFrame, part: str, name: str, look: Style, scale: float 
     # one seed at any of the points, and no bar is drawn at all
     several = np.isfinite(columns[1]).all()
     low, high = (columns[1], columns[2]) if several else (None, None)
-    return [
-        Line(
-            places, columns[0], name, look.colour, look.dash, low, high, points=True, keys={**look.keys, "seed": "mean"}
-        )
-    ]
+    keys = {**look.keys, "seed": "mean"}
+    return [Line(places, columns[0], name, look.colour, look.dash, low, high, points=True, keys=keys, aside=aside)]
 
 
 def _parts(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], options: Options) -> Figure:
     panels = []
     for part in ("variance", "bias"):
         lines: list[Line] = []
-        for group in groups:
-            rows = table[table["group"] == group.name]
-            lines += _points(rows, part, group.name, looks[group.name], _scale(group, options))
+        for i, group in enumerate(groups):
+            rows, look = table[table["group"] == group.name], looks[group.name]
+            lines += _points(rows, part, group.name, look, _scale(group, options), aside=BESIDE**i)
         panels.append(Panel(options.xlabel, f"{PARTS[part]} of the loss (nats)", lines, zero=True))
     caption = (
-        "Variance part: loss minus branch end. Bias part: branch end above that of the best checkpoint with the same seeds. "
+        f"Variance part: loss minus branch end. Bias part: branch end above that of {_best(table)}, seed by seed. "
         + BARS_DRAWN
     )
     return Figure("parts", caption, panels)
@@ -245,7 +226,7 @@ def _against_decay(table: pd.DataFrame) -> Figure:
             here = rows[rows["step"] == step]
             # one line a group: precisions are not joined
             for _, family in here.groupby("group", sort=False):
-                lines += _points(family, part, f"step {step:,}", look, x="place")
+                lines += _points(family, part, f"step {step:,}", look, x="place", aside=1.04**i)
         ticks = {place: f"{decay:g}" for decay, place in places.items()}
         panels.append(Panel("weight decay λ", f"{PARTS[part]} (nats)", lines, xlog=True, zero=True, ticks=ticks))
     return Figure("parts_against_decay", "Both parts against λ, at every checkpoint with a branch.", panels)
@@ -268,7 +249,7 @@ def _lost_by(branches: dict[tuple[str, int], Run], step: int) -> Callable[[Run],
 
 
 def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, int], Run]) -> list[Claim]:
-    """Mid-run and at the last checkpoint, against the smallest λ."""
+    """At the two `judged` checkpoints, against the smallest λ."""
     claims = []
     for group in groups:
         base = baseline_of(group, groups)
@@ -277,7 +258,7 @@ def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, 
         if group is base or not steps:
             continue
         # mid-run the order is the other one: both are told
-        for step in dict.fromkeys([steps[(len(steps) - 1) // 2], steps[-1]]):
+        for step in judged(steps):
             gone = lost(group, base, _lost_by(branches, step))
             for part in ("loss", "branch", "variance"):
                 if (value := _paired(rows, reference, step, part)).n:
@@ -285,5 +266,6 @@ def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, 
                         f"{group.name} minus {base.name}",
                         f"{PARTS[part]} at the checkpoint of step {step:,}",
                     )
-                    claims.append(difference_claim(name, endpoint, value, ("lower", "higher"), lost=gone))
+                    words, under = ("lower", "higher"), condition_of(branches)
+                    claims.append(difference_claim(name, endpoint, value, words, condition=under, lost=gone))
     return claims

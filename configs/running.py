@@ -82,7 +82,8 @@ class Averages(Section):
     ema: tuple[float, ...] = setting(
         (),
         "coefficients c of averages of the weights, a ← c·a + (1 − c)·w after each update, begun at the run's first weights "
-        "(P1: 0.99); kept in float32, evaluated beside the model, part of the checkpoint",
+        "(P1: 0.99, which looks back 1/(1 − c) = 100 updates, 0.2 % of its run); "
+        "kept in float32, evaluated beside the model, part of the checkpoint",
         operational=True,
     )
 

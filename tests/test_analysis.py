@@ -95,10 +95,10 @@ def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
     assert "λ = 0.3 minus λ = 0, loss at the checkpoint of step 1,000: +0.0700" in text
     assert "variance part at the checkpoint of step 500: +0.1500 [+0.1500, +0.1500] (3 seeds): higher" in text
     assert "branch end at the checkpoint of step 500: -0.0800 [-0.0800, -0.0800] (3 seeds): lower" in text
-    assert "removes +0.92 [+0.9" in text
+    assert "over 100 updates removes +0.92 [+0.9" in text
     rates_panel = result.figures[2].panels[0]
     assert rates_panel.lines[0].x == pytest.approx([0.02, 0.02])
-    assert not result.notes
+    assert result.notes == ["bias parts stand above the lowest branch end, which is that of λ = 0.3 at step 500"]
     # branches of the same effective learning rate: another question, never mixed with the first
     trunks, scaled = [path for path in paths if "trunk" in path.name], []
     for trunk in trunks:
@@ -110,9 +110,46 @@ def test_bias_and_variance_are_recovered(tmp_path: Path) -> None:
     assert "6 branches have a learning rate scaled by norms, and are left out here" in both.notes[0]
     alone = bias_variance.analyse(load(*trunks, *scaled), PLAIN)
     assert set(alone.tables["Checkpoints"]["branch end"]) == {2.9}
-    assert "the branches' learning rate is scaled to that of λ 0" in alone.notes
+    assert "the branches' learning rate is scaled to the effective one of λ 0" in alone.notes
     with pytest.raises(ValueError, match="no branch of one of these runs"):
         bias_variance.analyse(load(paths[0]), PLAIN)
+
+
+def test_an_average_as_a_branch(tmp_path: Path) -> None:
+    """Breaks if an average near its branch's end is not called the same, one that is farther off is, one average is taken for
+    another, its horizon is wrong, or branches of one η are not said to differ in η/‖w‖."""
+    paths = []
+    for seed in range(5):
+        for decay, norm in ((0.0, 6.0), (0.3, 3.0)):
+            # within 0.01 of the branch at 4 updates, but not for λ = 0.3; 100 updates are too many for both
+            near = 3.0 + (0.004 if decay == 0 else 0.02) + 1e-4 * seed
+            ema = {
+                "val/loss_ema_0.75": lambda s, k=near: np.full(len(s), k),
+                "val/loss_ema_0.99": lambda s, k=seed: np.full(len(s), 3.2 + 1e-4 * k),
+            }
+            trunk = write_run(
+                tmp_path / f"t{decay}-{seed}", lambda s: 0 * s + 3.1, decay=decay, seed=seed, steps=2000, columns=ema
+            )
+            size = {"weights/norm": lambda s, k=norm: 0 * s + k, "optim/lr": lambda s: 0 * s + 1e-4}
+            made = {"branch": {"origin": f"{trunk}@1000"}, "optim": {"lr": 1e-4}, "steps": 100, "columns": size}
+            path = tmp_path / f"b{decay}-{seed}"
+            paths += [trunk, write_run(path, lambda s: 0 * s + 3.0, seed=seed, **made)]  # type: ignore[arg-type]
+    result = bias_variance.analyse(load(*paths), PLAIN)
+    verdicts = {claim.name: claim for claim in result.claims if "average" in claim.name}
+    assert {name: claim.verdict for name, claim in verdicts.items()} == {
+        "λ = 0: average over 4 updates (0.002 of the run) minus branch end": "the same within ±0.01",
+        "λ = 0: average over 100 updates (0.05 of the run) minus branch end": "differs",
+        "λ = 0.3: average over 4 updates (0.002 of the run) minus branch end": "differs",
+        "λ = 0.3: average over 100 updates (0.05 of the run) minus branch end": "differs",
+    }
+    assert {claim.interval.n for claim in verdicts.values()} == {5}
+    row = result.tables["Checkpoints"].iloc[0]
+    assert row["average, 4 updates"] == pytest.approx(3.0042)
+    assert row["average, 100 updates"] == pytest.approx(3.2002)
+    assert (
+        "the branches have one η, but at one step and seed their effective learning rates η/‖w‖ are up to 2 times apart"
+        in (result.notes[0])
+    )
 
 
 def test_precision(tmp_path: Path) -> None:

@@ -108,5 +108,5 @@ def test_no_share_of_nothing(tmp_path: Path, variance: float) -> None:
             ),
         ]
     text = " ".join(bias_variance.analyse(load(*paths), Options()).findings)
-    assert ("average of the weights removes +0." in text) == bool(variance)
+    assert ("average of the weights over 100 updates removes +0." in text) == bool(variance)
     assert ("not told from zero" in text) != bool(variance)
