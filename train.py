@@ -32,6 +32,7 @@ from data.manifest import Manifest, read_manifest
 from data.verify import DamagedDataError
 from engine.devices import device_bytes, not_here
 from engine.stopping import leave
+from optim.rules import check_rule
 from record.lineage import find_leader, find_origin
 from record.lock import hold
 from record.place import check_folder, check_moved, missing_data, note_early_stop
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         origin = find_origin(config, args.run_dir, required=not args.dry_run)
         leader = find_leader(config, args.run_dir, required=not args.dry_run)
         plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin, leader, device_bytes())
+        check_rule(config)
         problem = not_here(config.precision)  # before the seconds that torch takes to import
         if args.dry_run:
             if problem:  # the run may be meant for another machine

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from configs.cost import n_parameters
+from configs.equilibrium import OTHER_LAWS, SHRINKING
 from configs.groups import Group
 from configs.precision import TABLE
 from configs.prepared import DataSummary
@@ -56,15 +57,17 @@ def _start(config: RunConfig) -> list[str]:
 def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
     """What part of a weight a step takes at the peak of η and λ: nearly all of it, or less than the masters can show."""
     optim, schedule = config.optim, config.optim.decay_schedule
-    if optim.decay_rule != "decoupled" and optim.algorithm == "adam":
-        return []  # λw is divided by √v there: what it takes of a weight follows from the gradients
+    shrinks = optim.decay_rule in SHRINKING
+    if not shrinks and (optim.algorithm == "adam" or optim.decay_rule in OTHER_LAWS):
+        return []  # λw is divided by √v there, or it is another law: what it takes of a weight follows from the gradients
     largest = max(group.weight_decay for group in groups.values())
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
     # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.
-    kept = 1 - optim.momentum if optim.algorithm == "sgd" and optim.decay_rule != "decoupled" else 1.0
-    part = optim.lr * largest * (2 if optim.decay_rule == "l2_loss" else 1) / kept
-    what = "η·λ" if optim.decay_rule == "decoupled" else "η·λ with the rule's factor and the momentum"
+    kept = 1 - optim.momentum if optim.algorithm == "sgd" and not shrinks else 1.0
+    rate = 1.0 if optim.decay_rule == "independent" else optim.lr  # independent decay is s_t·λ, whatever η is
+    part = rate * largest * (2 if optim.decay_rule == "l2_loss" else 1) / kept
+    what = "η·λ" if shrinks else "η·λ with the rule's factor and the momentum"
     if part > LARGE_DECAY * (1 + 1e-9):  # not where 0.05 · 0.2 is a little more than 0.01
         return [
             f"{what} reaches {part:.2g}: a step takes {min(part, 1):.0%} of each decayed weight, which forgets in "

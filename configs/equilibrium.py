@@ -8,6 +8,17 @@ from __future__ import annotations
 
 import math
 
+# Rules that multiply each decayed weight by 1 − η_tλ_t; and why the others do not (optim/rules/ has the laws).
+MULTIPLIED = ("decoupled", "independent", "corrected")
+SHRINKING = (*MULTIPLIED, "cautious", "cautious_random")  # those that multiply a weight so in some updates
+OTHER_LAWS = {
+    "cautious": "only weights decay that the step moves towards zero",
+    "cautious_random": "only weights decay that chance takes",
+    "swd": "λ is divided by the gradients' root mean square",
+    "norm_projection": "norms are held, and nothing decays",
+    "hyperball": "norms are held, and nothing decays",
+    "rotational": "norms are held, and λ sets the angle of an update",
+}
 LR_POWERS = {"adam": 1, "sgd": 2}  # of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by
 
 
@@ -23,13 +34,15 @@ def e_folds(decay_sum: float, rule: str, algorithm: str, momentum: float) -> flo
     Σηλ/(1 − μ). Adam divides an added λw by √v, and l2_loss adds it before clipping: what either takes of a weight follows
     from the gradients.
     """
-    if rule == "decoupled" or decay_sum == 0:
+    if rule in MULTIPLIED or decay_sum == 0:
         return decay_sum
     return decay_sum / (1 - momentum) if rule == "l2_coupled" and algorithm == "sgd" else None
 
 
 def why_no_e_folds(rule: str, algorithm: str) -> str:
     """The reason for e_folds' None, in words."""
+    if rule in OTHER_LAWS:
+        return f"under {rule} {OTHER_LAWS[rule]}"
     return f"under {rule} λw is part of the gradient, " + (
         "which Adam divides by √v" if algorithm == "adam" else "and is clipped with it"
     )

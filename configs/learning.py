@@ -121,6 +121,21 @@ class DecayOverride(Section):
         return self
 
 
+DecayRule = Literal[
+    "decoupled",
+    "l2_coupled",
+    "l2_loss",
+    "independent",
+    "corrected",
+    "cautious",
+    "cautious_random",
+    "swd",
+    "norm_projection",
+    "hyperball",
+    "rotational",
+]
+
+
 class Optim(Section):
     lr: float = setting(..., "peak learning rate η", gt=0, le=1e6)
     weight_decay: float = setting(
@@ -128,11 +143,16 @@ class Optim(Section):
     )
     algorithm: Literal["adam", "sgd"] = setting("adam", "with decoupled decay, adam is AdamW")
     momentum: float = setting(0.9, "of sgd; 0 for none", ge=0, lt=1)
-    decay_rule: Literal["decoupled", "l2_coupled", "l2_loss"] = setting(
+    decay_rule: DecayRule = setting(
         "decoupled",
         "decoupled: w ← (1 − η_t·λ)w beside the step; l2_coupled: λw added to the clipped gradient, before the moments; "
-        "l2_loss: λ‖w‖² added to the loss, so 2λw to the gradient, before clipping (P1)",
+        "l2_loss: λ‖w‖² added to the loss, so 2λw to the gradient, before clipping (P1); independent: w ← (1 − s_t·λ)w, s_t the "
+        "schedule's shape; corrected (AdamC): η_t²/η·λ on normalised layers; cautious: only where the step moves w towards zero, "
+        "and cautious_random, its control; swd (AdamS): λ over the root mean square of the gradients; "
+        "without a λ norm_projection, each tensor back to its first norm, and hyperball, its "
+        "update's norm fixed too; rotational: turns as decay would make it",
     )
+    projection_every: int = setting(1, "of norm_projection: updates from one projection to the next", ge=1)
     decay_schedule: DecaySchedule | None = setting(None, "λ over the run; null: constant")
     decay_overrides: tuple[DecayOverride, ...] = setting(
         (),
@@ -169,6 +189,8 @@ class Optim(Section):
         for name in idle:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InputError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")
+        if self.projection_every != 1 and self.decay_rule != "norm_projection":
+            raise InputError(f"projection_every does nothing under decay_rule {self.decay_rule}; leave it out")
         return self
 
 

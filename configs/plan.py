@@ -9,6 +9,7 @@ from typing import Any
 from configs import cost
 from configs.cadence import most_at_once
 from configs.cautions import cautions
+from configs.equilibrium import SHRINKING
 from configs.errors import InputError
 from configs.groups import Group, decay_groups, main_group, sized_groups
 from configs.identity import experiment, run_id
@@ -159,7 +160,7 @@ def _check_decay(config: RunConfig, rates: array[float], factors: dict[str, list
         )
     groups = decay_groups(tensor_table(config.model), config.optim).values()
     largest = max(weight_decay for _, weight_decay in groups)
-    if config.optim.decay_rule != "decoupled" or largest == 0:
+    if config.optim.decay_rule not in SHRINKING or largest == 0:
         return
     # Where tensors have rates of their own, each has its own λ too.
     decays = {name: weight_decay for names, weight_decay in groups for name in names} | {"": largest}

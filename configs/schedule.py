@@ -65,12 +65,29 @@ def _on_lines(points: tuple[tuple[int, float], ...], places: list[int], step: in
 
 
 def decay_factor(config: RunConfig, t: int) -> float:
-    """What λ is multiplied by in update t: optim.decay_schedule."""
+    """What λ is multiplied by in update t: optim.decay_schedule, and what the rule adds of its own (optim/rules/)."""
     return _decay_curve(config)(t)
+
+
+def plain_decay_factor(config: RunConfig, t: int) -> float:
+    """The same for a tensor that the rule's own part is not for: optim.decay_schedule alone."""
+    return _scheduled_decay(config)(t)
 
 
 def _decay_curve(config: RunConfig) -> Callable[[int], float]:
     """decay_factor as a function of t alone."""
+    scheduled, peak = _scheduled_decay(config), config.optim.lr
+    match config.optim.decay_rule:
+        case "independent":  # η_t·λ_t is s_t·λ, s_t the schedule's shape
+            return lambda t: scheduled(t) / peak
+        case "corrected":  # η_t·λ_t is η_t²/η·λ
+            shape = _curve(config.schedule)
+            return lambda t: scheduled(t) * shape(t)
+    return scheduled
+
+
+def _scheduled_decay(config: RunConfig) -> Callable[[int], float]:
+    """plain_decay_factor as a function of t alone."""
     schedule = config.optim.decay_schedule
     if schedule is None:
         return lambda t: 1.0
@@ -94,15 +111,20 @@ def lr_of_updates(config: RunConfig) -> array[float]:
 
 
 def peak_decay(config: RunConfig, rates: array[float], factors: list[float] | None = None) -> float:
-    """The largest η_t times its factor on λ (optim.decay_schedule); `rates` from lr_of_updates.
+    """The largest η_t times its factor on λ (optim.decay_schedule, the rule's own); `rates` from lr_of_updates.
 
     `factors` on η, one an update (schedule.match, branch.lr_by_norm_of): a matched run decays by η′_t·λ_t.
     """
     taken: Iterable[float] = map(operator.mul, rates, factors) if factors else rates
-    if config.optim.decay_schedule is None:
+    if not _factored(config):
         return max(taken)
     factor = _decay_curve(config)
     return max(rate * factor(t) for t, rate in enumerate(taken))
+
+
+def _factored(config: RunConfig) -> bool:
+    """Whether λ_t is anything but λ."""
+    return config.optim.decay_schedule is not None or config.optim.decay_rule in ("independent", "corrected")
 
 
 def decay_at(config: RunConfig, t: int, weight_decay: float | None = None) -> float:
@@ -137,6 +159,6 @@ def decay_sum(
     decays: Iterable[float] = (
         rate * weight_decay for rate in islice(lr_of_updates(config) if rates is None else rates, updates)
     )
-    if config.optim.decay_schedule is not None:
+    if _factored(config):
         decays = map(operator.mul, decays, map(_decay_curve(config), range(updates)))
     return math.fsum(map(operator.mul, decays, factors) if factors else decays)

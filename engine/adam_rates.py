@@ -45,7 +45,7 @@ def rate_columns(fragments: Fragments, eps: float, labels: Mapping[str, Sequence
 def _counts(fragments: Fragments, eps: float) -> Tensor:
     """How many elements of each parameter that are not idle have a rate in each bin, over all ranks: int64 (len(names), BINS)."""
     counts = torch.zeros(len(fragments.names), BINS, dtype=torch.int64, device=fragments.ds.device)
-    places, groups = {name: i for i, name in enumerate(fragments.names)}, fragments.groups()
+    places, groups = {name: i for i, name in enumerate(fragments.names)}, fragments.groups_by_name
     seconds = [(fragment.name, fragments.view(fragment, "exp_avg_sq")) for fragment in fragments.local]
     sums = fragments.sums((part.float() for (part,) in slices(second)) for _, second in seconds).tolist()
     for name, second in seconds:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import InputError
 from configs.groups import main_group
 from configs.plan import Plan
 from configs.schema import RunConfig
@@ -30,7 +29,7 @@ from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
 from engine.launch import World
 from optim.algorithms import build_optimizer, check_rounding
-from optim.rules import rule_of
+from optim.rules import Pieces, check_rule, rule_of
 
 Wish = Callable[[], bool]  # whether this rank wishes to stop
 
@@ -54,18 +53,13 @@ class Engine:
     def __init__(self, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> None:
         """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16.
 
-        InputError if the decay rule does not work at the ZeRO stage.
+        InputError if the decay rule does not work in this run.
         """
         self.config, self.plan, self.world = config, plan, world
         # Copied before DeepSpeed makes masters of them, which may round.
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.rule = rule_of(config.optim)
-        if config.parallel.zero_stage not in self.rule.stages:
-            stages = ", ".join(map(str, self.rule.stages))
-            raise InputError(
-                f"optim.decay_rule {config.optim.decay_rule} works at parallel.zero_stage {stages}, this run has "
-                f"{config.parallel.zero_stage}"
-            )
+        check_rule(config)
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)
         self.optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
@@ -88,7 +82,7 @@ class Engine:
         self._main_group = main_group(plan.groups)
         # ‖w‖ of what decays: fixed for the run, since which tensors decay does not depend on λ.
         zeros = {override.pattern for override in config.optim.decay_overrides if override.weight_decay == 0}
-        decayed = {n: _of(group) not in {"undecayed", *zeros} for n, group in self.fragments.groups().items()}
+        decayed = {n: _of(group) not in {"undecayed", *zeros} for n, group in self.fragments.groups_by_name.items()}
         self._decayed = torch.tensor([decayed[name] for name in self.fragments.names], device=self.ds.device)
 
     def backward(self, batch: StepBatch, wish: Wish) -> Backward:
@@ -137,6 +131,24 @@ class Engine:
         if largest and norm > largest:
             torch._foreach_mul_(gradients, largest / (norm + 1e-6))
 
+    def pieces(self, numbers: dict[str, dict[str, float]]) -> Pieces:
+        """What the decay rule sees of the model; `numbers` are what it keeps (record/progress.py)."""
+        fragments = self.fragments
+        return Pieces(
+            config=self.config,
+            names=[fragment.name for fragment in fragments.local],
+            starts=[fragment.start for fragment in fragments.local],
+            weights=fragments.weights(),
+            groups=fragments.groups_of_pieces,
+            group_of=fragments.groups_by_name,
+            sizes=fragments.sizes,
+            numbers=numbers,
+            moment=lambda kind: [fragments.view(fragment, kind) for fragment in fragments.local],
+            sums=lambda tensors: fragments.by_name(fragments.sums([tensor] for tensor in tensors)),
+            square_norms=lambda tensors: fragments.by_name(fragments.square_norms(tensors)),
+            step=lambda: fragments.optimizer_step,
+        )
+
     def apply(self) -> None:
         """The optimiser's step, and DeepSpeed's copies of what it changed."""
         self.ds.step()
@@ -171,7 +183,8 @@ class Engine:
     @property
     def weight_decay(self) -> float:
         """λ_t of the group that stands for the run (configs/groups.main_group), read back from the optimiser."""
-        return float(next(group["decay"] for group in self.optimizer.param_groups if _of(group) == self._main_group))
+        # Where a rule has laws for parts of a group, the least stands for it: what most of the weights have.
+        return float(min(group["decay"] for group in self.optimizer.param_groups if _of(group) == self._main_group))
 
     def weight_norms(self) -> dict[str, float]:
         """‖w‖₂ of all trainable tensors (""), of those that decay ("decayed"), and of each, tied weights once."""

@@ -149,12 +149,21 @@ class Fragments:
     @cached_property
     def groups_of_pieces(self) -> list[dict[str, Any]]:
         """The optimiser's group of each local fragment. The groups are the optimiser's own, so their λ and η are those of now."""
-        groups = self.groups()
-        return [groups[fragment.name] for fragment in self.local]
+        return [self.groups_by_name[fragment.name] for fragment in self.local]
 
-    def groups(self) -> dict[str, dict[str, Any]]:
-        """The optimiser's group of each parameter, by the parameter's name."""
+    @cached_property
+    def groups_by_name(self) -> dict[str, dict[str, Any]]:
+        """The same of each parameter, by its name."""
         return {name: group for group in self.optimizer.param_groups for name in group["parameter_names"]}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Elements of each whole parameter."""
+        return {name: shape.numel() for name, shape in self.shapes.items()}
+
+    def by_name(self, values: Tensor) -> dict[str, float]:
+        """Of one number a parameter (len(names),): by the parameter's name."""
+        return dict(zip(self.names, values.tolist(), strict=True))
 
     @property
     def optimizer_step(self) -> int:

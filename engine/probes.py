@@ -60,7 +60,7 @@ class Probe:
 
     def _without_penalty(self, gradients: list[Tensor]) -> list[Tensor]:
         """What the micro-batches' hooks saw: the gradient of the cross-entropy alone."""
-        groups = self.fragments.groups()
+        groups = self.fragments.groups_by_name
         return [
             g.float() - 2 * groups[fragment.name]["decay"] * w.float()
             for g, w, fragment in zip(gradients, self.before, self.fragments.local, strict=True)
@@ -73,7 +73,7 @@ class Probe:
     def _tensors(self) -> dict[str, float]:
         # Sums over each tensor, over all ranks: Σw², Σ(w′−w)², Σg², Σg·w, and so on, a column a quantity.
         f, optim = self.fragments, self.engine.config.optim
-        groups = f.groups()
+        groups = f.groups_by_name
         rates = [float(groups[name]["lr"]) for name in f.names]
         after, w2 = f.weights(), f.square_norms(self.before)
         pairs = zip(after, self.before, strict=True)
@@ -108,7 +108,7 @@ class Probe:
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         """Where AdamW's decoupled decay takes a tensor under noise (2305.17212), by its own η and λ."""
         optim, lr, decay = self.engine.config.optim, group["lr"], group["decay"]
-        if optim.algorithm != "adam" or optim.decay_rule != "decoupled" or not decay:
+        if optim.algorithm != "adam" or optim.decay_rule not in equilibrium.MULTIPLIED or not decay:
             return {}
         return {
             f"probe/predicted_rms/{name}": equilibrium.rms(lr, decay),

@@ -73,9 +73,9 @@ def _start_branch(training: Training, branch: Branch) -> None:
     checkpoint.check(path)
     keep = branch.optimizer == "keep"
     counters = checkpoint.load(path, training.engine.fragments, keep, branch=True)
-    # Of the trunk's progress a branch takes what it judges losses by, and the digest of what was read before it.
+    # Of the trunk's progress a branch takes what it judges losses by, what its rule keeps, and the digest of what was read.
     trunk = Progress.of(counters, training.config.numerics)
-    training.progress.watch = trunk.watch
+    training.progress.watch, training.progress.numbers = trunk.watch, trunk.numbers
     training.progress.watch.state["above_since"] = None
     if branch.data == "continue":
         training.progress.order_digest = trunk.order_digest

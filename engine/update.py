@@ -47,8 +47,8 @@ def update(
 ) -> Outcome:
     """Take the next update of a run and record it. Collective. `wish()`: whether this rank wishes to stop."""
     config, engine, progress = training.config, training.engine, training.progress
-    weights, groups = engine.fragments.weights(), engine.fragments.groups_of_pieces
     rule, t, began = engine.rule, progress.step, time.perf_counter()
+    pieces = engine.pieces(progress.numbers)
 
     # The batch: which windows it holds is a pure function of the step (data/order.py).
     batch = next(batches)
@@ -69,7 +69,7 @@ def update(
 
     # The gradients, as the decay rule would have them; whoever looks sees them before they are clipped.
     gradients = engine.gradients()
-    rule.on_gradients(gradients, weights, groups)
+    rule.on_gradients(pieces, gradients)
     if look is not None:
         look(gradients)
 
@@ -80,9 +80,9 @@ def update(
 
     # Clip, and step. Adam and SGD apply λ themselves; a rule may do more before and after.
     engine.clip(gradients, norm)
-    kept = rule.before_step(weights, groups)
+    kept = rule.before_step(pieces, gradients, t)
     engine.apply()
-    rule.after_step(weights, groups, kept)
+    rule.after_step(pieces, kept, t)
     if rule.moves_weights:
         engine.fragments.refresh()  # the forward pass reads copies of the weights
     engine.average()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Optim
+from optim.rules import rule_of
 
 ABOUT = "moments of the gradient and of its square (1412.6980), decay as the rule says"
 
@@ -22,7 +23,7 @@ def moments(config: Optim) -> tuple[str, ...]:
 def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     """η is set before each step. torch's Adam adds λw to the gradient, its AdamW multiplies the weights."""
     # Both fused: one pass over the weights, computed in float32 and rounded once, also for bfloat16 weights.
-    kind = torch.optim.Adam if config.decay_rule == "l2_coupled" else torch.optim.AdamW
+    kind = torch.optim.Adam if rule_of(config).inside == "coupled" else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 

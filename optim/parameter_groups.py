@@ -17,6 +17,9 @@ from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec
 from optim.rules import rule_of
 
+# What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`.
+BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",)}
+
 
 def parameter_groups(
     named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
@@ -33,6 +36,14 @@ def parameter_groups(
     groups = decay_groups(tensors, config)
     if by_tensor:
         groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
+    rule = rule_of(config)
+    parts = {group: {rule.part(tensors[name]) for name in names} for group, (names, _) in groups.items()}
+    if any(len(found) > 1 for found in parts.values()):  # a law of its own for some tensors: groups are split by it
+        groups = {
+            f"{group}/{part}": ([name for name in names if rule.part(tensors[name]) == part], decay)
+            for group, (names, decay) in groups.items()
+            for part in sorted(parts[group])
+        }
     # Checked, not trusted: a tensor in two groups would decay twice.
     grouped = sorted(name for names, _ in groups.values() for name in names)
     assert grouped == sorted(named), "the groups must partition the parameters"
@@ -42,7 +53,9 @@ def parameter_groups(
             "parameter_names": names,
             "params": [named[name] for name in names],
             "base_decay": weight_decay,
-            "weight_decay": rule_of(config).in_optimizer(weight_decay, config.algorithm),
+            "masked": group.partition("/")[0] == "decayed",
+            "part": rule.part(tensors[names[0]]),
+            "weight_decay": _by_torch(config, weight_decay),
         }
         for group, (names, weight_decay) in groups.items()
     ]
@@ -60,6 +73,10 @@ def set_step(
         # η follows the schedule, times what a matched run takes from its leader; λ follows the rule.
         factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
         group["lr"] = lr * factor
-        group["decay"] = group["base_decay"] * rule.factor(config, t)
-        # torch multiplies by its own `weight_decay` where the rule is torch's.
-        group["weight_decay"] = rule.in_optimizer(group["decay"], config.optim.algorithm)
+        group["decay"] = group["base_decay"] * rule.factor(config, t, group["part"])
+        group["weight_decay"] = _by_torch(config.optim, group["decay"])
+
+
+def _by_torch(config: Optim, decay: float) -> float:
+    """What torch's optimiser is given as its own `weight_decay`: λ_t where that is the rule, else 0."""
+    return decay if rule_of(config).inside in BY_TORCH[config.algorithm] else 0.0

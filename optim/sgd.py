@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Optim
+from optim.rules import rule_of
 
 ABOUT = "the gradient, or its moving sum with optim.momentum, times η; decay as the rule says"
 CHUNK = 1 << 22  # elements whose float32 copies are held at once
@@ -19,7 +20,7 @@ def moments(config: Optim) -> tuple[str, ...]:
 
 def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     """η is set before each step. Not torch's fused SGD: on CPUs it leaves bfloat16 parameters as they are (pytorch#191763)."""
-    return SGD(groups, config.momentum, config.decay_rule == "decoupled")
+    return SGD(groups, config.momentum, rule_of(config).inside == "decoupled")
 
 
 def counts(flat: Tensor) -> dict[str, Tensor]:

@@ -15,26 +15,24 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
-from types import ModuleType
 from unittest.mock import patch
 
 import pytest
-import torch
 
 from analysis.catalogue import CATALOGUE
 from configs.load import load_config
 from configs.precision import TABLE
 from configs.reference_page import PAGE, filled
 from configs.sweep import all_cells, expand
-from optim import rules
-from optim.rules import Rule
+from optim import rules, rules_page
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
-NO_OPTIONS = {"configs.editor_schema", "configs.reference_page", "tests.test_identities", "pytest"}  # they only act
+# They only act.
+NO_OPTIONS = {"configs.editor_schema", "configs.reference_page", "optim.rules_page", "tests.test_identities", "pytest"}
 SHELL = {
     ".",
     "pre-commit",
@@ -126,18 +124,19 @@ def test_examples(name: str, tmp_path: Path) -> None:
 
 
 def test_the_rule_that_is_shown() -> None:
-    """Breaks if docs/add-a-rule.md shows a rule that is none, or that does not do what the page says it does."""
-    rule = ModuleType("shown")
-    exec(re.findall(r"```python\n(.*?)```", PAGES["docs/add-a-rule.md"], re.DOTALL)[0], rule.__dict__)
-    complete, groups = Rule(rule), [{"lr": 0.1, "decay": 0.5}]
-    weights = [torch.tensor([1.0, 1.0, -1.0])]
-    kept = complete.before_step(weights, groups)
-    weights[0] += torch.tensor([-0.1, 0.1, -0.1])
-    complete.after_step(weights, groups, kept)
-    assert complete.moves_weights
-    torch.testing.assert_close(weights[0], torch.tensor([0.85, 1.1, -1.1]))
-    for name in re.findall(r"^def (\w+)\(", PAGES["docs/add-a-rule.md"], re.MULTILINE)[:-1]:
-        assert f"    {name}(" in (rules.__doc__ or ""), name
+    """Breaks if docs/add-a-rule.md shows another rule than the one that is there, or leaves out what a rule may say."""
+    page = PAGES["docs/add-a-rule.md"]
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert shown == (ROOT / "optim" / "rules" / "cautious.py").read_text()
+    said = re.findall(r"^    (\w+)(?:\(|  )", rules.__doc__ or "", re.MULTILINE)
+    assert len(said) == 11
+    assert [name for name in said if f"`{name}" not in page] == []
+
+
+def test_rules_page() -> None:
+    """Breaks if docs/rules.md says of a rule what the rule does not say of itself."""
+    assert rules_page.filled(PAGES["docs/rules.md"]) == PAGES["docs/rules.md"]
+    assert "| `rotational` |" in PAGES["docs/rules.md"]
 
 
 @pytest.mark.engine

@@ -15,7 +15,7 @@ from configs.schema import Optim, RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
 from optim.algorithms import ALGORITHMS
-from optim.rules import RULES, Rule
+from optim.rules import RULES, Pieces, Rule
 from tests.live import make_training, train_steps
 from tests.ranks import run_ranks
 
@@ -29,37 +29,34 @@ def test_dict_and_schema_agree(names: dict[str, Any], field: str) -> None:
 
 def test_what_a_rule_leaves_out_does_nothing() -> None:
     """Breaks if a rule must define what it does not need."""
-    rule = Rule(SimpleNamespace(ABOUT="nothing", STAGES=(0,), in_optimizer=lambda decay, algorithm: decay))  # type: ignore[arg-type]
-    w = [torch.ones(3)]
-    rule.on_gradients([torch.ones(3)], w, [{}])
-    assert rule.before_step(w, [{}]) is None
-    rule.after_step(w, [{}], None)
-    assert not rule.moves_weights
-    assert torch.equal(w[0], torch.ones(3))
+    rule = Rule(SimpleNamespace(ABOUT="nothing", INSIDE=""))  # type: ignore[arg-type]
+    rule.on_gradients(None, [])  # type: ignore[arg-type]
+    assert rule.before_step(None, [], 0) is None  # type: ignore[arg-type]
+    rule.after_step(None, None, 0)  # type: ignore[arg-type]
+    assert (rule.stages, rule.algorithms, rule.moves_weights) == ((0, 1, 2, 3), None, False)
 
 
 def halving(calls: list[str]) -> SimpleNamespace:
     """A rule that halves what the step left of the decayed tensors, and notes when it was called."""
 
-    def on_gradients(gradients: list[Tensor], weights: list[Tensor], groups: list[dict[str, Any]]) -> None:
+    def on_gradients(pieces: Pieces, gradients: list[Tensor]) -> None:
         calls.append("gradients")
 
-    def before_step(weights: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
+    def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]:
         calls.append("before")
-        return [weight.clone() for weight in weights]
+        return [weight.clone() for weight in pieces.weights]
 
     @torch.no_grad()
-    def after_step(weights: list[Tensor], groups: list[dict[str, Any]], kept: list[Tensor]) -> None:
+    def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
         calls.append("after")
-        assert any(not torch.equal(weight, old) for weight, old in zip(weights, kept, strict=True))
-        for weight, group in zip(weights, groups, strict=True):
+        assert any(not torch.equal(weight, old) for weight, old in zip(pieces.weights, kept, strict=True))
+        for weight, group in zip(pieces.weights, pieces.groups, strict=True):
             weight.mul_(0.5 if group["decay"] else 1.0)
 
     return SimpleNamespace(
         ABOUT="a test's",
-        STAGES=(0, 1, 2, 3),
-        in_optimizer=lambda decay, algorithm: 0.0,
-        factor=lambda config, t: t + 1.0,
+        INSIDE="",
+        factor=lambda config, t, part: t + 1.0,
         on_gradients=on_gradients,
         before_step=before_step,
         after_step=after_step,

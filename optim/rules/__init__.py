@@ -2,34 +2,96 @@
 
 A rule is a module. It says
 
-    ABOUT                            one line: the law, and the paper it is from
-    STAGES                           the ZeRO stages it works at
-    in_optimizer(decay, algorithm)   the λ_t that torch's optimiser applies itself, as its `weight_decay`
+    ABOUT      one line: the law, and the paper it is from
+    INSIDE     what of it torch's optimiser does in its own step: "decoupled", "coupled" (λw added to the gradient), or ""
 
-and of the following what it needs; what it does not define does nothing. Weights and gradients are lists of one flat tensor
-(n,) a piece (engine/fragments.py), `groups` the optimiser's group of each, with η_t as `lr` and λ_t as `decay`.
+and of the following what it needs; what it does not define does nothing.
 
-    factor(config, t)                λ_t over λ in update t (0-based); by default as schedule.decay says
-    on_gradients(gradients, weights, groups)    before the gradients are seen by a probe, and clipped
-    before_step(weights, groups)     before the optimiser's step; what it returns is given to after_step
-    after_step(weights, groups, kept)           after it; the copies that the forward pass reads are then made anew
+    STAGES        the ZeRO stages it works at; by default all. Norms and sums are over whole tensors at every stage
+    ALGORITHMS    the algorithms that it has a meaning for; by default all
+    ROUNDS_ONCE   whether decay and step are rounded together; by default where INSIDE says that the optimiser does both
+    USES_DECAY    False: the rule has no λ, and optim.weight_decay must be 0
+    part(tensor)  which of its laws holds for a tensor, as a word: the groups are split by it
+    factor(config, t, part)      λ_t over λ in update t (0-based); by default as the schedule says
+    on_gradients(pieces, gradients)       before the gradients are seen by a probe, and clipped
+    before_step(pieces, gradients, t)     before the optimiser's step; what it returns is given to after_step
+    after_step(pieces, kept, t)           after it; the copies that the forward pass reads are then made anew
+
+`gradients` has a flat tensor (n,) a piece, as `pieces.weights` has; none of them records for autograd. No module here imports torch
+while it is itself imported: what a rule says of itself is checked before the seconds that torch takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from configs.errors import InputError
+from configs.precision import TABLE
 from configs.schedule import decay_factor
 from configs.schema import Optim, RunConfig
-from optim.rules import decoupled, l2_coupled, l2_loss
+from configs.tensors import TensorSpec
+from optim.rules import (
+    cautious,
+    cautious_random,
+    corrected,
+    decoupled,
+    hyperball,
+    independent,
+    l2_coupled,
+    l2_loss,
+    norm_projection,
+    rotational,
+    swd,
+)
 
-RULES: dict[str, ModuleType] = {"decoupled": decoupled, "l2_coupled": l2_coupled, "l2_loss": l2_loss}
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Groups = list[dict[str, Any]]
+RULES: dict[str, ModuleType] = {
+    "decoupled": decoupled,
+    "l2_coupled": l2_coupled,
+    "l2_loss": l2_loss,
+    "independent": independent,
+    "corrected": corrected,
+    "cautious": cautious,
+    "cautious_random": cautious_random,
+    "swd": swd,
+    "norm_projection": norm_projection,
+    "hyperball": hyperball,
+    "rotational": rotational,
+}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a rule sees of the model: the pieces of tensors that this rank holds (engine/fragments.py).
+
+    `names` and `starts` say of which tensor each is a part, and at which element it begins. `weights` are flat, (n,).
+    `groups` are the optimiser's, one a piece, with η_t as `lr`, λ_t as `decay`, and `masked`: whether the mask lets it decay.
+    `group_of` has them by name, of every tensor of the model, and `sizes` their elements. `numbers` are what the rule keeps by
+    tensor; checkpoints hold them. The others are functions:
+
+        moment(kind)           a moment of the optimiser, a view (n,) a piece
+        sums(tensors)          of one tensor (n,) a piece: the sum of each whole tensor of the model, on all ranks. Collective
+        square_norms(tensors)  of one tensor (n,) a piece: ‖·‖² of each whole tensor of the model. Collective
+        step()                 updates that the optimiser counts so far
+    """
+
+    config: RunConfig
+    names: list[str]
+    starts: list[int]
+    weights: list[Tensor]
+    groups: list[dict[str, Any]]
+    group_of: dict[str, dict[str, Any]]
+    sizes: dict[str, int]
+    numbers: dict[str, dict[str, float]]
+    moment: Callable[[str], list[Tensor]]
+    sums: Callable[[list[Tensor]], dict[str, float]]
+    square_norms: Callable[[list[Tensor]], dict[str, float]]
+    step: Callable[[], int]
 
 
 class Rule:
@@ -37,13 +99,17 @@ class Rule:
 
     def __init__(self, module: ModuleType) -> None:
         self.about: str = module.ABOUT
-        self.stages: tuple[int, ...] = module.STAGES
-        self.in_optimizer: Callable[[float, str], float] = module.in_optimizer
-        # What a module leaves out does nothing, but for λ_t, which follows the schedule.
-        self.factor: Callable[[RunConfig, int], float] = getattr(module, "factor", decay_factor)
-        self.on_gradients: Callable[[list[Tensor], list[Tensor], Groups], None]
-        self.before_step: Callable[[list[Tensor], Groups], Any]
-        self.after_step: Callable[[list[Tensor], Groups, Any], None]
+        self.inside: str = module.INSIDE
+        # What a module leaves out: everywhere, with every algorithm, and λ_t follows the schedule.
+        self.stages: tuple[int, ...] = getattr(module, "STAGES", (0, 1, 2, 3))
+        self.algorithms: tuple[str, ...] | None = getattr(module, "ALGORITHMS", None)
+        self.rounds_once: bool = getattr(module, "ROUNDS_ONCE", bool(module.INSIDE))
+        self.uses_decay: bool = getattr(module, "USES_DECAY", True)
+        self.part: Callable[[TensorSpec], str] = getattr(module, "part", lambda tensor: "")
+        self.factor: Callable[[RunConfig, int, str], float] = getattr(module, "factor", _scheduled)
+        self.on_gradients: Callable[[Pieces, list[Tensor]], None]
+        self.before_step: Callable[[Pieces, list[Tensor], int], Any]
+        self.after_step: Callable[[Pieces, Any, int], None]
         self.on_gradients, self.before_step, self.after_step = (
             getattr(module, name, _nothing) for name in ("on_gradients", "before_step", "after_step")
         )
@@ -54,6 +120,32 @@ def _nothing(*_: Any) -> None:
     """The act that a rule leaves out."""
 
 
+def _scheduled(config: RunConfig, t: int, part: str) -> float:
+    return decay_factor(config, t)
+
+
 def rule_of(config: Optim) -> Rule:
     """The rule of optim.decay_rule."""
     return Rule(RULES[config.decay_rule])
+
+
+def check_rule(config: RunConfig) -> None:
+    """InputError where the rule cannot work with the run's ZeRO stage, algorithm, precision or λ, with the reason."""
+    optim, rule, stage = config.optim, rule_of(config.optim), config.parallel.zero_stage
+    name = f"optim.decay_rule {optim.decay_rule}"
+    # What the rule says of itself, one after another.
+    if stage not in rule.stages:
+        stages = ", ".join(map(str, rule.stages))
+        raise InputError(f"{name} works at parallel.zero_stage {stages}, this run has {stage}")
+    if rule.algorithms is not None and optim.algorithm not in rule.algorithms:
+        raise InputError(
+            f"{name} is a law for optim.algorithm {', '.join(rule.algorithms)}, this run has {optim.algorithm}"
+        )
+    # A decay that is a multiplication of its own would be lost in bfloat16 masters (optim/sgd.py has the numbers).
+    if TABLE[config.precision].masters == "bfloat16" and not rule.rounds_once:
+        raise InputError(
+            f"{name} under precision {config.precision}: it moves weights beside the optimiser's step, and a bfloat16 number "
+            "rounds back where it is moved by less than 1/512 of itself; use bf16-master, whose masters are float32, or bf16-mixed"
+        )
+    if not rule.uses_decay and (optim.weight_decay or any(override.weight_decay for override in optim.decay_overrides)):
+        raise InputError(f"{name} holds norms fixed and has no λ: set optim.weight_decay 0, in decay_overrides too")

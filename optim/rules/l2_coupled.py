@@ -3,8 +3,4 @@
 from __future__ import annotations
 
 ABOUT = "g ← g + λ_t·w after clipping: torch's own weight_decay of Adam and SGD"
-STAGES = (0, 1, 2, 3)
-
-
-def in_optimizer(decay: float, algorithm: str) -> float:
-    return decay
+INSIDE = "coupled"

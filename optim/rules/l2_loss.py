@@ -5,21 +5,21 @@ Its gradient 2·λ_t·w is added in closed form, before the gradient is clipped,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optim.rules import Pieces
 
 ABOUT = "loss + λ_t·‖w‖²: g ← g + 2·λ_t·w before clipping (2310.04415)"
-STAGES = (0, 1, 2, 3)
+INSIDE = ""
+ROUNDS_ONCE = (
+    True  # what is added to a gradient is rounded in the step; where gradients are bfloat16 the plan refuses it
+)
 
 
-def in_optimizer(decay: float, algorithm: str) -> float:
-    return 0.0
-
-
-@torch.no_grad()
-def on_gradients(gradients: list[Tensor], weights: list[Tensor], groups: list[dict[str, Any]]) -> None:
+def on_gradients(pieces: Pieces, gradients: list[Tensor]) -> None:
     # The gradient of λ_t·‖w‖², without a pass through autograd: exact, and no copy of the weights.
-    for gradient, weight, group in zip(gradients, weights, groups, strict=True):
+    for gradient, weight, group in zip(gradients, pieces.weights, pieces.groups, strict=True):
         gradient.add_(weight, alpha=2 * group["decay"])
