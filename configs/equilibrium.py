@@ -15,6 +15,7 @@ OTHER_LAWS = {
     "cautious": "only weights decay that the step moves towards zero",
     "cautious_random": "only weights decay that chance takes",
     "swd": "λ is divided by the gradients' root mean square",
+    "selective_projection": "λ undoes a share of a tensor's growth, whatever η is",
     "norm_projection": "norms are held, and nothing decays",
     "hyperball": "norms are held, and nothing decays",
     "rotational": "norms are held, and λ sets the angle of an update",

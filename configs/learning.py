@@ -130,6 +130,7 @@ DecayRule = Literal[
     "cautious",
     "cautious_random",
     "swd",
+    "selective_projection",
     "norm_projection",
     "hyperball",
     "rotational",
@@ -148,8 +149,8 @@ class Optim(Section):
         "decoupled: w ← (1 − η_t·λ)w beside the step; l2_coupled: λw added to the clipped gradient, before the moments; "
         "l2_loss: λ‖w‖² added to the loss, so 2λw to the gradient, before clipping (P1); independent: w ← (1 − s_t·λ)w, s_t the "
         "schedule's shape; corrected (AdamC): η_t²/η·λ on normalised layers; cautious: only where the step moves w towards zero, "
-        "and cautious_random, its control; swd (AdamS): λ over the root mean square of the gradients; "
-        "without a λ norm_projection, each tensor back to its first norm, and hyperball, its "
+        "and cautious_random, its control; swd (AdamS): λ over the root mean square of the gradients; selective_projection: λ "
+        "undoes growth against the gradient; without a λ norm_projection, each tensor back to its first norm, and hyperball, its "
         "update's norm fixed too; rotational: turns as decay would make it",
     )
     projection_every: int = setting(1, "of norm_projection: updates from one projection to the next", ge=1)

@@ -63,6 +63,10 @@ class Formulas:
                 self.w = self.w - lr * decay * (drawn < shrinks.mean()) * old
             case "swd":
                 self.w = self.w - lr * decay / (math.sqrt(mean_v) if mean_v else math.inf) * old
+            case "selective_projection":
+                growth = ((self.w.norm() - old.norm()) / self.w.norm()).clamp(0, 1)
+                if (g * old).sum() > 0:
+                    self.w = (1 - decay * growth) * self.w
             case "norm_projection" if self.masked and self.t % config.projection_every == 0:
                 self.w = self.w * (self.first_norm / self.w.norm())
             case "hyperball" if self.masked:

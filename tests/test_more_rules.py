@@ -31,6 +31,7 @@ CASES: list[tuple[dict[str, Any], float]] = [
     ({"decay_rule": "cautious", "weight_decay": 5e-3, "algorithm": "sgd", "lr": 0.3}, 2e-4),
     ({"decay_rule": "cautious_random", "weight_decay": 5.0}, 2e-4),
     ({"decay_rule": "swd", "weight_decay": 1e-3}, 5e-6),
+    ({"decay_rule": "selective_projection", "weight_decay": 0.7}, 1e-5),
     ({"decay_rule": "norm_projection", "weight_decay": 0.0, "projection_every": 2}, 2e-6),
     ({"decay_rule": "hyperball", "weight_decay": 0.0, "lr": 0.01}, 2e-5),
     ({"decay_rule": "rotational", "weight_decay": 1.0}, 2e-5),

@@ -127,7 +127,7 @@ def test_the_rule_that_is_shown() -> None:
     """Breaks if docs/add-a-rule.md shows another rule than the one that is there, or leaves out what a rule may say."""
     page = PAGES["docs/add-a-rule.md"]
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert shown == (ROOT / "optim" / "rules" / "cautious.py").read_text()
+    assert shown == (ROOT / "optim" / "rules" / "selective_projection.py").read_text()
     said = re.findall(r"^    (\w+)(?:\(|  )", rules.__doc__ or "", re.MULTILINE)
     assert len(said) == 11
     assert [name for name in said if f"`{name}" not in page] == []

@@ -44,6 +44,7 @@ from optim.rules import (
     l2_loss,
     norm_projection,
     rotational,
+    selective_projection,
     swd,
 )
 
@@ -59,6 +60,7 @@ RULES: dict[str, ModuleType] = {
     "cautious": cautious,
     "cautious_random": cautious_random,
     "swd": swd,
+    "selective_projection": selective_projection,
     "norm_projection": norm_projection,
     "hyperball": hyperball,
     "rotational": rotational,
