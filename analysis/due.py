@@ -43,11 +43,11 @@ class Due:
 
 def dues(patterns: list[str], root: Path, runs: list[Run]) -> list[Due]:
     """Of every sweep file, and folder of runs, that has a planned seed which is not finished; `runs`: all that were loaded."""
-    found = []
+    found, ended = [], _ended(runs)
     for pattern in patterns:
         planned = _planned(pattern, root, runs)
         # a seed is finished when every run of it is: half a seed has no pairs
-        open_seeds = {seeds for name, seeds in planned if not _is_finished(name, runs)}
+        open_seeds = {seeds for name, seeds in planned if name not in ended}
         every = {seeds for _, seeds in planned}
         if open_seeds:
             found.append(Due(pattern, len(every) - len(open_seeds), len(every)))
@@ -72,11 +72,10 @@ def _planned(pattern: str, root: Path, runs: list[Run]) -> list[tuple[str, str]]
     return list(planned.items())
 
 
-def _is_finished(name: str, runs: list[Run]) -> bool:
-    """Whether a run of this folder's name is among `runs`, and has ended."""
-    # without its data here a cell has no id: its label must do
-    pattern = re.escape(name).replace(re.escape(UNKNOWN), "[0-9a-f]{10}")
-    return any(run.state in FINISHED and re.fullmatch(pattern, run.path.name) for run in runs)
+def _ended(runs: list[Run]) -> set[str]:
+    """Folder names of the runs that have ended, each also as a cell without an id is called, whose data is not here."""
+    names = {run.path.name for run in runs if run.state in FINISHED}
+    return names | {re.sub("-[0-9a-f]{10}$", f"-{UNKNOWN}", name) for name in names}
 
 
 def provisional(result: Result, due: Iterable[Due]) -> Result:
