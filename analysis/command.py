@@ -14,6 +14,7 @@ from tqdm import tqdm
 from analysis.claims import SAME, Claim
 from analysis.draw import save
 from analysis.figures import Figure
+from analysis.probed_windows import unlike_windows
 from analysis.reading import load_run
 from analysis.runs import Run, find_runs, given_twice
 from analysis.statistics import SMOOTHING
@@ -159,8 +160,8 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
 
 
 def late_notes(runs: list[Run]) -> list[str]:
-    """What was wrong with files that are read only where an analysis asks for them."""
-    return [problem for run in runs for problem in run.late_problems]
+    """What was wrong with files that are read only where an analysis asks for them, and what the runs' probes do not share."""
+    return [problem for run in runs for problem in run.late_problems] + unlike_windows(runs)
 
 
 def show(result: Result, notes: list[str], out: Path | None) -> None:

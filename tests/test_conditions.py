@@ -120,3 +120,37 @@ def test_a_refused_claim_stays_in_the_family(tmp_path: Path) -> None:
     assert [one.interval.n for one in ends] == [3, 2]
     assert ends[0].verdict.startswith("undecided after Holm's correction over 3 comparisons")
     assert [c.verdict for c in loss_curves.analyse(load(*paths[:6]), Options()).claims if c.primary] == ["helps"]
+
+
+def test_probes_of_other_windows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if an analysis that reads probes sets runs side by side whose probes looked at other validation windows, and does not
+    say so; or says it of runs whose probes are alike, or of an analysis that reads none."""
+
+    def probed(name: str, *windows: int | None) -> Path:
+        rows = [
+            {"step": 100 * (i + 1), "tokens": 6400, "probe/max": 1.0, "probe/loss": 3.0}
+            | ({"probe/windows": n} if n else {})
+            for i, n in enumerate(windows)
+        ]
+        return write_run(tmp_path / name, probes=rows, decay=len(list(tmp_path.iterdir())) / 10)
+
+    few, same, many, old, both = (
+        probed("few", 32, 32),
+        probed("same", 32, 32),
+        probed("many", 64, 64),
+        probed("old", None, None),
+        probed("both", 32, 64),
+    )
+
+    def notes(analysis: str, *paths: Path) -> str:
+        assert main([analysis, *map(str, paths)]) == 0
+        return " ".join(line for line in capsys.readouterr().out.splitlines() if "validation windows" in line)
+
+    for analysis in ("effective_lr", "precision"):
+        assert "windows: 32 (few, same); 64 (many). What they say of the whole model" in notes(
+            analysis, few, same, many
+        )
+        assert "windows: 32 (few); a number not recorded (old)." in notes(analysis, few, old)
+        assert "windows: 32 and 64 (both)." in notes(analysis, both)
+        assert not notes(analysis, few, same)
+    assert not notes("generalisation", few, many)
