@@ -36,6 +36,37 @@ def survival(sides: Sequence[Lost]) -> str:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """A difference of final losses in updates of the baseline `base` (analysis/worth.py), above zero where the other runs are ahead
+    of it; NaN where `why` says why they are not told. `slope`: of the baseline's loss at its end, nats per update. `reach`: updates
+    that it was read off."""
+
+    base: str
+    updates: float
+    low: float
+    high: float
+    slope: float
+    reach: float
+    why: str = ""
+
+    @property
+    def short(self) -> str:
+        """Updates with their interval; an end beyond the reach is …"""
+        if self.why:
+            return "–"
+        ends = [f"{end:+,.0f}" if abs(end) <= self.reach else "…" for end in (self.low, self.high)]
+        return f"{self.updates:+,.0f} [{', '.join(ends)}]"
+
+    @property
+    def text(self) -> str:
+        if self.why:
+            return f"not told in updates: {self.why}"
+        return (
+            f"worth {self.short} updates of {self.base}, which at its end falls by {-100 * self.slope:.4f} nats in 100"
+        )
+
+
+@dataclass(frozen=True)
 class Claim:
     """`name`: what is compared. `endpoint`: of which measurement, where. `primary`: its endpoint was named beforehand.
 
@@ -43,7 +74,7 @@ class Claim:
     not that more is needed. `seeds_needed`: seeds in all that would decide a difference as large as this one, four times of
     five; None where it is decided, or no number would. `condition`: what it holds under. `lost`: the diverged runs of either side,
     which are left out, and so a condition too. `margin`: of a claim that two are the same; None for one that they differ.
-    `after`: more words, as where curves cross.
+    `after`: more words, as where curves cross. `worth`: of a difference of final losses, how many updates it is.
     """
 
     name: str
@@ -57,6 +88,7 @@ class Claim:
     margin: float | None = None
     after: str = ""
     lost: tuple[Lost, ...] = ()
+    worth: Worth | None = None
 
     @property
     def conditions(self) -> str:
@@ -95,7 +127,7 @@ class Claim:
         """All of it in one sentence, as a finding."""
         more = f" {seed_count(self.seeds_needed)} would decide it" if self.seeds_needed else ""
         parts = [f"{self.name}, {self.endpoint}: {self.number}: {self.verdict}"]
-        parts += [text for text in (more.strip(), self.conditions) if text]
+        parts += [text for text in (self.worth.text if self.worth else "", more.strip(), self.conditions) if text]
         return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
 
     def row(self) -> dict[str, object]:

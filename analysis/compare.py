@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pandas as pd
@@ -115,7 +115,7 @@ def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
 class Paired:
     """A difference over seeds at step `upto` of `steps`, from the curves that have come so far. `untold`: runs among them of
     whose end nothing is known, because their status is damaged. `over`: what the interval is over where the curves are of other
-    windows; `unused`: why it is not, though some runs have it."""
+    windows; `unused`: why it is not, though some runs have it. `ends`: seeds → the difference, of which the interval is."""
 
     interval: Interval
     upto: int
@@ -124,6 +124,7 @@ class Paired:
     untold: list[str]
     over: str = ""
     unused: str = ""
+    ends: dict[str, float] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -157,10 +158,10 @@ def paired_final(group: Group, base: Group, column: str) -> Paired:
     far = [(run, curve.loc[:upto]) for run, curve in each if curve.index[-1] >= upto]
     curves = [curve for _, curve in far]
     steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0)
-    ends = interval([final(c) if column == TRAIN else float(c.iloc[-1]) for c in curves])
+    ends = {run.seeds: final(c) if column == TRAIN else float(c.iloc[-1]) for run, c in far}
     # a run whose status is damaged may be another than it seems: its end makes no claim
     untold = sorted({run.path.name for pair in pairs(group, base) for run in pair if run.state == UNKNOWN})
-    paired = Paired(ends, upto, steps, curves, untold)
+    paired = Paired(interval(ends.values()), upto, steps, curves, untold, ends=ends)
     if column == VALIDATION and curves and upto >= steps:
         return _over_final_windows(group, base, {run.seeds for run, _ in far}, paired)
     return paired
@@ -181,8 +182,9 @@ def _over_final_windows(group: Group, base: Group, seeds: set[str], paired: Pair
         return replace(paired, unused=f"{having} of {len(runs)} runs have {WHOLE}" if having else "")
     if not same_windows(runs, WHOLE):
         return replace(paired, unused=f"the runs have {WHOLE} over unlike windows")
-    ends = interval([float(curve.iloc[-1]) for _, curve in curves]).with_documents(documents_error(used))
-    return replace(paired, interval=ends, over=over(runs[0], WHOLE))
+    ends = {run.seeds: float(curve.iloc[-1]) for run, curve in curves}
+    told = interval(ends.values()).with_documents(documents_error(used))
+    return replace(paired, interval=told, ends=ends, over=over(runs[0], WHOLE))
 
 
 def twins(groups: list[Group]) -> list[tuple[Run, Run]]:

@@ -39,6 +39,7 @@ from analysis.published import notes_on, published_lines
 from analysis.runs import LAMBDA, Run
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, smooth
+from analysis.worth import worth_of
 
 MID, BELOW = " in mid-run", "Below zero from "  # of a claim's endpoint, and before a crossing
 
@@ -156,6 +157,8 @@ def _row_of(claims: list[Claim]) -> dict[str, object]:
                 row[f"{name} difference{MID}"] = claim.interval.text()
                 continue
             row[f"{name} difference"] = claim.interval.text()
+            if claim.worth is not None:
+                row[f"{name} difference in updates"] = claim.worth.short
             if claim.after:
                 row[f"{name} crossing"] = claim.after.removeprefix(BELOW).removesuffix(" on.")
     # a column only where runs diverged: of all others there is no condition
@@ -213,5 +216,6 @@ def _claims(group: Group, base: Group, options: Options, notes: list[str]) -> li
         curves = [smooth(curve, options.smoothing) for curve in paired.curves] if column == TRAIN else paired.curves
         if end.decided and end.verdict == words[0] and (crossing := crossing_interval(curves)) is not None:
             end = replace(end, after=f"{BELOW}{crossing.text()} on.")
-        claims.append(end)
+        # what a difference of nats is worth to a reader who thinks in updates
+        claims.append(replace(end, worth=worth_of(paired, base, column, options.smoothing)))
     return claims

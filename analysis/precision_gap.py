@@ -11,6 +11,8 @@ further samples.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from analysis.claims import Claim, equality_claim
@@ -22,6 +24,7 @@ from analysis.hypotheses import LEVEL, count_p_value, least_count_p_value
 from analysis.pairing import Group, pairs
 from analysis.runs import LAMBDA, PRECISION, RATE, Run
 from analysis.statistics import smooth
+from analysis.worth import worth_of
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -117,12 +120,15 @@ def _gaps(group: Group, base: Group, options: Options) -> tuple[list[Claim], lis
             rows.append(row | {"gap": "–", "verdict": "no pair of sound runs with the same seeds"})
             continue
         name, place = f"{group.name} minus float32", f"{kind} loss at step {paired.place}"
-        claims.append(
-            equality_claim(name, place, paired.interval, options.margin, refused=paired.refused, lost=lost(group, base))
+        claim = equality_claim(
+            name, place, paired.interval, options.margin, refused=paired.refused, lost=lost(group, base)
         )
+        claims.append(replace(claim, worth=worth_of(paired, base, column, options.smoothing)))
         row |= {"gap": paired.interval.text(), "verdict": paired.verdict("lower", "higher")}
         # "undecided" of the difference is never parity: that has an interval of its own
         row |= {"90 % interval": claims[-1].inside, "parity": claims[-1].verdict}
+        if (worth := claims[-1].worth) is not None:
+            row["in updates of float32"] = worth.short
         rows.append(row | ({"condition": claims[-1].conditions} if claims[-1].conditions else {}))
     return claims, rows
 

@@ -46,7 +46,7 @@ def test_parity_has_three_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (row["verdict"], row["parity"]) == ("higher", "the same within ±0.01")
     half = 2.3534 * 0.001 / np.sqrt(12)  # t(0.95, 3 degrees of freedom), standard deviation 0.001/√3
     assert row["90 % interval"] == f"[{0.0025 - half:+.4f}, {0.0025 + half:+.4f}]"
-    assert f"90 % interval {row['90 % interval']}: the same within ±0.01 (exploratory)." in " ".join(result.findings)
+    assert f"90 % interval {row['90 % interval']}: the same within ±0.01; " in " ".join(result.findings)
     narrow = precision_gap.analyse(load(*paths), Options(margin=0.001))
     assert [claim.verdict for claim in narrow.claims if "bf16-mixed" in claim.name] == ["differs", "differs"]
     assert main(["precision", *map(str, paths), "--margin", "0.05"]) == 0
