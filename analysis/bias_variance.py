@@ -53,7 +53,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     summary = pd.DataFrame([_row(key, rows) for key, rows in table.groupby(["group", "step"], sort=False)])
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
-    claims = _claims(groups, table, branches) + same_as_branches(
+    claims = _claims(groups, table, branches, options.of_interest) + same_as_branches(
         groups, table, partial(_lost_by, branches), condition_of(branches)
     )
     # of many comparisons those that are decided are told in sentences, all of them in a table
@@ -248,7 +248,9 @@ def _lost_by(branches: dict[tuple[str, int], Run], step: int) -> Callable[[Run],
     return is_lost
 
 
-def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, int], Run]) -> list[Claim]:
+def _claims(
+    groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, int], Run], of_interest: float
+) -> list[Claim]:
     """At the two `judged` checkpoints, against the smallest λ."""
     claims = []
     for group in groups:
@@ -267,5 +269,9 @@ def _claims(groups: list[Group], table: pd.DataFrame, branches: dict[tuple[str, 
                         f"{PARTS[part]} at the checkpoint of step {step:,}",
                     )
                     words, under = ("lower", "higher"), condition_of(branches)
-                    claims.append(difference_claim(name, endpoint, value, words, condition=under, lost=gone))
+                    claims.append(
+                        difference_claim(
+                            name, endpoint, value, words, condition=under, lost=gone, of_interest=of_interest
+                        )
+                    )
     return claims

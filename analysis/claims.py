@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.hypotheses import INSIDE, LEVEL, equivalence, holm, p_value, seeds_needed
-from analysis.statistics import LEAST_SEEDS, Interval, seed_count
+from analysis.hypotheses import INSIDE, LEVEL, MOST_SEEDS, drowned, equivalence, holm, p_value, seeds_needed
+from analysis.statistics import LEAST_SEEDS, NORMAL, Interval, seed_count
 
 OF_INTEREST = 0.005  # nats: a smaller difference of losses, a quarter of the published gain, is of no interest
 SAME = 0.01  # nats: the margin within which two losses, or gaps, are the same
@@ -71,9 +71,10 @@ class Claim:
     """`name`: what is compared. `endpoint`: of which measurement, where. `primary`: its endpoint was named beforehand.
 
     `interval`: the estimate with its bounds and `n` seeds. `verdict`: in a few words. `decided`: the verdict says something, and
-    not that more is needed. `seeds_needed`: seeds in all that would decide a difference as large as this one, four times of
-    five; None where it is decided, or no number would. `condition`: what it holds under. `lost`: the diverged runs of either side,
-    which are left out, and so a condition too. `margin`: of a claim that two are the same; None for one that they differ.
+    not that more is needed. `seeds_needed`: seeds in all, more than there are, that would tell the smallest difference of interest
+    from zero four times of five; None where it is decided, or no number would. `advice`: the same in words, and what stands where
+    there is no such number. `condition`: what it holds under. `lost`: the diverged runs of either side, which are left out, and so
+    a condition too. `margin`: of a claim that two are the same; None for one that they differ.
     `after`: more words, as where curves cross. `worth`: of a difference of final losses, how many updates it is.
     """
 
@@ -89,6 +90,8 @@ class Claim:
     after: str = ""
     lost: tuple[Lost, ...] = ()
     worth: Worth | None = None
+    of_interest: float = OF_INTEREST
+    advice: str = ""
 
     @property
     def conditions(self) -> str:
@@ -125,9 +128,8 @@ class Claim:
     @property
     def sentence(self) -> str:
         """All of it in one sentence, as a finding."""
-        more = f" {seed_count(self.seeds_needed)} would decide it" if self.seeds_needed else ""
         parts = [f"{self.name}, {self.endpoint}: {self.number}: {self.verdict}"]
-        parts += [text for text in (self.worth.text if self.worth else "", more.strip(), self.conditions) if text]
+        parts += [text for text in (self.worth.text if self.worth else "", self.advice, self.conditions) if text]
         return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
 
     def row(self) -> dict[str, object]:
@@ -161,10 +163,12 @@ def difference_claim(
     refused: str = "",
     condition: str = "",
     lost: Sequence[Lost] = (),
+    of_interest: float = OF_INTEREST,
 ) -> Claim:
     """The declared rule for a difference: `words` are what below and above zero are called.
 
-    `refused`: why no verdict may be given whatever the interval (an unfinished run, a damaged status).
+    `refused`: why no verdict may be given whatever the interval (an unfinished run, a damaged status). `of_interest`: the smallest
+    difference of interest in nats, declared beforehand.
     """
     decided, verdict = False, refused
     if not verdict and difference.n < LEAST_SEEDS:
@@ -173,10 +177,11 @@ def difference_claim(
         decided = difference.excludes_zero
         verdict = words[0 if difference.mean < 0 else 1] if decided else UNDECIDED
         # That it is too small to matter is a claim too, and the only one that an interval over zero can make.
-        if not decided and equivalence(difference, OF_INTEREST).startswith("the same"):
-            decided, verdict = True, f"no difference of interest: within ±{OF_INTEREST:g}"
-    needed = None if decided or refused else _needed(difference)
-    return Claim(name, endpoint, primary, difference, verdict, decided, needed, condition, lost=tuple(lost))
+        if not decided and equivalence(difference, of_interest).startswith("the same"):
+            decided, verdict = True, f"no difference of interest: within ±{of_interest:g}"
+    needed, advice = (None, "") if decided or refused else _seeds(difference, of_interest)
+    claim = Claim(name, endpoint, primary, difference, verdict, decided, needed, condition, lost=tuple(lost))
+    return replace(claim, of_interest=of_interest, advice=advice)
 
 
 def equality_claim(
@@ -195,11 +200,26 @@ def equality_claim(
     return Claim(name, endpoint, False, difference, verdict, decided, None, condition, margin, lost=tuple(lost))
 
 
-def _needed(difference: Interval) -> int | None:
+def _seeds(difference: Interval, of_interest: float) -> tuple[int | None, str]:
+    """How many seeds in all would tell a difference of interest from zero, and what to say of it.
+
+    Of the declared difference and not of the one seen: that one is by luck too large where it is worth a second look, and asks for
+    too few seeds.
+    """
+    if not math.isfinite(difference.deviation):
+        return None, ""
     documents = difference.documents if math.isfinite(difference.documents) else 0.0
-    needed = seeds_needed(difference.deviation, difference.mean, documents)
-    # as many as there are have not decided it: that is no advice
-    return needed if needed is not None and needed > difference.n else None
+    would = f"would tell {of_interest:g} nats from zero"
+    # which documents were drawn is the same noise for every seed
+    if drowned(of_interest, documents):
+        return None, f"no number of seeds {would}: the documents alone add ±{documents * NORMAL:.4f}"
+    needed = seeds_needed(difference.deviation, of_interest, documents)
+    if needed is None:
+        return None, f"more than {MOST_SEEDS:,} seeds {would}"
+    # as many as there are were to tell it: so the difference is hardly larger
+    if needed <= difference.n:
+        return None, f"{seed_count(needed)} {would}, and there are as many"
+    return needed, f"{seed_count(needed)} {would}"
 
 
 def too_few(seeds: int) -> str:
@@ -225,7 +245,8 @@ def corrected(claims: Sequence[Claim], absent: int = 0) -> list[Claim]:
         p = adjusted.get(i, math.nan)
         if claim.decided and claim.interval.excludes_zero and claim.margin is None and p >= LEVEL:
             verdict = f"undecided after Holm's correction over {len(p_values)} comparisons (p = {p:.2g})"
-            claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=_needed(claim.interval))
+            needed, advice = _seeds(claim.interval, claim.of_interest)
+            claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=needed, advice=advice)
         result.append(claim)
     return result
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from analysis.claims import SAME, Claim
+from analysis.claims import OF_INTEREST, SAME, Claim
 from analysis.draw import save
 from analysis.figures import Figure
 from analysis.probed_windows import unlike_windows
@@ -28,6 +28,7 @@ class Options:
     tokens: bool = False  # tokens for steps on the x axis
     smoothing: float = SMOOTHING
     margin: float = SAME  # nats within which two losses, or gaps, are the same
+    of_interest: float = OF_INTEREST  # nats, the smallest difference of losses that matters
 
     @property
     def xlabel(self) -> str:
@@ -94,17 +95,24 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
         default=SAME,
         help=f"nats within which two losses, or gaps, are the same; default {SAME:g}",
     )
+    parser.add_argument(
+        "--of-interest",
+        type=float,
+        default=OF_INTEREST,
+        help=f"the smallest difference of losses that matters, in nats, which seeds are counted for; default {OF_INTEREST:g}",
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
     if not 0 <= args.smoothing <= 0.5:
         raise InputError(f"--smoothing {args.smoothing:g} is no fraction of a run; try 0.02, at most 0.5")
-    if not 0 < args.margin < math.inf:
-        raise InputError(
-            f"--margin {args.margin:g} is no difference of losses in nats above zero; the plan's is {SAME:g}"
-        )
+    for name, value, plan in (("margin", args.margin, SAME), ("of-interest", args.of_interest, OF_INTEREST)):
+        if not 0 < value < math.inf:
+            raise InputError(
+                f"--{name} {value:g} is no difference of losses in nats above zero; the plan's is {plan:g}"
+            )
     by = [name.strip() for name in args.by.split(",")] if args.by else None
-    return Options(by, args.x == "tokens", args.smoothing, args.margin)
+    return Options(by, args.x == "tokens", args.smoothing, args.margin, args.of_interest)
 
 
 def root_of(args: argparse.Namespace) -> Path:

@@ -98,6 +98,11 @@ def seeds_needed(deviation: float, difference: float, documents: float = 0.0) ->
     return low
 
 
+def drowned(difference: float, documents: float) -> bool:
+    """Whether the documents' standard error alone hides the difference more often than one time of five, however many the seeds."""
+    return documents > 0 and float(stats.norm.sf(stats.norm.isf(LEVEL / 2) - abs(difference) / documents)) < POWER
+
+
 def detectable(deviation: float, seeds: int) -> float:
     """The difference that so many seeds tell from zero four times of five."""
     if seeds < 2 or not deviation > 0:

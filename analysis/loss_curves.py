@@ -199,7 +199,15 @@ def _claims(group: Group, base: Group, options: Options, notes: list[str]) -> li
             place = f"{kind} loss{MID}, step {middle.place}"
             words_of_loss = ("lower", "higher")
             claims.append(
-                difference_claim(name, place, middle.interval, words_of_loss, refused=middle.refused, lost=gone)
+                difference_claim(
+                    name,
+                    place,
+                    middle.interval,
+                    words_of_loss,
+                    refused=middle.refused,
+                    lost=gone,
+                    of_interest=options.of_interest,
+                )
             )
         end = difference_claim(
             name,
@@ -209,6 +217,7 @@ def _claims(group: Group, base: Group, options: Options, notes: list[str]) -> li
             primary=column == VALIDATION,
             refused=paired.refused,
             lost=gone,
+            of_interest=options.of_interest,
         )
         if paired.unused:
             notes.append(f"{name}: {paired.unused}, so its end is compared by {VALIDATION}, which all have")

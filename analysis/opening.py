@@ -11,7 +11,7 @@ from analysis.command import Result
 from analysis.statistics import LEAST_SEEDS
 
 AT_ONCE = 6  # decided claims that are shown unfolded
-NAMED = 2  # comparisons of which the line of sum says what would decide them
+NAMED = 2  # comparisons of which the line of sum says how many seeds they need
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _order(claim: Claim) -> tuple[bool, float]:
 
 
 def _sum(decided: Sequence[Claim], undecided: Sequence[Claim]) -> str:
-    """One line: how many comparisons are decided, and what would decide the others."""
+    """One line: how many comparisons are decided, and how many seeds the others need."""
     claims = [*decided, *undecided]
     if not claims:
         return "Nothing is compared: that needs runs that differ in more than their seeds, with the same seeds."
@@ -57,7 +57,9 @@ def _sum(decided: Sequence[Claim], undecided: Sequence[Claim]) -> str:
     cheap = [claim for claim in undecided if claim.seeds_needed]
     cheap.sort(key=lambda claim: (not claim.primary, claim.seeds_needed or 0))
     for claim in cheap[:NAMED]:
-        parts.append(f"more seeds would decide {claim.name}, {claim.endpoint}: n = {claim.seeds_needed}")
+        parts.append(
+            f"{claim.name}, {claim.endpoint}: {claim.seeds_needed} seeds would tell {claim.of_interest:g} nats from zero"
+        )
     if len(cheap) > NAMED:
         parts.append(f"and {len(cheap) - NAMED} more")
     return "; ".join(parts) + "."

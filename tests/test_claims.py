@@ -12,7 +12,7 @@ from scipy import stats
 
 from analysis.claims import Claim, corrected, difference_claim, equality_claim, table_of_claims
 from analysis.document_noise import documents_error
-from analysis.hypotheses import count_p_value, detectable, equivalence, holm, p_value, power, seeds_needed
+from analysis.hypotheses import count_p_value, detectable, drowned, equivalence, holm, p_value, power, seeds_needed
 from analysis.runs import Run
 from analysis.statistics import interval
 from analysis.vertex import best_decay
@@ -193,7 +193,7 @@ def test_what_a_claim_says() -> None:
     assert wide.verdict.startswith("undecided")
     assert wide.seeds_needed is not None
     assert wide.seeds_needed > 4
-    assert f"{wide.seeds_needed} seeds would decide it" in wide.sentence
+    assert f"; {wide.seeds_needed} seeds would tell 0.005 nats from zero (" in wide.sentence
     none = difference_claim("a", "end", interval(zero), WORDS)
     assert (none.verdict, none.decided) == ("no difference of interest: within ±0.005", True)
     assert equality_claim("a", "gap", interval(zero), 0.01).verdict == "the same within ±0.01"
@@ -206,3 +206,32 @@ def test_what_a_claim_says() -> None:
     assert not (spoiled := corrected([claim, *others]))[0].decided
     assert spoiled[0].verdict.startswith("undecided after Holm's correction over 4 comparisons")
     assert list(table_of_claims(spoiled)["kind"]) == ["primary"] * 4
+
+
+def test_seeds_for_the_declared_difference() -> None:
+    """Breaks if seeds are counted for the difference that was seen, which luck makes large, or for another than the declared one,
+    or if more seeds are asked for where the documents' noise hides it whatever their number."""
+    spread = np.array([-0.01, 0.0, 0.01, 0.005, -0.005])
+    seen = [difference_claim("a", "end", interval(spread + mean), WORDS) for mean in (0.001, 0.004, 0.007)]
+    needed = seeds_needed(float(spread.std(ddof=1)), 0.005)
+    assert needed is not None
+    assert [claim.seeds_needed for claim in seen] == [needed] * 3
+    assert all(f"; {needed} seeds would tell 0.005 nats from zero (" in claim.sentence for claim in seen)
+    coarse = difference_claim("a", "end", interval(spread + 0.007), WORDS, of_interest=0.01)
+    assert coarse.seeds_needed == seeds_needed(float(spread.std(ddof=1)), 0.01) != needed
+    # the documents come in quadrature, and stay
+    some = difference_claim("a", "end", interval(spread).with_documents(0.001), WORDS)
+    assert some.seeds_needed == seeds_needed(float(spread.std(ddof=1)), 0.005, 0.001)
+    assert (some.seeds_needed or 0) > needed
+    never = difference_claim("a", "end", interval(spread).with_documents(0.003), WORDS)
+    assert never.seeds_needed is None
+    assert "; no number of seeds would tell 0.005 nats from zero: the documents alone add ±0.0059 (" in never.sentence
+    assert (drowned(0.005, 0.0018), drowned(0.005, 0.00178), drowned(0.005, 0.0)) == (True, False, False)
+    wild = difference_claim("a", "end", interval(spread * 40), WORDS)
+    assert (wild.seeds_needed, wild.advice) == (None, "more than 1,000 seeds would tell 0.005 nats from zero")
+    # enough seeds, and still undecided: the difference is then hardly of interest
+    enough = difference_claim("a", "end", interval([-0.001, 0.007, -0.001, 0.007, -0.001, 0.007, 0.003, 0.003]), WORDS)
+    assert (enough.decided, enough.seeds_needed) == (False, None)
+    assert enough.advice.endswith(" seeds would tell 0.005 nats from zero, and there are as many")
+    sure = difference_claim("a", "end", interval([-0.02, -0.021, -0.019]), WORDS)
+    assert (sure.seeds_needed, sure.advice) == (None, "")
