@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import bias_variance, generalisation, loss_curves, precision_gap
+from analysis import bias_variance, effective_lr, generalisation, loss_curves, precision_gap
 from analysis.__main__ import main
 from analysis.claims import corrected, difference_claim
 from analysis.command import Options, Result
@@ -87,6 +87,25 @@ def test_parity_is_conditional_on_survival(tmp_path: Path) -> None:
     said = "conditional on survival: 1 of 5 at precision = bf16-mixed diverged"
     assert [claim.conditions for claim in result.claims] == [said, said]
     assert set(result.tables["Loss gap to float32"]["condition"]) == {said}
+
+
+def test_matched_runs_and_advice_are_conditional_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the distance of matched runs to their leaders, or what advise says of finished runs, hides that some diverged."""
+    norms = {"weights/norm": lambda s: 5 + 0 * s, "optim/lr": lambda s: 0.1 + 0 * s}
+    leaders, matched = [], []
+    for seed in range(4):
+        state = "diverged" if seed == 3 else "done"
+        leaders.append(write_run(tmp_path / f"l{seed}", decay=0.3, seed=seed, columns=norms))  # type: ignore[arg-type]
+        match = {"match": {"reference": str(leaders[-1])}}
+        matched.append(write_run(tmp_path / f"m{seed}", seed=seed, columns=norms, schedule=match, state=state))  # type: ignore[arg-type]
+    text = " ".join(effective_lr.analyse(load(*leaders, *matched), Options()).findings)
+    assert "minus its reference's final training loss: matched " in text
+    assert "Conditional on survival: 1 of 4 at " in text
+    plain = [
+        write_run(tmp_path / f"p{seed}", seed=seed, state="diverged" if seed == 1 else "done") for seed in range(4)
+    ]
+    assert main(["advise", "configs/quickstart.json", *map(str, [*leaders, *plain])]) == 0
+    assert "(conditional on survival: 1 of 4 at λ = 0 diverged)" in capsys.readouterr().out
 
 
 def test_a_refused_claim_stays_in_the_family(tmp_path: Path) -> None:
