@@ -14,13 +14,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from analysis.claims import Lost, survival
+from analysis.claims import survival, table_of_claims
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, divergence, has_diverged, is_ended, sound, twins
+from analysis.compare import TRAIN, divergence, is_ended, sound, twins
 from analysis.figures import Figure, Line, Panel, Style, line
 from analysis.grouped import Read, grouped, mean_line, probed, trunks_of
+from analysis.matched_curve import gone, same_curve, unmatched
 from analysis.pairing import Group, by_seed
-from analysis.runs import FOLLOWS, STARTS, Run, find_run
+from analysis.runs import Run, find_run
 from analysis.settled import LATE, equilibrium, predicted
 from analysis.statistics import final, interval, smooth
 from configs.equilibrium import LR_POWERS
@@ -66,9 +67,14 @@ def analyse(runs: list[Run], options: Options) -> Result:
         notes.append("no run was probed (log.probe_every): no Adam effective LR, rotation or size")
     settled, more = equilibrium(groups, kinds)
     matched, rows, findings = _matched(trunks, looks, groups, options, notes)
+    claims = [claim for group in groups if (claim := same_curve(group, trunks, groups)) is not None]
+    findings += [claim.sentence for claim in claims]
     adam = pd.DataFrame([row for group in groups if (row := _adam(group))])
     tables = {"Equilibrium": settled, "Adam effective LR at the end": adam, "Matched runs": pd.DataFrame(rows)}
-    return Result("effective_lr", "Effective learning rate", [*findings, *more], [*figures, *matched], tables, notes)
+    tables |= {"Matched curves": table_of_claims(claims)} if claims else {}
+    return Result(
+        "effective_lr", "Effective learning rate", [*findings, *more], [*figures, *matched], tables, notes, claims
+    )
 
 
 def effective_lr(run: Run) -> pd.Series:
@@ -143,7 +149,7 @@ def _matched(
             if not ends[MATCHED]:
                 rates += _laid_over(run, reference, looks[group.name], looks[group_of[reference]], group_of, options)
             row = _kept_rate(run, reference)
-            for title, other in ((MATCHED, run), (PLAIN, _unmatched(run, runs))):
+            for title, other in ((MATCHED, run), (PLAIN, unmatched(run, runs))):
                 if other is None:
                     continue
                 difference = (other.column(TRAIN) - reference.column(TRAIN)).dropna()
@@ -161,7 +167,7 @@ def _matched(
         if ends[MATCHED]:
             texts = [f"{title} {interval(by_seed(losses).values()).text()}" for title, losses in ends.items() if losses]
             claim = "" if len(by_seed(ends[MATCHED])) > 1 else " One seed: no claim."
-            claim += f" {gone[0].upper()}{gone[1:]}." if (gone := _survival(group, runs)) else ""
+            claim += f" {text[0].upper()}{text[1:]}." if (text := survival(gone(group, runs))) else ""
             findings.append(f"{group.name}, minus its reference's final training loss: {'; '.join(texts)} nats.{claim}")
     panels = [
         Panel(options.xlabel, RATE_LABEL, rates, ylog=True),
@@ -175,13 +181,6 @@ def _matched(
     ]
     caption = "Runs without decay that follow a decayed run's effective learning rate; the first seed of each."
     return [Figure("matched", caption, panels)] if rows else [], rows, findings
-
-
-def _survival(group: Group, runs: list[Run]) -> str:
-    """What the distance to the references is conditional on, where matched runs or references diverged."""
-    laid = [(run, leader) for run in group.runs if run.reference and (leader := find_run(run.reference, runs))]
-    sides = ((group.name, {run for run, _ in laid}), ("its references", {leader for _, leader in laid}))
-    return survival([Lost(name, sum(map(has_diverged, members)), len(members)) for name, members in sides])
 
 
 def _kept_rate(run: Run, reference: Run) -> dict[str, object]:
@@ -218,14 +217,3 @@ def _around(lines: list[Line]) -> tuple[float, float]:
     # symmetric, so that the line at zero stands in the middle
     limit = 1.2 * max((float(np.nanmax(np.abs(one.y[len(one.y) // 10 :]))) for one in lines if len(one.y)), default=1.0)
     return -limit, limit
-
-
-def _unmatched(run: Run, runs: list[Run]) -> Run | None:
-    """The run that differs from a matched one in nothing but not being matched."""
-    # by name, place and start they differ always
-    skip = ("schedule.match", "branch", "name", FOLLOWS, STARTS)
-    mine = {k: v for k, v in run.fields.items() if not k.startswith(skip)}
-    for other in runs:
-        if other.reference is None and {k: v for k, v in other.fields.items() if not k.startswith(skip)} == mine:
-            return other
-    return None
