@@ -34,8 +34,8 @@ def cautions(config: RunConfig, data: DataSummary | None, groups: Mapping[str, G
 
 
 def _start(config: RunConfig) -> list[str]:
-    """Adam moves each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
-    if config.branch is not None or config.optim.algorithm != "adam":
+    """Adam and Lion move each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
+    if config.branch is not None or config.optim.algorithm == "sgd":
         return []
     assert config.model.init_std is not None  # validation has put the number there
     ratio = config.optim.lr / config.model.init_std
@@ -58,8 +58,8 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
     """What part of a weight a step takes at the peak of η and λ: nearly all of it, or less than the masters can show."""
     optim, schedule = config.optim, config.optim.decay_schedule
     shrinks = optim.decay_rule in SHRINKING
-    if not shrinks and (optim.algorithm == "adam" or optim.decay_rule in OTHER_LAWS):
-        return []  # λw is divided by √v there, or it is another law: what it takes of a weight follows from the gradients
+    if not shrinks and (optim.algorithm != "sgd" or optim.decay_rule in OTHER_LAWS):
+        return []  # what λ takes of a weight follows from the gradients, or it is another law
     largest = max(group.weight_decay for group in groups.values())
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
@@ -87,7 +87,7 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
 def _gains(config: RunConfig) -> list[str]:
     """LayerNorm gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
     optim = config.optim
-    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm == "adam" and config.model.layernorm_gain
+    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm != "sgd" and config.model.layernorm_gain
     if not frozen or optim.lr > BF16_ROUNDING[1]:
         return []
     does = "do not move" if optim.lr <= BF16_ROUNDING[0] else "can only fall"

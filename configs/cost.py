@@ -68,7 +68,7 @@ LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of G
 
 def n_moments(optim: Optim) -> int:
     """Values the optimiser keeps per parameter."""
-    return 2 if optim.algorithm == "adam" else int(optim.momentum > 0)
+    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0)}[optim.algorithm]
 
 
 def bucket_elements(config: RunConfig) -> int:

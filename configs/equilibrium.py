@@ -20,11 +20,15 @@ OTHER_LAWS = {
     "hyperball": "norms are held, and nothing decays",
     "rotational": "norms are held, and λ sets the angle of an update",
 }
-LR_POWERS = {"adam": 1, "sgd": 2}  # of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by
+LR_POWERS = {
+    "adam": 1,
+    "sgd": 2,
+    "lion": 1,
+}  # of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by
 
 
 def effective_lr(lr: float, norm: float, algorithm: str) -> float:
-    """η/‖w‖ for Adam (P1, 2310.04415, by sign descent), η/‖w‖² for SGD; infinite where the weights are zero."""
+    """η/‖w‖ for Adam and Lion (P1, 2310.04415, by sign descent), η/‖w‖² for SGD; infinite where the weights are zero."""
     return lr / norm ** LR_POWERS[algorithm] if norm else math.inf
 
 
@@ -44,9 +48,8 @@ def why_no_e_folds(rule: str, algorithm: str) -> str:
     """The reason for e_folds' None, in words."""
     if rule in OTHER_LAWS:
         return f"under {rule} {OTHER_LAWS[rule]}"
-    return f"under {rule} λw is part of the gradient, " + (
-        "which Adam divides by √v" if algorithm == "adam" else "and is clipped with it"
-    )
+    does = {"adam": "which Adam divides by √v", "lion": "of which Lion takes the sign"}
+    return f"under {rule} λw is part of the gradient, {does.get(algorithm, 'and is clipped with it')}"
 
 
 def rms(lr: float, weight_decay: float) -> float:

@@ -142,7 +142,7 @@ class Optim(Section):
     weight_decay: float = setting(
         ..., "weight decay λ; decoupled: each update multiplies decayed weights by 1 − η_t·λ", ge=0, le=1e6
     )
-    algorithm: Literal["adam", "sgd"] = setting("adam", "with decoupled decay, adam is AdamW")
+    algorithm: Literal["adam", "sgd", "lion"] = setting("adam", "with decoupled decay, adam is AdamW")
     momentum: float = setting(0.9, "of sgd; 0 for none", ge=0, lt=1)
     decay_rule: DecayRule = setting(
         "decoupled",
@@ -161,7 +161,9 @@ class Optim(Section):
         because="each is a group of the optimiser, and compared with every tensor",
         max_length=256,
     )
-    betas: tuple[float, float] = setting((0.9, 0.95), "Adam's decay rates (β1, β2)")
+    betas: tuple[float, float] = setting(
+        (0.9, 0.95), "decay rates of Adam and Lion (β1, β2); Lion's paper has 0.9, 0.99"
+    )
     eps: float = setting(1e-8, "Adam's ε", gt=0)
     grad_clip: float = setting(1.0, "bound on the global gradient norm; 0 switches clipping off", ge=0)
     decay_mask: Literal["matrices", "matmul", "all"] = setting(
@@ -186,7 +188,7 @@ class Optim(Section):
     def _fields_of_the_algorithm(self) -> Optim:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas {list(self.betas)} must each lie in [0, 1)")
-        idle = {"adam": ("momentum",), "sgd": ("betas", "eps")}[self.algorithm]
+        idle = {"adam": ("momentum",), "sgd": ("betas", "eps"), "lion": ("momentum", "eps")}[self.algorithm]
         for name in idle:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InputError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")

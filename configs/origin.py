@@ -126,7 +126,7 @@ def _optimizer(experiment_fields: dict[str, Any]) -> str:
     """What of the optimiser decides which state it has."""
     given = experiment_fields.get("optim", {})
     algorithm, momentum = (given.get(name, Optim.model_fields[name].default) for name in ("algorithm", "momentum"))
-    return str(algorithm) if algorithm == "adam" else f"{algorithm} {'with' if momentum else 'without'} momentum"
+    return str(algorithm) if algorithm != "sgd" else f"{algorithm} {'with' if momentum else 'without'} momentum"
 
 
 def followed_runs(match: Match) -> list[tuple[str, bool]]:

@@ -85,7 +85,7 @@ def _scaled(config: RunConfig, plan: Plan) -> str:
     of = f"‖w‖ of the origin over that of {config.branch.lr_by_norm_of}"
     if factor is None or plan.origin is None or plan.origin.norms is None:
         return f"{eta:g} times {of}, which are not there yet"
-    power = "" if config.optim.algorithm == "adam" else ", squared"
+    power = ", squared" if config.optim.algorithm == "sgd" else ""
     return f"{eta * factor:g}: {eta:g} times {plan.origin.norms[0]:.4g}/{plan.origin.norms[1]:.4g}{power}, {of}"
 
 

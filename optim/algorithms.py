@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from configs.schema import Optim
 from configs.tensors import TensorSpec
-from optim import adam, sgd
+from optim import adam, lion, sgd
 from optim.parameter_groups import parameter_groups
 
-ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd}
+ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd, "lion": lion}
 
 
 def build_optimizer(

@@ -17,8 +17,9 @@ from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec
 from optim.rules import rule_of
 
-# What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`.
-BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",)}
+# What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`,
+# and so does optim/lion.py.
+BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",), "lion": ("coupled",)}
 
 
 def parameter_groups(

@@ -88,6 +88,10 @@ class Formulas:
             self.m = config.momentum * self.m + g
             return lr * self.m
         beta1, beta2 = config.betas
+        if config.algorithm == "lion":
+            step = lr * (beta1 * self.m + (1 - beta1) * g).sign()
+            self.m = beta2 * self.m + (1 - beta2) * g
+            return step
         self.m = beta1 * self.m + (1 - beta1) * g
         self.v = beta2 * self.v + (1 - beta2) * g * g
         m_hat, v_hat = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)

@@ -33,7 +33,7 @@ RULES = [(a, r) for a in ("adam", "sgd") for r in ("decoupled", "l2_coupled", "l
 
 def settings(algorithm: str, rule: str, **more: Any) -> dict[str, Any]:
     """η and λ of a size that is felt in a few updates."""
-    lr = {"adam": 2e-3, "sgd": 0.3}[algorithm]
+    lr = {"adam": 2e-3, "sgd": 0.3, "lion": 3e-4}[algorithm]
     weight_decay = {"decoupled": 1.0, "l2_coupled": 0.05, "l2_loss": 0.05}[rule]
     return {
         "optim": {
@@ -55,7 +55,8 @@ def settings(algorithm: str, rule: str, **more: Any) -> dict[str, Any]:
         if rule != "l2_loss"
         for more in ([{}] if algorithm == "adam" else [{"momentum": 0.9}, {"momentum": 0.0}])
     ]
-    + [("adam", "decoupled", {"weight_decay": 0.0}), ("sgd", "decoupled", {"weight_decay": 0.0})],
+    + [("adam", "decoupled", {"weight_decay": 0.0}), ("sgd", "decoupled", {"weight_decay": 0.0})]
+    + [("lion", "decoupled", {}), ("lion", "l2_coupled", {})],
 )
 def test_formulas(algorithm: str, rule: str, more: dict[str, float], tiny_config: Callable[..., RunConfig]) -> None:
     """Breaks if torch's update is not the formula, in float64, on a few numbers and steps."""

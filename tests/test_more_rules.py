@@ -27,6 +27,10 @@ CASES: list[tuple[dict[str, Any], float]] = [
     ({"decay_rule": "independent", "weight_decay": 2e-3}, 2e-6),
     ({"decay_rule": "independent", "weight_decay": 2e-3, "algorithm": "sgd", "lr": 0.3}, 2e-6),
     ({"decay_rule": "corrected", "weight_decay": 2.0}, 2e-6),
+    # Where a moment is next to nothing its sign is rounding's: Lion then moves a weight by 2η the other way.
+    ({"decay_rule": "decoupled", "weight_decay": 5.0, "algorithm": "lion", "lr": 3e-4}, 2e-3),
+    ({"decay_rule": "l2_coupled", "weight_decay": 0.05, "algorithm": "lion", "lr": 3e-4}, 2e-3),
+    ({"decay_rule": "norm_projection", "weight_decay": 0.0, "algorithm": "lion", "lr": 3e-4}, 2e-3),
     ({"decay_rule": "cautious", "weight_decay": 5.0}, 2e-4),
     ({"decay_rule": "cautious", "weight_decay": 5e-3, "algorithm": "sgd", "lr": 0.3}, 2e-4),
     ({"decay_rule": "cautious_random", "weight_decay": 5.0}, 2e-4),

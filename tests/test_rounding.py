@@ -63,13 +63,16 @@ def ends_without_gradient(configs: list[RunConfig], manifest: Manifest) -> list[
 def law_cases(precisions: dict[str, tuple[int, ...]], masks: tuple[str, ...] = DECAY_MASKS) -> list[dict[str, Any]]:
     """Every rule, algorithm, precision and mask that is allowed, the ZeRO stages in turn."""
     cases: list[dict[str, Any]] = []
-    rules = [(*both, 1.0) for both in RULES] + [("adam", "decoupled", 0.0), ("sgd", "decoupled", 0.0)]
+    rules = [(*both, 1.0) for both in (*RULES, ("lion", "decoupled"), ("lion", "l2_coupled"))] + [
+        ("adam", "decoupled", 0.0),
+        ("sgd", "decoupled", 0.0),
+    ]
     for name, module in LAWS.items():
         if not any(name == rule for _, rule, _ in rules):
             decay = {"independent": 0.05}.get(name, 1.0) if getattr(module, "USES_DECAY", True) else 0.0
             rules += [(algorithm, name, decay) for algorithm in getattr(module, "ALGORITHMS", ("adam", "sgd"))]
     for (algorithm, rule, decay), (precision, stages), mask in product(rules, precisions.items(), masks):
-        lr = 0.01 if algorithm == "adam" and rule.startswith("l2") else 0.05
+        lr = 0.01 if algorithm != "sgd" and rule.startswith("l2") else 0.05
         optim = {"algorithm": algorithm, "decay_rule": rule, "lr": lr, "weight_decay": decay}
         optim |= {"decay_mask": mask, "grad_clip": 0.0}
         if precision == "bf16-true" and (rule == "l2_loss" or not Rule(LAWS[rule]).rounds_once):  # refused at the start
