@@ -193,3 +193,13 @@ def test_a_bomb_is_refused_unread(content: bytes) -> None:
         tracemalloc.stop()
     assert "keep such a run as a folder" in str(refusal.value)
     assert peak < 20_000_000
+
+
+def test_foreign_columns(content: bytes) -> None:
+    """Breaks if a column of no numbers, or two of one name, are refused without the column."""
+    table, text = opened(content)
+    words = table.append_column("train/word", pa.array(["x"] * len(table)))
+    with pytest.raises(InputError, match="column 'train/word' holds string, not numbers"):
+        unpack(sealed(words, text), "file")
+    with pytest.raises(InputError, match="two columns have one name"):
+        unpack(sealed(table.append_column("train/loss", table["train/loss"]), text), "file")
