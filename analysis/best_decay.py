@@ -54,7 +54,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     changed, one_by_one = one_change(trunks, endpoint)
     # of λ alone the sentence above has said it
     findings += changed if len(families) > 1 else []
-    told, rates, claims = at_own_rates(_by_rest(trunks, (LAMBDA, RATE)), endpoint)
+    told, rates, claims = at_own_rates(_by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     findings += told + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):

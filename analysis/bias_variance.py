@@ -54,7 +54,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     figures = [_curves(groups, table, looks, options), _parts(groups, table, looks, options)]
     figures += [_against_rate(table, looks), _against_decay(table)]
     claims = _claims(groups, table, branches, options.of_interest) + same_as_branches(
-        groups, table, partial(_lost_by, branches), condition_of(branches)
+        groups, table, partial(_lost_by, branches), condition_of(branches), options.margin
     )
     # of many comparisons those that are decided are told in sentences, all of them in a table
     findings = [claim.sentence for claim in claims if claim.decided]

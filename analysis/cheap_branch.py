@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from analysis.claims import SAME, Claim, Lost, equality_claim, too_few
+from analysis.claims import Claim, Lost, equality_claim, too_few
 from analysis.compare import VALIDATION
 from analysis.pairing import Group
 from analysis.runs import Run
@@ -47,9 +47,13 @@ def judged(steps: list[int]) -> list[int]:
 
 
 def same_as_branches(
-    groups: list[Group], table: pd.DataFrame, is_lost_at: Callable[[int], Callable[[Run], bool]], condition: str
+    groups: list[Group],
+    table: pd.DataFrame,
+    is_lost_at: Callable[[int], Callable[[Run], bool]],
+    condition: str,
+    margin: float,
 ) -> list[Claim]:
-    """Of each group, average and judged checkpoint: whether the average's loss is that of the branch's end, within SAME.
+    """Of each group, average and judged checkpoint: whether the average's loss is that of the branch's end, within `margin`.
 
     `is_lost_at(step)(trunk)`: whether it, or its branch of that step, diverged.
     """
@@ -66,7 +70,7 @@ def same_as_branches(
                 endpoint = f"validation loss at the checkpoint of step {step:,}"
                 gone = sum(map(is_lost_at(step), group.runs))
                 lost = [Lost(group.name, gone, len(group.runs))] if gone else []
-                claims.append(equality_claim(title, endpoint, gap, SAME, condition=condition, lost=lost))
+                claims.append(equality_claim(title, endpoint, gap, margin, condition=condition, lost=lost))
     return claims
 
 

@@ -29,7 +29,7 @@ class Tuned:
 
 
 def at_own_rates(
-    families: dict[str, list[Group]], endpoint: Endpoint
+    families: dict[str, list[Group]], endpoint: Endpoint, of_interest: float
 ) -> tuple[list[str], list[dict[str, object]], list[Claim]]:
     """`families`: groups that differ in λ and η alone, by what the others have in common.
 
@@ -47,7 +47,7 @@ def at_own_rates(
         # without λ = 0 there is no common η either
         if len(tuned) < 2 or tuned[0].level.value != 0:
             continue
-        sentences, told, claimed = _family(rest, tuned, endpoint)
+        sentences, told, claimed = _family(rest, tuned, endpoint, of_interest)
         findings += sentences
         rows += told
         claims += claimed
@@ -71,7 +71,7 @@ def _tuned(level: Level, endpoint: Endpoint) -> Tuned | None:
 
 
 def _family(
-    rest: str, tuned: list[Tuned], endpoint: Endpoint
+    rest: str, tuned: list[Tuned], endpoint: Endpoint, of_interest: float
 ) -> tuple[list[str], list[dict[str, object]], list[Claim]]:
     zero, common = tuned[0].best, rate_of(tuned[0].best)
     own_told, common_told, rows, claims = [], [], [], []
@@ -91,9 +91,11 @@ def _family(
         if one.best is not beside and gap.n:
             condition = "η chosen by the same seeds" + (f"; not bracketed: {one.bracket}" if one.bracket else "")
             name = f"{one.best.name} minus {zero.name}, each at its own best η"
-            claims.append(
-                difference_claim(name, endpoint.words, gap, WORDS, condition=condition, lost=lost(one.best, zero))
+            gone = lost(one.best, zero)
+            claim = difference_claim(
+                name, endpoint.words, gap, WORDS, condition=condition, lost=gone, of_interest=of_interest
             )
+            claims.append(claim)
     start = f"{rest}: each" if rest else "Each"
     own = f"{start} decay at its own best η, minus λ = 0 at its own (η = {common:g}), {endpoint.words}: {'; '.join(own_told)}."
     if open_ended := [f"{one.level.name} ({one.bracket})" for one in tuned if one.bracket]:

@@ -143,6 +143,8 @@ def test_an_average_as_a_branch(tmp_path: Path) -> None:
         "λ = 0.3: average over 100 updates (0.05 of the run) minus branch end": "differs",
     }
     assert {claim.interval.n for claim in verdicts.values()} == {5}
+    wide = bias_variance.analyse(load(*paths), Options(margin=10.0))
+    assert {claim.verdict for claim in wide.claims if "average" in claim.name} == {"the same within ±10"}
     row = result.tables["Checkpoints"].iloc[0]
     assert row["average, 4 updates"] == pytest.approx(3.0042)
     assert row["average, 100 updates"] == pytest.approx(3.2002)

@@ -120,6 +120,8 @@ def test_each_decay_at_its_own_rate(tmp_path: Path) -> None:
         f"λ = {decay}, η = 0.1 minus λ = 0, η = 0.2, each at its own best η" for decay in (0.1, 0.2)
     ]
     assert not any(claim.primary for claim in result.claims)
+    coarse = best_decay.analyse(cells(tmp_path / "again", GRID), Options(of_interest=0.5))
+    assert {claim.of_interest for claim in coarse.claims} == {0.5}
 
 
 def test_levels_of_equal_sums(tmp_path: Path) -> None:
