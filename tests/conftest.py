@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest works without xdist too
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores: the tests of SLURM mostly wait."""
     return len(os.sched_getaffinity(0)) + 1
