@@ -10,8 +10,8 @@ import re
 from functools import lru_cache
 
 from configs.precision import BYTES, TABLE
-from configs.schema import Model, Optim, RunConfig
-from configs.tensors import tensor_table
+from configs.schema import Model, RunConfig
+from configs.tensors import is_hidden_matrix, tensor_table
 
 GIB = 1 << 30
 
@@ -66,8 +66,12 @@ def mfu(flops_per_s: float, device: str, precision: str, devices: int) -> float 
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
 
 
-def n_moments(optim: Optim) -> int:
-    """Values the optimiser keeps per parameter."""
+def n_moments(config: RunConfig) -> float:
+    """Values that the optimiser keeps per parameter, on the average."""
+    optim = config.optim
+    if optim.algorithm == "muon":  # one of a hidden matrix, AdamW's two of the others
+        hidden = sum(tensor.size for tensor in tensor_table(config.model).values() if is_hidden_matrix(tensor))
+        return 2 - hidden / n_parameters(config.model)
     return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0)}[optim.algorithm]
 
 
@@ -87,7 +91,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     if dtypes.accumulation != dtypes.gradients:
         gradients += BYTES[dtypes.accumulation]
     masters = BYTES[dtypes.masters] if stage >= 1 else 0  # at stage 0 the weights are the masters
-    state = masters + n_moments(config.optim) * BYTES[dtypes.moments] + 4 * len(config.averages.ema)
+    state = masters + n_moments(config) * BYTES[dtypes.moments] + 4 * len(config.averages.ema)
     per_parameter = (
         weights / (ranks if stage >= 3 else 1)
         + gradients / (ranks if stage >= 2 else 1)
@@ -156,5 +160,5 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
 def checkpoint_bytes(config: RunConfig) -> int:
     """Disk of one checkpoint: masters, moments and averages."""
     dtypes = TABLE[config.precision]
-    moments = n_moments(config.optim) * BYTES[dtypes.moments]
-    return n_parameters(config.model) * (BYTES[dtypes.masters] + moments + 4 * len(config.averages.ema))
+    moments = n_moments(config) * BYTES[dtypes.moments]
+    return round(n_parameters(config.model) * (BYTES[dtypes.masters] + moments + 4 * len(config.averages.ema)))

@@ -20,15 +20,12 @@ OTHER_LAWS = {
     "hyperball": "norms are held, and nothing decays",
     "rotational": "norms are held, and λ sets the angle of an update",
 }
-LR_POWERS = {
-    "adam": 1,
-    "sgd": 2,
-    "lion": 1,
-}  # of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by
+# Powers of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by.
+LR_POWERS = {"adam": 1, "sgd": 2, "lion": 1, "muon": 1}
 
 
 def effective_lr(lr: float, norm: float, algorithm: str) -> float:
-    """η/‖w‖ for Adam and Lion (P1, 2310.04415, by sign descent), η/‖w‖² for SGD; infinite where the weights are zero."""
+    """η/‖w‖ for Adam, Lion and Muon (P1, 2310.04415, by sign descent), η/‖w‖² for SGD; infinite where the weights are zero."""
     return lr / norm ** LR_POWERS[algorithm] if norm else math.inf
 
 
@@ -48,7 +45,11 @@ def why_no_e_folds(rule: str, algorithm: str) -> str:
     """The reason for e_folds' None, in words."""
     if rule in OTHER_LAWS:
         return f"under {rule} {OTHER_LAWS[rule]}"
-    does = {"adam": "which Adam divides by √v", "lion": "of which Lion takes the sign"}
+    does = {
+        "adam": "which Adam divides by √v",
+        "lion": "of which Lion takes the sign",
+        "muon": "which Muon makes orthogonal",
+    }
     return f"under {rule} λw is part of the gradient, {does.get(algorithm, 'and is clipped with it')}"
 
 

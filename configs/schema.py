@@ -13,17 +13,8 @@ from pydantic import model_validator
 
 from configs.echo import cut
 from configs.errors import InputError
-from configs.learning import (
-    P1_INIT_STD,
-    P1_WIDTH,
-    Data,
-    DecayOverride,
-    DecaySchedule,
-    Match,
-    Model,
-    Optim,
-    Schedule,
-)
+from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
+from configs.optimisation import DecayOverride, DecaySchedule, Optim
 from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Numerics, Parallel, Seeds
 from configs.section import Section, nearest_multiples, setting
 
@@ -104,6 +95,11 @@ class RunConfig(Section):
             raise InputError(
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
+            )
+        if self.optim.algorithm == "muon" and self.parallel.zero_stage:
+            raise InputError(
+                f"optim.algorithm muon needs whole matrices, and at parallel.zero_stage {self.parallel.zero_stage} a rank steps "
+                "pieces of them; use stage 0"
             )
         decay = self.optim.decay_schedule
         if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:

@@ -36,13 +36,18 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
+def is_hidden_matrix(tensor: TensorSpec) -> bool:
+    """Whether a tensor is a matrix inside the network: not an embedding, and not the head."""
+    return tensor.role == "matrix" and tensor.kind != "head"
+
+
 def is_normalised(tensor: TensorSpec) -> bool:
     """Whether a normalisation follows in the network, so that the tensor's size changes no output: all matrices but the head.
 
     A block's outputs go into the residual stream, which every later LayerNorm normalises (Defazio, 2506.02285, counts them so). A
     token embedding may be the head as well, and is not counted; the position embedding is.
     """
-    return (tensor.role == "matrix" and tensor.kind != "head") or tensor.kind == "position"
+    return is_hidden_matrix(tensor) or tensor.kind == "position"
 
 
 @lru_cache(maxsize=64)  # a plan asks again and again, and a thousand blocks are 6,000 tensors

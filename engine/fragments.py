@@ -56,8 +56,16 @@ class Fragments:
 
     def init_state(self) -> None:
         """Create the optimiser's state at zero now, rather than at its first step: memory and dtypes are known early."""
+        # DeepSpeed empties the groups at stage 3, where no algorithm has families.
+        families = {id(p): group["family"] for group in self.optimizer.param_groups for p in group["params"]}
         for flat in self._flats():
-            self.optimizer.state[flat] = zero_state(flat, self.config)
+            self.optimizer.state[flat] = zero_state(flat, self.config, families.get(id(flat), ""))
+
+    def names_of(self, kind: str) -> list[str]:
+        """The parameters that have a kind: all of them, but for a moment of one family alone (stage 0, optim/muon.py)."""
+        if kind not in self.moments or self.sharded:
+            return self.names
+        return [fragment.name for fragment in self.local if kind in self.optimizer.state[fragment.flat]]
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The fragment's part of `weights`, of a moment or of an average, (n,)."""
@@ -184,7 +192,7 @@ class Fragments:
         # One parameter at a time, so that no rank but `to` holds more than a piece of it beside its own.
         mine, rank = {f.name: f for f in self.local}, dist.get_rank()
         whole: dict[str, Tensor] = {}
-        for name in self.names:
+        for name in self.names_of(kind):
             if rank == to:
                 pieces = []
                 for owner, _, length in sorted(self.owners[name], key=lambda piece: piece[1]):
@@ -202,7 +210,10 @@ class Fragments:
     @torch.no_grad()
     def load(self, kind: str, read: Callable[[str], Tensor]) -> None:
         """Copy this rank's pieces out of whole tensors, which `read(name)` gives."""
+        having = set(self.names_of(kind))
         for fragment in self.local:
+            if fragment.name not in having:
+                continue
             whole = read(fragment.name).view(-1)
             self.view(fragment, kind).copy_(whole[fragment.start : fragment.start + fragment.weight.numel()])
 
@@ -239,9 +250,10 @@ class Fragments:
     def _dtype(self, kind: str) -> torch.dtype:
         if kind in self.averages.kinds:
             return torch.float32
-        flat = next(iter(self._flats()))
-        dtype: torch.dtype = flat.dtype if kind == "weights" else self.optimizer.state[flat][kind].dtype
-        return dtype
+        flats = self._flats()
+        if kind == "weights":
+            return flats[0].dtype
+        return next(state[kind].dtype for flat in flats if kind in (state := self.optimizer.state[flat]))
 
     def _flats(self) -> list[Tensor]:
         return zero.flat_masters(self.ds, self.stage, self.optimizer)

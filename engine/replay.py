@@ -58,7 +58,12 @@ def replay(training: Training, step: int, show: Callable[[str], None]) -> None:
     finally:
         batches.close()
     # A rank holds pieces of tensors: the sums over ranks are taken inside `square_norms`, by tensor.
-    moments = [[fragments.view(fragment, kind) for fragment in fragments.local] for kind in fragments.moments]
+    # Of a parameter without a moment (optim/muon.py has two families) nothing is measured.
+    none = torch.empty(0, device=fragments.ds.device)
+    moments = [
+        [fragments.view(f, kind) if f.name in fragments.names_of(kind) else none for f in fragments.local]
+        for kind in fragments.moments
+    ]
     change = [weight - old for weight, old in zip(fragments.weights(), before, strict=True)]
     columns += [fragments.square_norms(moment).sqrt() for moment in moments]
     columns.append(fragments.square_norms(change).sqrt() / columns[0])

@@ -2,7 +2,8 @@
 
 A module says `ABOUT`; `moments(config)`, its state per element in torch.optim's names; `build(groups, config)`, the optimiser;
 `counts(flat)`, its state beside the moments before the first step; and `rounds_once(optimizer)`, whether decay and step are
-rounded together.
+rounded together. One that treats tensors in two ways says `family(tensor)`: groups are split by it, and `moments` and `counts`
+take it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor, nn
 
 from configs.schema import Optim
 from configs.tensors import TensorSpec
-from optim import adam, lion, sgd
+from optim import adam, lion, muon, sgd
 from optim.parameter_groups import parameter_groups
 
-ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd, "lion": lion}
+ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd, "lion": lion, "muon": muon}
 
 
 def build_optimizer(
     named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser of a configuration over a model's parameters; groups as in optim/parameter_groups.py."""
-    groups = parameter_groups(named, tensors, config, by_tensor)
+    groups = parameter_groups(named, tensors, config, getattr(ALGORITHMS[config.algorithm], "family", None), by_tensor)
     optimizer: torch.optim.Optimizer = ALGORITHMS[config.algorithm].build(groups, config)
     return optimizer
 
@@ -36,11 +37,15 @@ def moments(config: Optim) -> tuple[str, ...]:
     return names
 
 
-def zero_state(flat: Tensor, config: Optim) -> dict[str, Tensor]:
-    """The state before the first step, as the optimiser itself would create it: zero moments, and what it counts."""
+def zero_state(flat: Tensor, config: Optim, family: str = "") -> dict[str, Tensor]:
+    """The state before the first step, as the optimiser itself would create it: zero moments, and what it counts.
+
+    `family`: of the tensor's group, where the algorithm has families.
+    """
     # Now rather than at the first step, so that memory is known and a checkpoint of step 0 is whole.
-    zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config)}
-    counts: dict[str, Tensor] = ALGORITHMS[config.algorithm].counts(flat)
+    module, of = ALGORITHMS[config.algorithm], (family,) if family else ()
+    zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in module.moments(config, *of)}
+    counts: dict[str, Tensor] = module.counts(flat, *of)
     return counts | zeros
 
 

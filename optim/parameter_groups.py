@@ -6,7 +6,7 @@ optim/algorithms.py. λ_t is a number per group and step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,16 +19,21 @@ from optim.rules import rule_of
 
 # What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`,
 # and so does optim/lion.py.
-BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",), "lion": ("coupled",)}
+BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",), "lion": ("coupled",), "muon": ("decoupled",)}
 
 
 def parameter_groups(
-    named: dict[str, nn.Parameter], tensors: Mapping[str, TensorSpec], config: Optim, by_tensor: bool = False
+    named: dict[str, nn.Parameter],
+    tensors: Mapping[str, TensorSpec],
+    config: Optim,
+    family: Callable[[TensorSpec], str] | None = None,
+    by_tensor: bool = False,
 ) -> list[dict[str, Any]]:
     """Optimiser groups with their λ: every tensor in exactly one, the same partition for every λ.
 
-    With `by_tensor` each is a group of its own, for learning rates of their own; the updates are the same. Tied weights
-    appear once, as named_parameters gives them. Raises InputError if a mask or pattern matches nothing.
+    `family`: in which of its ways the algorithm treats a tensor, where it has several. With `by_tensor` each is a group of its
+    own, for learning rates of their own; the updates are the same. Tied weights appear once, as named_parameters gives them.
+    Raises InputError if a mask or pattern matches nothing.
     """
     assert {name: tuple(p.shape) for name, p in named.items()} == {name: t.shape for name, t in tensors.items()}, (
         "the model has other tensors than its table (configs/tensors.py)"
@@ -37,13 +42,14 @@ def parameter_groups(
     groups = decay_groups(tensors, config)
     if by_tensor:
         groups = {f"{group}/{name}": ([name], decay) for group, (names, decay) in groups.items() for name in names}
-    rule = rule_of(config)
-    parts = {group: {rule.part(tensors[name]) for name in names} for group, (names, _) in groups.items()}
-    if any(len(found) > 1 for found in parts.values()):  # a law of its own for some tensors: groups are split by it
+    # Where the rule or the algorithm has a law of its own for some tensors, groups are split by it.
+    rule, family = rule_of(config), family or (lambda tensor: "")
+    ways = {name: "/".join(filter(None, (rule.part(tensor), family(tensor)))) for name, tensor in tensors.items()}
+    if len(set(ways.values())) > 1:
         groups = {
-            f"{group}/{part}": ([name for name in names if rule.part(tensors[name]) == part], decay)
+            f"{group}/{way}": ([name for name in names if ways[name] == way], decay)
             for group, (names, decay) in groups.items()
-            for part in sorted(parts[group])
+            for way in sorted({ways[name] for name in names})
         }
     # Checked, not trusted: a tensor in two groups would decay twice.
     grouped = sorted(name for names, _ in groups.values() for name in names)
@@ -56,6 +62,7 @@ def parameter_groups(
             "base_decay": weight_decay,
             "masked": group.partition("/")[0] == "decayed",
             "part": rule.part(tensors[names[0]]),
+            "family": family(tensors[names[0]]),
             "weight_decay": _by_torch(config, weight_decay),
         }
         for group, (names, weight_decay) in groups.items()

@@ -84,6 +84,9 @@ class Formulas:
         """η·u, u the algorithm's step for this gradient."""
         config = self.config
         self.t += 1
+        if config.algorithm == "muon":  # of no gradient alone; tests/test_muon.py has the others
+            assert not g.any()
+            return torch.zeros_like(g)
         if config.algorithm == "sgd":
             self.m = config.momentum * self.m + g
             return lr * self.m

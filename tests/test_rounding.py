@@ -63,7 +63,9 @@ def ends_without_gradient(configs: list[RunConfig], manifest: Manifest) -> list[
 def law_cases(precisions: dict[str, tuple[int, ...]], masks: tuple[str, ...] = DECAY_MASKS) -> list[dict[str, Any]]:
     """Every rule, algorithm, precision and mask that is allowed, the ZeRO stages in turn."""
     cases: list[dict[str, Any]] = []
-    rules = [(*both, 1.0) for both in (*RULES, ("lion", "decoupled"), ("lion", "l2_coupled"))] + [
+    rules = [
+        (*both, 1.0) for both in (*RULES, ("lion", "decoupled"), ("lion", "l2_coupled"), ("muon", "decoupled"))
+    ] + [
         ("adam", "decoupled", 0.0),
         ("sgd", "decoupled", 0.0),
     ]
@@ -77,7 +79,9 @@ def law_cases(precisions: dict[str, tuple[int, ...]], masks: tuple[str, ...] = D
         optim |= {"decay_mask": mask, "grad_clip": 0.0}
         if precision == "bf16-true" and (rule == "l2_loss" or not Rule(LAWS[rule]).rounds_once):  # refused at the start
             continue
-        stage = stages[len(cases) % len(stages)]
+        if algorithm == "muon" and 0 not in stages:  # it needs whole matrices
+            continue
+        stage = 0 if algorithm == "muon" else stages[len(cases) % len(stages)]
         small = {
             "model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "seq_len": 8},
             "schedule": {"kind": "constant", "warmup_steps": 0, "steps": 4},
