@@ -54,7 +54,7 @@ def append_sparse(folder: Path, manifest: Manifest, gib: int) -> None:
 
 
 def checkpoints(run: Path) -> list[int]:
-    return sorted(int(path.parent.name.removeprefix("step_")) for path in run.glob("checkpoints/*/manifest.json"))
+    return sorted(int(path.parent.name.removeprefix("step_")) for path in run.glob("checkpoints/step_*/manifest.json"))
 
 
 def test_sound_data_has_no_problem(tiny_data: TinyData) -> None:
