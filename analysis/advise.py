@@ -30,6 +30,7 @@ from configs.plan import make_plan
 from configs.prepared import read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
+from record.run import FINISHED
 
 NEAR = 1.1  # how far, as a factor, a finished run may be from the configuration and still be evidence for it
 LAW = paper("2505.13738")["power_law"]
@@ -125,7 +126,7 @@ def _sums(config: RunConfig, total: float) -> list[tuple[str, str, str]]:
 def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list[str]) -> list[str]:
     """What finished runs say: the paired rule against the smallest λ, and the best λ."""
     # a branch or a matched run differs from the others in more than λ
-    done = [run for run in runs if run.state in ("done", "diverged") and run.origin is None and run.reference is None]
+    done = [run for run in runs if run.state in FINISHED and run.origin is None and run.reference is None]
     if len(done) < len(runs):
         notes.append(
             f"{len(runs) - len(done)} runs are unfinished, branches or matched runs, and say nothing of λ here"

@@ -20,8 +20,8 @@ from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
 from analysis.one_change import one_change
 from analysis.own_rate import at_own_rates
-from analysis.pairing import Group, group_runs, missing_baselines
-from analysis.runs import LAMBDA, RATE, Run, field_name, label, shown
+from analysis.pairing import Group, by_rest, group_runs, missing_baselines
+from analysis.runs import LAMBDA, RATE, Run, field_name, shown
 from analysis.seeds import disagreements
 from analysis.settled import e_folds_of, notes_on_e_folds
 from analysis.statistics import LEAST_SEEDS, final, seed_count
@@ -43,7 +43,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     table = pd.DataFrame([_row(group, run) for group in groups for run in group.runs])
     cautions = disagreements(trunks)
     findings, lines, fits = list(cautions), [], []
-    families = _by_rest(trunks, (LAMBDA,))
+    families = by_rest(trunks, (LAMBDA,))
     decays = sorted({group.decay for group in trunks})
     positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
@@ -54,7 +54,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     changed, one_by_one = one_change(trunks, endpoint)
     # of λ alone the sentence above has said it
     findings += changed if len(families) > 1 else []
-    told, rates, claims = at_own_rates(_by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
+    told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     findings += told + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):
@@ -87,16 +87,6 @@ def _row(group: Group, run: Run) -> dict[str, object]:
     row |= {"state": run.state, "step": run.last_step, "steps": run.fields.get("schedule.steps")}
     row["diverged at"] = divergence(run)
     return row | {"reason": run.status.get("reason", ""), "run": run.path.name}
-
-
-def _by_rest(groups: list[Group], searched: tuple[str, ...]) -> dict[str, list[Group]]:
-    """Groups that differ in the `searched` fields alone, by what the others have in common; "" where nothing else differs."""
-    families: dict[str, list[Group]] = {}
-    for group in groups:
-        # what is searched is searched within each combination of the other fields
-        names = [name for name in group.fields if name not in searched]
-        families.setdefault(label(group.runs[0], names) if names else "", []).append(group)
-    return families
 
 
 def _lines(rest: str, members: list[Group], index: int, endpoint: Endpoint, positive: list[float]) -> list[Line]:

@@ -19,6 +19,7 @@ from analysis.reading import load_run
 from analysis.runs import Run, find_runs, given_twice
 from analysis.statistics import SMOOTHING
 from configs.errors import InputError
+from record.run import FINISHED
 from record.sweep_runs import is_sweep_file
 
 
@@ -159,7 +160,7 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
         if "nonfinite" in run.metrics:
             notes.append(f"{run.path}: {run.metrics['nonfinite'].notna().sum()} rows hold values that were not finite")
     # their means are of other steps than those of finished runs
-    if unfinished := [run for run in runs if run.state not in ("done", "diverged")]:
+    if unfinished := [run for run in runs if run.state not in FINISHED]:
         names = ", ".join(f"{run.path.name} {run.state} at step {run.last_step}" for run in unfinished[:5])
         notes.append(
             f"{len(unfinished)} of {len(runs)} runs are not finished: {names}{', …' if len(unfinished) > 5 else ''}"

@@ -18,10 +18,9 @@ from configs.load import validate
 from configs.prepared import read_summary
 from configs.sweep import UNKNOWN, all_cells, expand
 from record.files import read_dict
-from record.run import RunFolder
+from record.run import FINISHED, RunFolder
 from record.sweep_runs import is_sweep_file
 
-FINISHED = ("done", "diverged")
 CELLS = "cells"  # the folder, in a sweep's own, with the configuration of each of its runs (slurm/cells.py)
 
 

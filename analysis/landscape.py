@@ -8,21 +8,18 @@ from analysis.compare import divergence
 from analysis.endpoint import Endpoint
 from analysis.figures import Figure, Panel
 from analysis.grid import NOISES, Heat
-from analysis.pairing import Group
-from analysis.runs import LAMBDA, RATE, label
+from analysis.levels import rate_of
+from analysis.pairing import Group, by_rest
+from analysis.runs import LAMBDA, RATE
 from analysis.statistics import LEAST_SEEDS
 
 
 def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
     """One panel a combination of all fields but η and λ; no figure where neither varies with the other."""
-    by_rest: dict[str, list[Group]] = {}
-    for group in groups:
-        names = [field for field in group.fields if field not in (LAMBDA, RATE)]
-        by_rest.setdefault(label(group.runs[0], names) if names else "", []).append(group)
     panels = []
-    for rest, members in by_rest.items():
+    for rest, members in by_rest(groups, (LAMBDA, RATE)).items():
         decays = sorted({group.decay for group in members})
-        rates = sorted({_rate(group) for group in members})
+        rates = sorted({rate_of(group) for group in members})
         # a single row or column is the figure of λ alone
         if len(decays) < 2 or len(rates) < 2:
             continue
@@ -32,17 +29,13 @@ def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
     return [Figure("heat", _caption(panels), panels)]
 
 
-def _rate(group: Group) -> float:
-    return float(group.runs[0].fields[RATE])
-
-
 def _heat(members: list[Group], decays: list[float], rates: list[float], endpoint: Endpoint) -> Heat:
     z = np.full((len(decays), len(rates)), np.nan)
     words = [["not run"] * len(rates) for _ in decays]
     losses: dict[tuple[int, int], dict[str, float]] = {}
     cells: dict[tuple[int, int], Group] = {}
     for group in members:
-        place = decays.index(group.decay), rates.index(_rate(group))
+        place = decays.index(group.decay), rates.index(rate_of(group))
         ends = endpoint.seed_losses(group)
         # empty where nothing ended: a diverged run has no loss to colour
         if ends:

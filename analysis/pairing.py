@@ -72,16 +72,21 @@ def baseline_of(group: Group, groups: list[Group]) -> Group:
     return min(alike, key=lambda g: g.decay)
 
 
-def missing_baselines(groups: list[Group]) -> list[str]:
-    """A sentence for every family of groups that differ in λ alone and have no λ = 0: which comparison is missing."""
+def by_rest(groups: list[Group], searched: tuple[str, ...]) -> dict[str, list[Group]]:
+    """Groups that differ in the `searched` fields alone, by what the others have in common; "" where nothing else differs."""
     families: dict[str, list[Group]] = {}
     for group in groups:
-        # where λ is one for all, no comparison with λ = 0 was meant
-        if LAMBDA in group.fields:
-            others = [name for name in group.fields if name != LAMBDA]
-            families.setdefault(label(group.runs[0], others) if others else "", []).append(group)
+        # what is searched is searched within each combination of the other fields
+        names = [name for name in group.fields if name not in searched]
+        families.setdefault(label(group.runs[0], names) if names else "", []).append(group)
+    return families
+
+
+def missing_baselines(groups: list[Group]) -> list[str]:
+    """A sentence for every family of groups that differ in λ alone and have no λ = 0: which comparison is missing."""
     sentences = []
-    for rest, members in families.items():
+    # where λ is one for all, no comparison with λ = 0 was meant
+    for rest, members in by_rest([group for group in groups if LAMBDA in group.fields], (LAMBDA,)).items():
         least = min(members, key=lambda group: group.decay)
         if least.decay == 0:
             continue

@@ -17,7 +17,17 @@ import pandas as pd
 
 from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
-from analysis.compare import TRAIN, VALIDATION, divergence, every_loss, is_ended, lost, paired_final, twins
+from analysis.compare import (
+    TRAIN,
+    VALIDATION,
+    divergence,
+    every_loss,
+    has_diverged,
+    is_ended,
+    lost,
+    paired_final,
+    twins,
+)
 from analysis.figures import Figure, Line, Panel, Style, after_the_start
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
 from analysis.hypotheses import LEVEL, count_p_value, least_count_p_value
@@ -137,7 +147,7 @@ def _outcomes(group: Group) -> dict[str, bool]:
     """Seeds → whether a run of theirs diverged, of the runs that are over: a run still on its way has not survived yet."""
     outcomes: dict[str, bool] = {}
     for run in group.runs:
-        gone = divergence(run) is not None
+        gone = has_diverged(run)
         # copies of a run are one sample
         if gone or is_ended(run):
             outcomes[run.seeds] = outcomes.get(run.seeds, False) or gone

@@ -1,4 +1,4 @@
-"""Fill the tables of the pages from the committed results: `python -m benchmarks.pages`.
+"""Fill the tables of the pages from the committed results and the code: `python -m benchmarks.pages`.
 
 In README.md and docs/ a table stands between `<!-- table: NAME -->` and `<!-- end -->`, and only that is written here: the
 words around it are the page's own. A test compares.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost_tables, speed_tables
+from benchmarks import cost_tables, rule_table, speed_tables
 from benchmarks.markdown import ROOT
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -28,6 +28,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "means": speed_tables.means,
     "ranks": speed_tables.ranks,
     "gpus": speed_tables.gpus,
+    "rules": rule_table.rules,
 }
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

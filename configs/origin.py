@@ -201,12 +201,12 @@ def planned_factors(config: RunConfig, leader: Leader | None, origin: Origin | N
     ]
 
 
-def factors_by_tensor(config: RunConfig, leader: Leader | None, origin: Origin | None = None) -> dict[str, list[float]]:
+def factors_by_tensor(config: RunConfig, leader: Leader | None, factors: list[float] | None) -> dict[str, list[float]]:
     """What the learning rate of each update is multiplied by, by tensor where tensors have their own, else under the name "".
 
-    Empty where it is multiplied by nothing, or by norms that only the run will have.
+    `factors`: planned_factors of the run. Empty where it is multiplied by nothing, or by norms that only the run will have.
     """
-    if config.schedule.match is None or leader is None or leader.own is None:
-        factors = planned_factors(config, leader, origin)
+    match = config.schedule.match
+    if match is None or match.scope == "model" or leader is None or leader.own is None:
         return {"": factors} if factors else {}
     return {name: [leader.factor(t, {}, name) for t in range(config.schedule.steps)] for name in leader.norms}

@@ -85,8 +85,9 @@ def make_plan(
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
     rates = lr_of_updates(config)
-    _check_decay(config, rates, factors_by_tensor(config, leader, origin))
-    sum_of_lr, sum_of_decay = _sums(config, planned_factors(config, leader, origin), groups[main_group(groups)], rates)
+    factors = planned_factors(config, leader, origin)
+    _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))
+    sum_of_lr, sum_of_decay = _sums(config, factors, groups[main_group(groups)], rates)
     available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
     return Plan(
         experiment=fields,
@@ -146,7 +147,9 @@ def _check_noise_scale(config: RunConfig, micro_batch: int) -> None:
         )
 
 
-def _check_decay(config: RunConfig, rates: array[float], factors: dict[str, list[float]]) -> None:
+def _check_decay(
+    config: RunConfig, groups: dict[str, Group], rates: array[float], factors: dict[str, list[float]]
+) -> None:
     """InputError where a decay would be lost, or would turn weights over: 1 − η_t·λ_t must stay above zero.
 
     `factors` on η by tensor, or under "" for all (configs/origin.py): the η that decays is the one that steps. A run in closed
@@ -158,12 +161,13 @@ def _check_decay(config: RunConfig, rates: array[float], factors: dict[str, list
             "rounded away where it is below 1/512 of it; use decay_rule l2_coupled with twice the λ (added in float32, after "
             "clipping), or precision bf16-master, whose gradients are summed in float32"
         )
-    groups = decay_groups(tensor_table(config.model), config.optim).values()
-    largest = max(weight_decay for _, weight_decay in groups)
+    largest = max(group.weight_decay for group in groups.values())
     if config.optim.decay_rule not in SHRINKING or largest == 0:
         return
-    # Where tensors have rates of their own, each has its own λ too.
-    decays = {name: weight_decay for names, weight_decay in groups for name in names} | {"": largest}
+    decays = {"": largest}
+    if factors.keys() - decays.keys():  # where tensors have rates of their own, each has its own λ too
+        members = decay_groups(tensor_table(config.model), config.optim).values()
+        decays = {name: weight_decay for names, weight_decay in members for name in names}
     peaks = {name: peak_decay(config, rates, taken) for name, taken in (factors or {"": []}).items()}
     name = max(peaks, key=lambda name: peaks[name] * decays[name])
     peak, weight_decay = peaks[name], decays[name]

@@ -60,9 +60,10 @@ def replay(training: Training, step: int, show: Callable[[str], None]) -> None:
     # A rank holds pieces of tensors: the sums over ranks are taken inside `square_norms`, by tensor.
     # Of a parameter without a moment (optim/muon.py has two families) nothing is measured.
     none = torch.empty(0, device=fragments.ds.device)
+    having = {kind: set(fragments.names_of(kind)) for kind in fragments.moments}
     moments = [
-        [fragments.view(f, kind) if f.name in fragments.names_of(kind) else none for f in fragments.local]
-        for kind in fragments.moments
+        [fragments.view(f, kind) if f.name in names else none for f in fragments.local]
+        for kind, names in having.items()
     ]
     change = [weight - old for weight, old in zip(fragments.weights(), before, strict=True)]
     columns += [fragments.square_norms(moment).sqrt() for moment in moments]

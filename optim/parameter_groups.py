@@ -15,7 +15,7 @@ from torch import nn
 from configs.groups import decay_groups
 from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec
-from optim.rules import rule_of
+from optim.rules import Rule, rule_of
 
 # What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`,
 # and so does optim/lion.py.
@@ -63,7 +63,7 @@ def parameter_groups(
             "masked": group.partition("/")[0] == "decayed",
             "part": rule.part(tensors[names[0]]),
             "family": family(tensors[names[0]]),
-            "weight_decay": _by_torch(config, weight_decay),
+            "weight_decay": _by_torch(rule, config, weight_decay),
         }
         for group, (names, weight_decay) in groups.items()
     ]
@@ -82,9 +82,9 @@ def set_step(
         factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
         group["lr"] = lr * factor
         group["decay"] = group["base_decay"] * rule.factor(config, t, group["part"])
-        group["weight_decay"] = _by_torch(config.optim, group["decay"])
+        group["weight_decay"] = _by_torch(rule, config.optim, group["decay"])
 
 
-def _by_torch(config: Optim, decay: float) -> float:
+def _by_torch(rule: Rule, config: Optim, decay: float) -> float:
     """What torch's optimiser is given as its own `weight_decay`: λ_t where that is the rule, else 0."""
-    return decay if rule_of(config).inside in BY_TORCH[config.algorithm] else 0.0
+    return decay if rule.inside in BY_TORCH[config.algorithm] else 0.0

@@ -21,10 +21,8 @@ from record.contents import read_probes, read_record
 from record.files import read_object, write_bytes
 from record.lock import LOCK, NOTE, hold, holder
 from record.metrics import Log
-from record.run import LARGEST, RunFolder
+from record.run import FINISHED, LARGEST, RunFolder
 from record.sweep_runs import is_sweep_file, runs_of_sweep
-
-FINISHED = ("done", "diverged")
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from configs.identity import differences, render_differences, with_paths
 from configs.render import prepare_command
 from configs.schema import RunConfig
 from record.lock import hold
-from record.run import RunFolder
+from record.run import FINISHED, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,6 @@ def note_early_stop(folder: RunFolder, steps: int, reason: str) -> None:
     with hold(folder.path):
         last = folder.read_status() or {}
         step = last.get("step", 0)
-        if last.get("state") not in ("done", "diverged"):  # a finished run stays finished
+        if last.get("state") not in FINISHED:  # a finished run stays finished
             folder.write_status("preempted", step, steps, reason, last.get("order_digest", ""))
     logger.info("%s: preempted at step %d of %d (%s while it started)", folder.path, step, steps, reason)

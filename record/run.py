@@ -28,6 +28,7 @@ from record.files import parse_json, read_dict, read_object, read_regular, write
 
 State = Literal["running", "done", "preempted", "failed", "diverged"]
 STATES = get_args(State)
+FINISHED = ("done", "diverged")  # of these states a run stays what it is
 LARGEST = 2**53  # no step is larger: the integers that every reader of JSON holds exactly
 UNKNOWN = "unknown"  # what a status reads as whose state is none of them
 

@@ -18,12 +18,11 @@ from record.checkpoints import find
 from record.files import read_dict, write_json
 from record.lock import BEAT_S, NOTE, holder, is_running
 from record.metrics import read_log
-from record.run import RunFolder
+from record.run import FINISHED, RunFolder
 from record.shortfall import shortfalls
 from slurm.refusals import note_refusal, refusal, why_it_ended
 
 ALIVE_S = 12 * BEAT_S  # a writer whose last heartbeat is older has died
-FINISHED = ("done", "diverged")
 
 
 @dataclass(frozen=True)

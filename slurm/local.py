@@ -17,8 +17,8 @@ from configs.micro_batch import DEFAULT_GIB
 from configs.sweep import Cell
 from record.environment import usable_cores
 from record.lock import holder
-from record.run import EXIT_CODES, RunFolder
-from slurm.cells import FINISHED, aftermath, blocked, config_path, is_alive, standings
+from record.run import EXIT_CODES, FINISHED, RunFolder
+from slurm.cells import aftermath, blocked, config_path, is_alive, standings
 from slurm.refusals import headline, how_it_ended
 from slurm.status import render_counts
 from slurm.trainings import Training, trainings_here, writer_here

@@ -26,8 +26,9 @@ from configs.prepared import read_summary
 from configs.render import prepare_command
 from configs.sweep import Cell, Stages, all_cells, expand
 from record.lock import hold
+from record.run import FINISHED
 from slurm.arrays import chain, foretell, max_array_size, submit
-from slurm.cells import FINISHED, Standing, queue, standings, write_cells
+from slurm.cells import Standing, queue, standings, write_cells
 from slurm.local import run_local
 from slurm.site import load_site
 from slurm.status import render_counts

@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 
 from configs.errors import InputError
 from record.environment import slurm_job
-from record.run import EXIT_CODES, RunFolder
-from slurm.cells import FINISHED, aftermath, unready
+from record.run import EXIT_CODES, FINISHED, RunFolder
+from slurm.cells import aftermath, unready
 from slurm.refusals import headline, how_it_ended
 
 NOTHING_TO_DO = 3
