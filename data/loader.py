@@ -93,11 +93,14 @@ class TrainData:
 
     def read(self, ids: Ids, out: Tokens) -> None:
         """Fill out (len(ids), T+1) with the tokens of the given windows. InputError for one beyond the vocabulary."""
-        for row, identity in enumerate(ids.tolist()):
-            filled = 0
-            for begin, end in self._pieces(identity):
-                self._stream.read(begin, end, out[row, filled : filled + end - begin])
-                filled += end - begin
+        if self.config.data.order == "windows":
+            self._stream.read_rows(ids % self.order.windows * self.config.model.seq_len, out)
+        else:
+            for row, identity in enumerate(ids.tolist()):
+                filled = 0
+                for begin, end in self._pieces(identity):
+                    self._stream.read(begin, end, out[row, filled : filled + end - begin])
+                    filled += end - begin
         if out.max() >= self._vocab_size:  # where it is, is looked up only now
             for identity in ids.tolist():
                 for begin, end in self._pieces(identity):

@@ -19,6 +19,7 @@ Ids = NDArray[np.int64]
 
 FEISTEL_ROUNDS = 6
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+BLOCK = 1024  # windows whose places are computed at once
 
 
 class Permutation:
@@ -86,16 +87,28 @@ class WindowOrder:
         self._epoch_orders = [
             Permutation(windows, f"windows/{seed}/{epoch}") if permuted else None for epoch in range(epochs)
         ]
+        # What was computed last: the positions from the first number on are these epochs and windows.
+        self._block: tuple[int, Ids, Ids] = (0, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def step_windows(self, t: int, batch: int) -> tuple[Ids, Ids]:
         """(epoch, window) of the `batch` sequences of update t, in the global batch's order.
 
         Raises InputError past the last window.
         """
-        positions = self.first + np.arange(t * batch, (t + 1) * batch, dtype=np.int64)
-        if positions[-1] >= self.total:
-            raise InputError(f"update {t} needs window {int(positions[-1])}, the run has {self.total}")
-        epochs, ranks = np.divmod(positions, self.windows)
+        begin, end = self.first + t * batch, self.first + (t + 1) * batch
+        if end > self.total:
+            raise InputError(f"update {t} needs window {end - 1}, the run has {self.total}")
+        start, epochs, windows = self._block
+        # Updates come one after another, and a permutation of many windows takes little longer than one of a few.
+        if not start <= begin < end <= start + len(windows):
+            start, (epochs, windows) = begin, self._windows(begin, min(max(end, begin + BLOCK), self.total))
+            self._block = start, epochs, windows
+        here = slice(begin - start, end - start)
+        return epochs[here], windows[here]
+
+    def _windows(self, begin: int, end: int) -> tuple[Ids, Ids]:
+        """(epoch, window) of the positions begin … end − 1."""
+        epochs, ranks = np.divmod(np.arange(begin, end, dtype=np.int64), self.windows)
         windows = ranks.copy()
         for epoch in np.unique(epochs):
             order = self._epoch_orders[int(epoch)]

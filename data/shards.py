@@ -65,6 +65,17 @@ class TokenStream:
             out[filled : filled + len(piece)] = piece
             filled, start, index = filled + len(piece), start + len(piece), index + 1
 
+    def read_rows(self, starts: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+        """Copy into each row of out (n, T) the tokens from starts (n,) on."""
+        # A call for all rows of a shard: a call each takes longer than the copying, where rows are short.
+        first, last = (np.searchsorted(self._starts, at, side="right") - 1 for at in (starts, starts + out.shape[1] - 1))
+        for shard in np.unique(first).tolist():
+            rows = np.flatnonzero((first == shard) & (last == shard))
+            offsets = starts[rows, None] - self._starts[shard] + np.arange(out.shape[1])
+            out[rows] = self._maps[shard][offsets]
+        for row in np.flatnonzero(first != last).tolist():
+            self.read(int(starts[row]), int(starts[row]) + out.shape[1], out[row])
+
     def check_ids(self, start: int, stop: int, vocab_size: int) -> None:
         """InputError names the first of tokens [start, stop) that is beyond the vocabulary, and the shard it is in."""
         tokens = np.empty(stop - start, np.int64)

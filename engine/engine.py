@@ -87,7 +87,8 @@ class Engine:
 
     def backward(self, batch: StepBatch, wish: Wish) -> Backward:
         """Accumulate the gradients of this rank's inputs and targets, (M, b, …), and reduce them over the ranks."""
-        self.ds.train()
+        if not self.ds.training:  # it goes through every module
+            self.ds.train()
         inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
         micro_steps = len(inputs)
         # DeepSpeed divides by the micro-steps and averages over ranks; this turns both into a sum over global targets.

@@ -274,4 +274,6 @@ def square_sums(tensors: list[Tensor]) -> Tensor:
     norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
     # Chunks are added in float64.
     squares = torch.stack(norms).double().square()
+    if len(squares) == len(tensors):  # a chunk each: nothing to add
+        return squares
     return torch.stack([piece.sum() for piece in squares.split([len(pieces) for pieces in chunks])])

@@ -74,6 +74,19 @@ def test_every_window_once_per_epoch() -> None:
         order.step_windows(11, 10)
 
 
+@pytest.mark.parametrize("batch", [7, 1500])
+@pytest.mark.parametrize("permuted", [True, False])
+def test_updates_in_any_sequence(batch: int, permuted: bool) -> None:
+    """Breaks if what an update reads depends on which was asked before: places are computed for many updates at once."""
+    asked = WindowOrder(windows=2000, epochs=3, seed=5, permuted=permuted, first=11)
+    updates = [*range(3), 2, 0, (6000 - 11) // batch - 1, 1]
+    for t in updates:
+        fresh = WindowOrder(windows=2000, epochs=3, seed=5, permuted=permuted, first=11)
+        for one, other in zip(asked.step_windows(t, batch), fresh.step_windows(t, batch), strict=True):
+            assert len(one) == batch, t
+            assert np.array_equal(one, other), t
+
+
 @pytest.mark.slow
 def test_every_target_is_predicted_once(
     tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
@@ -192,6 +205,11 @@ def test_shards_read_as_one_stream(tmp_path: Path) -> None:
         for stop in range(start, 21):
             stream.read(start, stop, out[: stop - start])
             assert np.array_equal(out[: stop - start], np.arange(start, stop))
+    for length in (1, 2, 4, 13):
+        starts = np.array([*range(21 - length), 3, 3, 0])  # in any sequence, and more than once
+        rows = np.full((len(starts), length), -1, np.int64)
+        stream.read_rows(starts, rows)
+        assert np.array_equal(rows, starts[:, None] + np.arange(length)), length
     with pytest.raises(ValueError, match=r"0.bin has 10 bytes; the manifest says 12 bytes"):
         TokenStream(tmp_path, [Shard("0.bin", 6, "")], "uint16")
 
