@@ -85,16 +85,18 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
 
 
 def _gains(config: RunConfig) -> list[str]:
-    """LayerNorm gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
-    optim = config.optim
-    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm != "sgd" and config.model.layernorm_gain
+    """Gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
+    optim, model = config.optim, config.model
+    what = ["LayerNorm gains"] * model.layernorm_gain + ["the head's scale"] * model.head_scale
+    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm != "sgd" and what
     if not frozen or optim.lr > BF16_ROUNDING[1]:
         return []
     does = "do not move" if optim.lr <= BF16_ROUNDING[0] else "can only fall"
     return [
-        f"LayerNorm gains begin at 1.0, and under {config.precision} a step of about η = {optim.lr:g} moves them down only above "
-        f"{BF16_ROUNDING[0]:.2g} and up only above {BF16_ROUNDING[1]:.2g}: they {does}; bf16-master keeps float32 weights beside, "
-        "and model.layernorm_gain false has none"
+        f"{' and '.join(what)}: begin at 1.0, and under {config.precision} a step of about η = {optim.lr:g} moves them down only "
+        f"above {BF16_ROUNDING[0]:.2g} and up only above {BF16_ROUNDING[1]:.2g}: they {does}; bf16-master keeps float32 weights "
+        "beside"
+        + (", and model.layernorm_gain false has none" if model.layernorm_gain and not model.head_scale else "")
     ]
 
 

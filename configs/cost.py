@@ -154,7 +154,8 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     chunks = math.ceil(tokens * model.vocab_size / LOGITS_AT_ONCE)
     # Of the head: a chunk's gradient, and the sum over chunks.
     of_head = head * (narrow + (4 if chunks > 1 or narrow < wide else 0))
-    return blocks + cast + chunk + of_head + 2 * tokens * model.n_embd * narrow
+    scaled = tokens * model.n_embd * wide if model.head_scale else 0  # what the head's scale multiplies
+    return blocks + cast + chunk + of_head + scaled + 2 * tokens * model.n_embd * narrow
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

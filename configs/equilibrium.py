@@ -11,6 +11,7 @@ import math
 # Rules that multiply each decayed weight by 1 − η_tλ_t; and why the others do not (optim/rules/ has the laws).
 MULTIPLIED = ("decoupled", "independent", "corrected")
 SHRINKING = (*MULTIPLIED, "cautious", "cautious_random")  # those that multiply a weight so in some updates
+HOLDING = ("norm_projection", "hyperball", "rotational")  # those that keep the norm of a tensor
 OTHER_LAWS = {
     "cautious": "only weights decay that the step moves towards zero",
     "cautious_random": "only weights decay that chance takes",

@@ -25,6 +25,9 @@ class Model(Section):
     activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "exact GELU, or the tanh form of the released GPT-2")
     bias: bool = setting(False, "biases in linear layers and LayerNorms")
     tied_head: bool = setting(True, "the output head is the token embedding")
+    head_scale: bool = setting(
+        False, "one learned number, 1 at the start, multiplies the logits: a head whose norm is held can still sharpen"
+    )
     layernorm_gain: bool = setting(True, "learnable LayerNorm gains (false: plain normalisation)")
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
     init_std: float | None = setting(

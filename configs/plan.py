@@ -9,7 +9,7 @@ from typing import Any
 from configs import cost
 from configs.cadence import most_at_once
 from configs.cautions import cautions
-from configs.equilibrium import SHRINKING
+from configs.equilibrium import HOLDING, SHRINKING
 from configs.errors import InputError
 from configs.groups import Group, decay_groups, main_group, sized_groups
 from configs.identity import experiment, run_id
@@ -84,6 +84,7 @@ def make_plan(
     _check_noise_scale(config, micro_batch)
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
+    _check_head_scale(config)
     rates = lr_of_updates(config)
     factors = planned_factors(config, leader, origin)
     _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))
@@ -144,6 +145,18 @@ def _check_noise_scale(config: RunConfig, micro_batch: int) -> None:
         raise InputError(
             f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
             "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
+        )
+
+
+def _check_head_scale(config: RunConfig) -> None:
+    """InputError where the head's scale would be held at its first norm, 1: it could then never move."""
+    optim, scale = config.optim, [name for name, t in tensor_table(config.model).items() if t.kind == "head_scale"]
+    held = decay_groups(tensor_table(config.model), optim).get("decayed", ([], 0.0))[0]
+    if optim.decay_rule in HOLDING and set(scale) & set(held):
+        raise InputError(
+            f"model.head_scale under optim.decay_rule {optim.decay_rule} with decay_mask {optim.decay_mask}: the scale is one "
+            "number, and where its norm is held it stays at 1; use decay_mask matrices or matmul, or an override with λ 0 for "
+            f"{scale[0]}"
         )
 
 

@@ -22,7 +22,8 @@ Role = Literal["matrix", "embedding", "gain", "bias"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, mlp.proj, norm, embedding, position, head.
+    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, mlp.proj, norm, embedding, position, head,
+    head_scale.
 
     A bias has the kind of what it is added to.
     """
@@ -82,6 +83,8 @@ def _gpt(model: Model) -> dict[str, TensorSpec]:
         linear(block, "mlp.fc", d, 4 * d)
         linear(block, "mlp.proj", 4 * d, d)
     norm("ln_f")
+    if model.head_scale:  # one element, and no number without a shape: ranks share it as they share any other tensor
+        tensors["head_scale.weight"] = TensorSpec((1,), "head_scale", "gain")
     # A tied head is the embedding: one tensor, which the model lists once.
     if not model.tied_head:
         tensors["head.weight"] = TensorSpec((model.vocab_size, d), "head", "matrix")  # (V, d)

@@ -68,6 +68,20 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Scale(nn.Module):
+    """One learned number that multiplies its input (model.head_scale).
+
+    A module of its own, so that ZeRO stage 3 gathers it like every other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
 class GPT(nn.Module):
     """The network. `autocast` is the dtype of matrix products under bf16-mixed, None otherwise.
 
@@ -94,6 +108,8 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.seq_len, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = _layernorm(config)
+        if config.head_scale:
+            self.head_scale = Scale()
         if not config.tied_head:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.compiled_modules = (Block,) if compiled else ()
@@ -122,14 +138,16 @@ class GPT(nn.Module):
             return F.linear(self.hidden(inputs), self.head_weight)
 
     def hidden(self, inputs: Tensor) -> Tensor:
-        """(B, T) token ids → the last hidden states (B, T, C), normalised."""
+        """(B, T) token ids → the last hidden states (B, T, C), normalised, as the head takes them."""
         x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         mask = None if self.separate_at is None else document_mask(inputs, self.separate_at)
         recompute = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
-        return self.ln_f(x)
+        x = self.ln_f(x)
+        # s·(x·Wᵀ) = (s·x)·Wᵀ: here every reader of logits gets the scale, and a head of any chunk needs to know nothing of it.
+        return self.head_scale(x) if self.config.head_scale else x
 
     def example(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one sequence, for whoever wants to see a forward pass and knows no tokens."""
