@@ -37,6 +37,7 @@ from benchmarks.made import write_data
 from benchmarks.outcome import RESULTS, write_result
 from benchmarks.spans import Spans
 from configs import cost
+from configs.cadence import is_probed
 from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
 from configs.schema import Log, RunConfig
@@ -76,14 +77,20 @@ class Bench:
     def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> None:
         self.config, self.manifest, self.plan, self.world, self.folder = config, manifest, plan, world, folder
 
-    def loop(self, name: str, spans: Spans | None = None) -> list[float]:
-        """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included."""
+    def loop(self, name: str, spans: Spans | None = None) -> dict[int, float]:
+        """Seconds of each step of train.train, from one step's row to the next's: all of it, logging included.
+
+        With `spans` nothing is probed, for a probe is none of an update's parts.
+        """
+        config = self.config
+        if spans is not None:
+            config = config.model_copy(update={"log": config.log.model_copy(update={"probe_every": None})})
         run = RunFolder(self.folder / name)
-        run.create(self.config.model_dump(mode="json"), {}, self.plan.experiment or {}, self.plan.as_dict())
-        data = open_data(self.config, self.manifest, self.plan, self.world)
+        run.create(config.model_dump(mode="json"), {}, self.plan.experiment or {}, self.plan.as_dict())
+        data = open_data(config, self.manifest, self.plan, self.world)
         clock = Clock(MetricsLog(run.metrics), None, self.plan.tokens)
         clock.times = []
-        training = begin(self.config, self.plan, run, self.world, data, clock)
+        training = begin(config, self.plan, run, self.world, data, clock)
         if spans is not None:
             spans.watch(engine.update, "update", "rest")  # before train.train looks for it
 
@@ -91,12 +98,13 @@ class Bench:
             if spans is not None and len(clock.times) == WARM_UP:
                 spans.seconds.clear()
                 _watch(spans, training)
-            if spans is not None and len(clock.times) == self.config.schedule.steps - 1:  # the last is probed
+            if spans is not None and len(clock.times) == config.schedule.steps:
                 spans.stop()
 
         train.train(training, NeverStop(), after_update)  # type: ignore[arg-type]
         gc.collect()  # a compiled model is in a cycle
-        return [b - a for a, b in pairwise(clock.times)][WARM_UP - 1 :]
+        seconds = {step: b - a for step, (a, b) in enumerate(pairwise(clock.times), 2)}
+        return {step: s for step, s in seconds.items() if step > WARM_UP}
 
     def launched(self) -> dict[str, float]:
         """Of `python train.py`: seconds to row 0 on disk, when the first update begins; peak memory of its updates, bytes."""
@@ -216,13 +224,13 @@ def measure(bench: Bench, rounds: int, peers: list[str]) -> dict[str, Any]:
         matmul.append(matmul_rate(config, plan.micro_batch, device))
         bare = update_seconds(config, bench.manifest.eot, device, plan.micro_batch, config.schedule.steps)
         seconds["bare"] += bare[WARM_UP:]
-        *plain, with_probe = bench.loop(f"run{index}")
-        seconds["train.py"] += plain
-        probed.append(with_probe)
+        # The median is of updates without a probe; what a probe adds is said beside it.
+        for step, s in bench.loop(f"run{index}").items():
+            (probed if is_probed(config.log, step) else seconds["train.py"]).append(s)
         if peer:
             seconds["peer"] += peer_seconds(peer)
     spans = Spans()
-    *spanned, _ = bench.loop("spans", spans)
+    spanned = bench.loop("spans", spans).values()
     total = sum(spans.seconds.values())
     update = {name: statistics.median(times) for name, times in seconds.items()}
     rates = {name: config.batch.tokens_per_step / s for name, s in update.items()}

@@ -68,7 +68,9 @@ class TokenStream:
     def read_rows(self, starts: NDArray[np.int64], out: NDArray[np.int64]) -> None:
         """Copy into each row of out (n, T) the tokens from starts (n,) on."""
         # A call for all rows of a shard: a call each takes longer than the copying, where rows are short.
-        first, last = (np.searchsorted(self._starts, at, side="right") - 1 for at in (starts, starts + out.shape[1] - 1))
+        first, last = (
+            np.searchsorted(self._starts, at, side="right") - 1 for at in (starts, starts + out.shape[1] - 1)
+        )
         for shard in np.unique(first).tolist():
             rows = np.flatnonzero((first == shard) & (last == shard))
             offsets = starts[rows, None] - self._starts[shard] + np.arange(out.shape[1])
