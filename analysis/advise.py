@@ -25,9 +25,11 @@ from analysis.runs import LAMBDA, Run
 from configs import equilibrium
 from configs.cautions import cautions
 from configs.cost import n_parameters
+from configs.decay_laws import LAWS, SCALES, decoupled_per_decay, product_acts
+from configs.equilibrium import why_no_e_folds as why
 from configs.load import load_config
-from configs.plan import make_plan
-from configs.prepared import read_summary
+from configs.plan import Plan, make_plan
+from configs.prepared import DataSummary, read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 from record.run import FINISHED
@@ -51,53 +53,29 @@ def _law() -> str:
 
 
 def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
-    eta, lam, steps = config.optim.lr, config.optim.weight_decay, config.schedule.steps
+    optim = config.optim
     plan = make_plan(config, 1, None)
-    summary, notes, findings = read_summary(config.data.path), [], []
+    summary, notes = read_summary(config.data.path), []
     if summary is None:
         notes.append(f"no prepared data in {config.data.path}: time scales are not given in epochs")
     total = lr_sum(config) if config.schedule.match is None else None
     if total is None:
         notes.append("the learning rate follows another run's norms: sums over it are known only from the run")
-    rows: list[tuple[str, str, str]] = [("λ, peak η, ηλ", f"{lam:g}, {eta:g}, {eta * lam:.3g}", "the configuration")]
-    adamw = config.optim.algorithm == "adam" and config.optim.decay_rule == "decoupled"
-    if config.optim.decay_rule != "decoupled":
-        notes.append(
-            f"decay_rule {config.optim.decay_rule!r}: time scales, equilibria and laws are of decoupled decay, and are left out"
-        )
-    if lam > 0 and config.optim.decay_rule == "decoupled":
-        tau = 1 / (eta * lam)
-        passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
-        epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
-        rows.append(
-            ("time scale of the decay τ = 1/(ηλ) at the peak", f"{tau:,.0f} steps of {steps:,}{epochs}", "2405.13698")
-        )
-        if adamw:
-            b1 = config.optim.betas[0]
-            rms, decayed = (
-                equilibrium.rms(eta, lam),
-                sum(g.parameters for g in plan.groups.values() if g.weight_decay == lam),
-            )
-            norm = rms * math.sqrt(decayed)
-            rows.append(("RMS, norm of decayed weights under noise √(η/2λ)", f"{rms:.4g}, {norm:.4g}", "2305.17212"))
-            angle = equilibrium.rotation(eta, lam, b1)
-            rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
-            if tau > steps:
-                findings.append(f"τ is longer than the run: λ = {lam:g} never brings the weights to their equilibrium.")
-    elif lam == 0:
-        findings.append(
-            "λ = 0: no time scale, no equilibrium; norms grow, and the effective learning rate falls with them."
-        )
+    # worth of one λ in decoupled decay's, which all that is published speaks of; None where no law says it
+    worth = decoupled_per_decay(optim.decay_rule, optim.algorithm, optim.momentum, optim.lr)
+    rows, findings = _named(config, worth)
+    if worth is not None and optim.weight_decay > 0:
+        told, said = _equilibrium(config, worth, plan, summary)
+        rows, findings = rows + told, findings + said
     if total is not None:
         rows += _sums(config, total)
-    if adamw:
-        fraction, best = power_law(config)
-        ratio = config.schedule.steps * config.batch.tokens_per_step / n_parameters(config.model)
-        rows.append((f"λ by the power law, D/N = {ratio:.3g}", f"{best:.3g} (τ = {fraction:.3g} of the run)", _law()))
-        # other laws count N without the embeddings: the number says which is meant
-        findings.append(
-            f"The power law would give λ = {best:.3g} (N: all {n_parameters(config.model):,} parameters, embeddings included); "
-            f"this configuration has {lam:g}."
+    if worth is not None and _is_adam(config):
+        told, said = _by_power_law(config, worth)
+        rows, findings = rows + told, findings + said
+    elif worth is not None:
+        notes.append(
+            f"algorithm {optim.algorithm}: the equilibrium and the power law are of AdamW, and are left out; "
+            f"{SCALES[optim.algorithm]}"
         )
     findings += [f"Warning: {text}." for text in cautions(config, summary, plan.groups)]
     if runs:
@@ -106,17 +84,102 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
     return Result("advise", f"λ for {config.name}", findings, [], {"Known beforehand": table}, notes)
 
 
+def _is_adam(config: RunConfig) -> bool:
+    """Whether what is known of AdamW holds: Adam, and a rule that multiplies weights beside its step."""
+    return config.optim.algorithm == "adam" and config.optim.decay_rule in equilibrium.MULTIPLIED
+
+
+def _named(config: RunConfig, worth: float | None) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The rule by its name, what its λ is, and, where no law takes λ to decoupled decay's, that nothing more is said of it."""
+    eta, lam, rule, algorithm = (
+        config.optim.lr,
+        config.optim.weight_decay,
+        config.optim.decay_rule,
+        config.optim.algorithm,
+    )
+    law = LAWS[rule]
+    # decoupled decay is what every line is of, and needs no word
+    named = [] if rule == "decoupled" else [f"{rule}: {law.law}."]
+    if not law.has_decay:
+        named.append(f"{rule} has no λ: norms are held, so η/‖w‖ follows the schedule alone, and η is what to tune.")
+        if lam > 0:
+            named.append(f"Warning: a run of {rule} with λ = {lam:g} is refused; set optim.weight_decay 0.")
+        return [("peak η", f"{eta:g}", "the configuration")], named
+    rows = [("λ, peak η, ηλ", f"{lam:g}, {eta:g}, {eta * lam:.3g}", "the configuration")]
+    # where η is no factor of the decay, their product says nothing
+    if not product_acts(rule, algorithm):
+        rows = [("λ, peak η", f"{lam:g}, {eta:g}", "the configuration")]
+    if lam == 0:
+        plain = "no time scale, no equilibrium; norms grow, and the effective learning rate falls with them"
+        named.append(f"λ = 0: {plain}.")
+    elif worth is None:
+        named.append(
+            f"No time scale, equilibrium or published λ is given, for those are of decoupled decay: {why(rule, algorithm)}. "
+            f"Here λ is {law.decay}; runs must choose it (docs/rules-study.md)."
+        )
+        # the one law that holds from the first update on
+        if rule == "rotational":
+            angle = equilibrium.rotation(eta, lam, config.optim.betas[0])
+            rows.append(("rotation a step, prescribed, at the peak", f"{angle:.4g} radians", "2305.17212"))
+    elif rule != "decoupled":
+        at = " at the peak of η" if rule == "corrected" else ""
+        named.append(
+            f"λ = {lam:g} is worth λ = {lam * worth:.4g} of decoupled decay{at} (it is {law.decay}); what follows is said of that."
+        )
+    return rows, named
+
+
+def _equilibrium(
+    config: RunConfig, worth: float, plan: Plan, summary: DataSummary | None
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Time scale, and under Adam size and rotation in equilibrium, of the decoupled decay that λ is worth."""
+    eta, lam, steps = config.optim.lr, config.optim.weight_decay * worth, config.schedule.steps
+    tau = 1 / (eta * lam)
+    passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
+    epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
+    rows = [("time scale of the decay τ = 1/(ηλ) at the peak", f"{tau:,.0f} steps of {steps:,}{epochs}", "2405.13698")]
+    if not _is_adam(config):
+        return rows, []
+    rms = equilibrium.rms(eta, lam)
+    decayed = sum(g.parameters for g in plan.groups.values() if g.weight_decay == config.optim.weight_decay)
+    norm = rms * math.sqrt(decayed)
+    rows.append(("RMS, norm of decayed weights under noise √(η/2λ)", f"{rms:.4g}, {norm:.4g}", "2305.17212"))
+    angle = equilibrium.rotation(eta, lam, config.optim.betas[0])
+    rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
+    never = (
+        f"τ is longer than the run: λ = {config.optim.weight_decay:g} never brings the weights to their equilibrium."
+    )
+    return rows, [never] if tau > steps else []
+
+
+def _by_power_law(config: RunConfig, worth: float) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The power law's λ, as this rule writes it."""
+    fraction, best = power_law(config)
+    parameters = n_parameters(config.model)
+    ratio = config.schedule.steps * config.batch.tokens_per_step / parameters
+    # the law was fitted with decoupled decay
+    own = "" if worth == 1 else f", which is {best:.3g} of decoupled decay"
+    row = (f"λ by the power law, D/N = {ratio:.3g}", f"{best / worth:.3g} (τ = {fraction:.3g} of the run)", _law())
+    # other laws count N without the embeddings: the number says which is meant
+    said = (
+        f"The power law would give λ = {best / worth:.3g}{own} (N: all {parameters:,} parameters, embeddings included); "
+        f"this configuration has {config.optim.weight_decay:g}."
+    )
+    return [row], [said]
+
+
 def _sums(config: RunConfig, total: float) -> list[tuple[str, str, str]]:
     """Rows on `total`, the run's Ση, and on what it makes of λ: nothing where Σηλ is no number of e-folds."""
     optim = config.optim
     carried = equilibrium.e_folds(1.0, optim.decay_rule, optim.algorithm, optim.momentum)
     if carried is None:
-        why = equilibrium.why_no_e_folds(optim.decay_rule, optim.algorithm)
-        return [("Ση over the run", f"{total:.4g} (no λ·Ση: {why})", "the schedule")]
+        return [("Ση over the run", f"{total:.4g} (no λ·Ση: {why(optim.decay_rule, optim.algorithm)})", "the schedule")]
     # 1 for decoupled decay, 1/(1 − μ) where momentum carries it on
     name, folds = "Σηλ" if carried == 1.0 else "Σηλ/(1 − μ)", decay_sum(config, config.schedule.steps) * carried
+    # of λ = 1: what the rule and optim.decay_schedule make of λ over the run is in it
+    one = decay_sum(config, config.schedule.steps, weight_decay=1.0) * carried
     sums = paper(P1)["decay_sums"]["sums"]
-    same = ", ".join(f"{target / total / carried:.3g} (as its {decay})" for decay, target in sums.items())
+    same = ", ".join(f"{target / one:.3g} (as its {decay})" for decay, target in sums.items())
     return [
         (f"Ση, {name} over the run", f"{total:.4g}, {folds:.4g}", "the schedule"),
         ("λ with the λ·Ση of the published runs", same, "P1, 2310.04415: 124M parameters, 3.3 B tokens"),
@@ -131,6 +194,14 @@ def _from_runs(config: RunConfig, runs: list[Run], options: Options, notes: list
         notes.append(
             f"{len(runs) - len(done)} runs are unfinished, branches or matched runs, and say nothing of λ here"
         )
+    # λ of another rule is another thing, and another algorithm has its own best
+    ours = config.optim.decay_rule, config.optim.algorithm
+    alike = [run for run in done if (run.rule, run.algorithm) == ours]
+    if len(alike) < len(done):
+        notes.append(
+            f"{len(done) - len(alike)} runs are of another rule or algorithm than {' with '.join(ours)}, and say nothing of its λ"
+        )
+    done = alike
     if not done:
         return []
     groups, more = group_runs(done, options.by)

@@ -12,19 +12,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.arms import are_several
 from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged, twins, unlike_kernels
 from analysis.endpoint import Endpoint, endpoint_of
 from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
-from analysis.one_change import one_change
+from analysis.one_change import by_rule, one_change
 from analysis.own_rate import at_own_rates
 from analysis.pairing import Group, by_rest, group_runs, missing_baselines
 from analysis.runs import LAMBDA, RATE, Run, field_name, shown
 from analysis.seeds import disagreements
 from analysis.settled import e_folds_of, notes_on_e_folds
 from analysis.statistics import LEAST_SEEDS, final, seed_count
+from analysis.tuning import rule_by_rule
 from analysis.vertex import best_decay
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
@@ -51,9 +53,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
         sentence, fit = _best(rest, members, endpoint)
         findings += sentence
         fits += fit
-    changed, one_by_one = one_change(trunks, endpoint)
+    several = are_several(alone)
+    changed, one_by_one = by_rule(trunks, endpoint) if several else one_change(trunks, endpoint)
     # of λ alone the sentence above has said it
     findings += changed if len(families) > 1 else []
+    said, pilot = rule_by_rule(alone, endpoint) if several else ([], {})
+    findings += said
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     findings += told + missing_baselines(trunks)
     figures = []
@@ -67,6 +72,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         "Best λ": pd.DataFrame(fits),
         "One change from the lowest": one_by_one,
         "Each decay at its own best η": pd.DataFrame(rates),
+        **pilot,
     }
     return Result("sweep", "Sweep", findings, figures, tables, notes, claims, cautions)
 
@@ -149,7 +155,7 @@ def _best(rest: str, members: list[Group], endpoint: Endpoint) -> tuple[list[str
         [Lost(f"λ = {group.decay:g}", sum(map(has_diverged, group.runs)), len(group.runs)) for group in members]
     )
     sentence += f" ({gone})" if gone else ""
-    fit = best_decay(table, str(members[0].runs[0].fields.get("optim.decay_rule", "decoupled")))
+    fit = best_decay(table, members[0].runs[0].rule)
     if fit is None:
         return [sentence + "; a parabola needs three λ above zero."], []
     row: dict[str, object] = {"runs": rest or "–", "decay": float(f"{fit.decay:.4g}"), "seeds": fit.seeds}

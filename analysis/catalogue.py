@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+from analysis.arms import are_several
 from analysis.runs import Run
 
 
@@ -41,6 +42,7 @@ class Entry:
 CATALOGUE = {
     "loss_curves": Entry("loss_curves"),
     "sweep": Entry("best_decay"),
+    "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),

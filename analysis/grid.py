@@ -57,7 +57,8 @@ def axis(values: list[float]) -> Axis:
 class Heat:
     """`z` is (len(y), len(x)), NaN where nothing was measured; `words` says of every cell what stands in it beside the number.
 
-    `noise`: the standard deviation over seeds of a cell; NaN where it is not known.
+    `noise`: the standard deviation over seeds of a cell; NaN where it is not known. `products`: equal products of x and y mean
+    something, and have lines.
     """
 
     x: list[float]
@@ -66,6 +67,7 @@ class Heat:
     colour_title: str
     noise: float = float("nan")
     words: list[list[str]] = field(default_factory=list)
+    products: bool = True
 
     def range(self) -> tuple[float, float]:
         """The colours' ends: from the lowest z to twice as far as the median lies above it, at least NOISES of the noise.
@@ -109,6 +111,8 @@ class Heat:
 
     def equal_products(self) -> list[tuple[float, np.ndarray]]:
         """(product, its two ends as (2, 2) of log₁₀ x and log₁₀ y), straight lines within the cells of positive x and y."""
+        if not self.products:
+            return []
         # zero's own cells have no product
         across, up = (one.edges[int(one.zero) :] for one in (self.across, self.up))
         if not len(across) or not len(up):

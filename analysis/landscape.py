@@ -12,6 +12,7 @@ from analysis.levels import rate_of
 from analysis.pairing import Group, by_rest
 from analysis.runs import LAMBDA, RATE
 from analysis.statistics import LEAST_SEEDS
+from configs.decay_laws import product_acts
 
 
 def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
@@ -51,7 +52,10 @@ def _heat(members: list[Group], decays: list[float], rates: list[float], endpoin
         if degrees
         else float("nan")
     )
-    return Heat(rates, decays, z, f"{endpoint.words} (nats)", noise, words)
+    run = members[0].runs[0]
+    # lines of equal ηλ only where runs on one of them decay alike
+    acts = product_acts(run.rule, run.algorithm)
+    return Heat(rates, decays, z, f"{endpoint.words} (nats)", noise, words, acts)
 
 
 def _why_empty(group: Group) -> str:
@@ -92,8 +96,9 @@ def _caption(panels: list[Panel]) -> str:
         "not finished": "Grey, not finished: no run has ended. ",
         "not run": "Grey, not run: no such run is among these. ",
     }
+    lines = " Lines: equal ηλ." if any(panel.heat.products for panel in panels if panel.heat) else ""
     return (
-        "Mean loss over η and λ, both logarithmic; λ = 0 has no logarithm and stands apart. Lines: equal ηλ. Colours run from the "
+        f"Mean loss over η and λ, both logarithmic; λ = 0 has no logarithm and stands apart.{lines} Colours run from the "
         f"lowest loss to twice as far above it as the median cell{alike}; all that is higher has the last colour. "
         + "".join(text for word, text in told.items() if word in words)
     ).strip()

@@ -96,7 +96,8 @@ def _heat_traces(heat: Heat) -> list[dict[str, Any]]:
         "y": [float(up.places[row]) for row, _ in cells],
     }
     hover = [
-        f"η = {heat.x[column]:g}, λ = {heat.y[row]:g}<br>ηλ = {heat.x[column] * heat.y[row]:.3g}"
+        f"η = {heat.x[column]:g}, λ = {heat.y[row]:g}"
+        + (f"<br>ηλ = {heat.x[column] * heat.y[row]:.3g}" if heat.products else "")
         for row, column in cells
     ]
     font = {"size": 10, "color": ["#fff" if heat.is_dark(*cell) else "#000" for cell in cells]}

@@ -11,11 +11,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from analysis.arms import KNOBS
 from analysis.claims import survival
 from analysis.compare import lost
 from analysis.endpoint import Endpoint, lowest
 from analysis.levels import same_sum, sums_repeat
-from analysis.pairing import Group
+from analysis.pairing import Group, by_rest
 from analysis.runs import LAMBDA, RATE, field_name, shown
 from analysis.statistics import LEAST_SEEDS, Interval, seed_count
 
@@ -57,6 +58,19 @@ def one_change(groups: list[Group], endpoint: Endpoint) -> tuple[list[str], pd.D
             | ({"condition": gone} if gone else {})
         )
     return [_sentence(chosen, seeds, mean, cells, others, endpoint)], pd.DataFrame(rows)
+
+
+def by_rule(groups: list[Group], endpoint: Endpoint) -> tuple[list[str], pd.DataFrame]:
+    """The same for each decay rule and algorithm by itself: under another rule λ is another thing."""
+    sentences, tables = [], []
+    for rest, members in by_rest(groups, (LAMBDA, RATE, *KNOBS)).items():
+        sentence, table = one_change(members, endpoint)
+        sentences += [f"{rest}: {text[0].lower()}{text[1:]}" for text in sentence]
+        # whose lowest it is stands first
+        if len(table):
+            table.insert(0, "runs", rest)
+            tables.append(table)
+    return sentences, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def gap_known(gap: Interval) -> bool:

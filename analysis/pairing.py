@@ -62,14 +62,20 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def baseline_of(group: Group, groups: list[Group]) -> Group:
-    """The group that differs from `group` in λ alone and has the smallest λ; where λ does not vary, the first group."""
+    """The group that differs from `group` in λ alone and has the smallest λ; where λ does not vary, the first group, of several
+    rules the first of AdamW with decoupled decay."""
     # nothing to call the smallest λ: whatever comes first is what the others are compared with
     if all(LAMBDA not in g.fields for g in groups):
-        return groups[0]
+        return next((g for g in groups if rule_of(g) == ("adam", "decoupled")), groups[0])
     # λ is compared within one precision, one model, one learning rate
     rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
     alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]
     return min(alike, key=lambda g: g.decay)
+
+
+def rule_of(group: Group) -> tuple[str, str]:
+    """(algorithm, decay rule) of the group's runs; of runs that --by puts together, of the first."""
+    return group.runs[0].algorithm, group.runs[0].rule
 
 
 def by_rest(groups: list[Group], searched: tuple[str, ...]) -> dict[str, list[Group]]:
@@ -85,10 +91,12 @@ def by_rest(groups: list[Group], searched: tuple[str, ...]) -> dict[str, list[Gr
 def missing_baselines(groups: list[Group]) -> list[str]:
     """A sentence for every family of groups that differ in λ alone and have no λ = 0: which comparison is missing."""
     sentences = []
+    several, undecayed = len(set(map(rule_of, groups))) > 1, {rule_of(group) for group in groups if group.decay == 0}
     # where λ is one for all, no comparison with λ = 0 was meant
     for rest, members in by_rest([group for group in groups if LAMBDA in group.fields], (LAMBDA,)).items():
         least = min(members, key=lambda group: group.decay)
-        if least.decay == 0:
+        # of several rules those that were run without λ = 0 were meant to be compared with another rule
+        if least.decay == 0 or (several and rule_of(least) not in undecayed):
             continue
         there = f" with {rest}" if rest else ""
         names = ", ".join(f"{group.decay:g}" for group in members)

@@ -24,6 +24,7 @@ from record.run import UNKNOWN
 from record.sweep_runs import is_run, is_sweep_file, runs_of_sweep
 
 LAMBDA, RATE, PRECISION = "optim.weight_decay", "optim.lr", "precision"
+RULE, ALGORITHM = "optim.decay_rule", "optim.algorithm"
 STARTS, FOLLOWS = "starts from", "follows"  # fields made here, of a branch and of a matched run
 SCALED = "η by ‖w‖ of"  # made here too, of a branch with branch.lr_by_norm_of: the λ of the run that η is scaled by
 SYMBOLS = {LAMBDA: "λ", RATE: "η"}
@@ -56,6 +57,15 @@ class Run:
     @property
     def decay(self) -> float:
         return float(self.fields.get(LAMBDA) or 0.0)
+
+    @property
+    def rule(self) -> str:
+        # a run of an older version may lack the field: then it was the default of all versions
+        return str(self.fields.get(RULE) or "decoupled")
+
+    @property
+    def algorithm(self) -> str:
+        return str(self.fields.get(ALGORITHM) or "adam")
 
     @property
     def last_step(self) -> int:

@@ -69,10 +69,8 @@ def notes_on_e_folds(runs: list[Run]) -> list[str]:
 
 
 def _rule(run: Run) -> tuple[str, str, float]:
-    # a run of an older version may lack a field: then it was the default of all versions
-    rule, algorithm = run.fields.get("optim.decay_rule"), run.fields.get("optim.algorithm")
     momentum = run.fields.get("optim.momentum")
-    return str(rule or "decoupled"), str(algorithm or "adam"), 0.9 if momentum is None else float(momentum)
+    return run.rule, run.algorithm, 0.9 if momentum is None else float(momentum)
 
 
 def predicted(run: Run, quantity: str, kind: str) -> pd.Series:

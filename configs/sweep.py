@@ -252,7 +252,9 @@ def _branch_label(stage: Stage, parent: Cell, step: int | None, row: dict[str, A
 
 
 def _short(field: str, value: Any) -> str:
-    """`optim.weight_decay`, 0.1 → weight_decay0.1; strings stand for themselves; for folders' names."""
+    """`optim.weight_decay`, 0.1 → weight_decay0.1; strings stand for themselves, a section for its fields; for folders' names."""
+    if isinstance(value, dict):
+        return _label(value)
     text = value if isinstance(value, str) else json.dumps(value)
     name = "" if isinstance(value, str) else field.removesuffix(".*").rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name + text).strip("_")

@@ -109,3 +109,24 @@ def crossing_runs(root: Path, seeds: int) -> list[Path]:
             write_run(root / f"b{seed}", lambda s, k=shift: base_curve(s) + k * (1 - s / 750), decay=0.3, seed=seed)  # type: ignore[misc]
         )
     return paths
+
+
+def cell_runs(root: Path, optim: dict[str, Any], losses: list[float], first_seed: int = 0) -> list[Run]:
+    """Runs of one section `optim`, a seed each, that end at these losses over the whole validation split."""
+    fields = {"decay_rule": "decoupled", "algorithm": "adam", "momentum": 0.9, "betas": [0.9, 0.95]} | optim
+    name = "-".join(map(str, optim.values()))
+    paths = [
+        write_run(
+            root / f"{name}-{first_seed + i}",
+            lambda s: 3 + 0 * s,
+            decay=optim["weight_decay"],
+            seed=first_seed + i,
+            steps=60,
+            noise=0,
+            columns={"val/final_loss": lambda s, k=loss: k + 0 * s},  # type: ignore[misc]
+            optim=fields,
+            eval={"final_tokens": "all"},
+        )
+        for i, loss in enumerate(losses)
+    ]
+    return load(*paths)

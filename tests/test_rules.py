@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.decay_laws import LAWS, SCALES
 from configs.schema import Optim, RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
@@ -25,6 +26,15 @@ def test_dict_and_schema_agree(names: dict[str, Any], field: str) -> None:
     """Breaks if a configuration may name a rule or an algorithm that is not there, or may not name one that is."""
     assert set(names) == set(get_args(Optim.model_fields[field].annotation))
     assert all(module.ABOUT for module in names.values())
+
+
+def test_laws_are_told_as_they_are_computed() -> None:
+    """Breaks if the advice and the report know a rule by another law than its file, or by a λ that it does not have."""
+    assert {name: law.law for name, law in LAWS.items()} == {name: module.ABOUT for name, module in RULES.items()}
+    assert {name: law.has_decay for name, law in LAWS.items()} == {
+        name: Rule(m).uses_decay for name, m in RULES.items()
+    }
+    assert set(SCALES) == set(ALGORITHMS)
 
 
 def test_what_a_rule_leaves_out_does_nothing() -> None:

@@ -63,6 +63,18 @@ def test_expansion(sweep_file: SweepFile) -> None:
     assert found[1].folder == Path("runs/wd") / f"{found[1].label}-{found[1].id}"
 
 
+def test_rows_of_a_section(sweep_file: SweepFile) -> None:
+    """Breaks if a row of a section by its fields replaces what it does not name, or names its run after the section."""
+    rows = [{"decay_rule": "swd", "lr": 0.02}, {"algorithm": "lion", "betas": [0.9, 0.99], "weight_decay": 0.4}]
+    found = cells(sweep_file(axes={"optim": rows, "seeds.*": [7]}))
+    base = cells(sweep_file())[0].config.optim
+    assert [cell.config.optim for cell in found] == [
+        base.model_copy(update={"decay_rule": "swd", "lr": 0.02}),
+        base.model_copy(update={"algorithm": "lion", "betas": (0.9, 0.99), "weight_decay": 0.4}),
+    ]
+    assert [cell.label for cell in found] == ["swd-lr0.02-seeds7", "lion-betas_0.9_0.99-weight_decay0.4-seeds7"]
+
+
 def test_points_of_cells(sweep_file: SweepFile, tmp_path: Path) -> None:
     """Breaks if a schedule's file cannot be an axis, or is looked for anywhere but beside the sweep."""
     (tmp_path / "p.json").write_text('{"points": [[1, 0.5], [7, 0.0]]}')

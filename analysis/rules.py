@@ -1,0 +1,193 @@
+"""Which rules and algorithms beat decoupled decay, each at its own best η and λ.
+
+    python -m analysis rules configs/sweeps/small_rules_tuning.json configs/sweeps/small_rules.json
+
+λ does not mean the same under two rules, so each is judged at its own best. Runs of the pilot's seeds, 100 and above, chose it:
+given too, they say whether a rule was judged where they have it. The others are compared with decoupled decay's in pairs of one
+seed on one data, by the loss at the end; Holm's correction is over all rules that were to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.arms import BASE, Arm, Key, are_several, arms_of, by_setting, is_pilot, values_of
+from analysis.claims import Claim, corrected, difference_claim
+from analysis.command import Options, Result
+from analysis.compare import TRAIN, lost
+from analysis.endpoint import Endpoint, endpoint_of, lowest
+from analysis.hypotheses import equivalence
+from analysis.pairing import Group, group_runs
+from analysis.runs import SEEDS, Run, differing_fields
+from analysis.statistics import LEAST_SEEDS
+from analysis.tuning import Tuned, tuned
+from configs.errors import InputError
+
+BEATS, BEHIND = WORDS = "beats decoupled decay", "is behind decoupled decay"
+SAME, OPEN, GONE = "no difference of interest", "undecided", "not ended"
+SAID = {
+    BEATS: "beat decoupled decay",
+    BEHIND: "are behind it",
+    SAME: "differ by nothing of interest",
+    OPEN: "are undecided",
+    GONE: "have no run that ended",
+}
+NO_PILOT = "not known: no run of the pilot's seeds is among these"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An arm at the one cell that it is compared at, None where no run of it has ended. `declared`: it has no other cell, so the
+    seeds that are compared did not choose it. `tuning`: what the pilot says of it."""
+
+    arm: Arm
+    cell: Group | None
+    declared: bool
+    tuning: str
+
+    @property
+    def name(self) -> str:
+        if self.cell is None:
+            return self.arm.name
+        rate, decay = values_of(self.cell)
+        return f"{self.arm.name} (η = {rate:g}" + (f", λ = {decay:g})" if self.arm.has_decay else ")")
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    alone = [run for run in runs if run.origin is None and run.reference is None]
+    judged, pilots = [run for run in alone if not is_pilot(run)], [run for run in alone if is_pilot(run)]
+    if not are_several(judged):
+        raise InputError(_nothing(judged, pilots))
+    # by the fields of all, so that the pilot's settings are told apart as these are
+    names = options.by or [name for name in differing_fields(alone) if not name.startswith(SEEDS)]
+    groups, notes = group_runs(judged, names)
+    endpoint = endpoint_of(groups)
+    notes.append(endpoint.note)
+    if pilots:
+        notes.append(f"{len(pilots)} runs have seeds of the pilot, which choose η and λ and enter no claim")
+    if len(alone) < len(runs):
+        notes.append(
+            f"{len(runs) - len(alone)} branches or matched runs have no λ of their own over a whole run: left out"
+        )
+    bests = _pilots_best(pilots, names)
+    findings, families = [], []
+    for rest, members in by_setting(groups).items():
+        arms = [_at_its_best(arm, bests.get((rest, arm.key)), bool(pilots), endpoint) for arm in arms_of(members)]
+        base = next((one for one in arms if one.cell and one.arm.key == BASE), None)
+        if base is None:
+            start = f"{rest}: no" if rest else "No"
+            findings.append(f"{start} run of AdamW with decoupled decay has ended: nothing to compare with.")
+            continue
+        others = [one for one in arms if one is not base]
+        families.append(
+            (rest, base, others, [_claim(rest, one, base, endpoint, options) for one in others if one.cell])
+        )
+    # one correction over all; an arm without an end was to be compared too
+    before = [claim for *_, made in families for claim in made]
+    family = sum(len(others) for _, _, others, _ in families) if any(claim.primary for claim in before) else 0
+    claims = corrected(before, family - sum(claim.primary for claim in before) if family else 0)
+    rows, after = [], iter(claims)
+    for rest, base, others, made in families:
+        told = {id(one): next(after) for one in others if one.cell}
+        assert len(told) == len(made)
+        findings += [_sum(rest, others, told, family), *(claim.sentence for claim in told.values())]
+        # the base first: the others are read against it
+        rows += [_row(rest, one, told.get(id(one)), endpoint, options) for one in (base, *others) if one.cell]
+    return Result("rules", "Decay rules", findings, [], {"Rules at their own best": pd.DataFrame(rows)}, notes, claims)
+
+
+def _nothing(judged: list[Run], pilots: list[Run]) -> str:
+    wanted = "runs of several rules or algorithms with seeds below 100 are needed (configs/sweeps/small_rules.json)"
+    if pilots and not judged:
+        return f"all {len(pilots)} runs have seeds of a pilot, which choose η and λ and enter no claim; {wanted}"
+    return f"these {len(judged)} runs are of one decay rule and algorithm; {wanted}"
+
+
+def _pilots_best(pilots: list[Run], names: list[str]) -> dict[tuple[str, Key], Tuned]:
+    """What the pilot chose for each arm, by what its runs have in common."""
+    if not pilots:
+        return {}
+    groups = group_runs(pilots, names)[0]
+    endpoint = endpoint_of(groups)
+    return {
+        (rest, arm.key): tuned(arm, endpoint)
+        for rest, members in by_setting(groups).items()
+        for arm in arms_of(members)
+    }
+
+
+def _at_its_best(arm: Arm, pilot: Tuned | None, any_pilot: bool, endpoint: Endpoint) -> Judged:
+    chosen = lowest(arm.cells, endpoint)
+    if chosen is None:
+        return Judged(arm, None, False, "")
+    cell = chosen[0]
+    if pilot is None or pilot.best is None:
+        tuning = "no: no run of the pilot is of it" if any_pilot else NO_PILOT
+    elif values_of(pilot.best) == values_of(cell):
+        tuning = "yes" if pilot.is_inside else f"in part: the pilot's best, and {pilot.words}"
+    else:
+        rate, decay = values_of(pilot.best)
+        tuning = f"no: the pilot's best is η = {rate:g}, λ = {decay:g}"
+    return Judged(arm, cell, len(arm.cells) == 1, tuning)
+
+
+def _claim(rest: str, one: Judged, base: Judged, endpoint: Endpoint, options: Options) -> Claim:
+    """An arm minus decoupled decay, before Holm's correction."""
+    assert one.cell
+    assert base.cell
+    declared = one.declared and base.declared
+    conditions = [] if declared else ["η and λ chosen by the seeds that are compared"]
+    # the pilot's word on either side is a condition of the verdict on both
+    conditions += [
+        f"{side.arm.name} not at the pilot's best, inside its cells"
+        for side in (one, base)
+        if side.tuning not in ("yes", NO_PILOT)
+    ]
+    return difference_claim(
+        f"{rest + ': ' if rest else ''}{one.name} minus {base.name}",
+        endpoint.words,
+        endpoint.difference(one.cell, base.cell),
+        WORDS,
+        # named beforehand: the endpoint, and the cells that are compared at it
+        primary=endpoint.column != TRAIN and declared,
+        condition="; ".join(conditions),
+        lost=lost(one.cell, base.cell),
+        of_interest=options.of_interest,
+    )
+
+
+def _sum(rest: str, others: Sequence[Judged], claims: dict[int, Claim], family: int) -> str:
+    """Which beat it, which are behind, which are the same, of which nothing is decided, and which have no end."""
+    told: dict[str, list[str]] = {}
+    for one in others:
+        claim = claims.get(id(one))
+        if claim is None:
+            told.setdefault(GONE, []).append(one.arm.name)
+            continue
+        word = claim.verdict if claim.verdict in WORDS else SAME if claim.decided else OPEN
+        told.setdefault(word, []).append(one.name)
+    parts = [
+        f"{text}: {', '.join(told.get(word, ['none']))}" for word, text in SAID.items() if word != GONE or GONE in told
+    ]
+    rule = f"Holm's correction over {family}" if family else "exploratory, without a correction"
+    return f"{rest + ': o' if rest else 'O'}f {len(others)} rules and algorithms ({rule}) " + "; ".join(parts) + "."
+
+
+def _row(rest: str, one: Judged, claim: Claim | None, endpoint: Endpoint, options: Options) -> dict[str, object]:
+    assert one.cell
+    (rate, decay), losses = values_of(one.cell), list(endpoint.seed_losses(one.cell).values())
+    row: dict[str, object] = {"runs": rest} if rest else {}
+    row |= {"rule": one.arm.name, "η": rate, "λ": decay if one.arm.has_decay else "–"}
+    row |= {"n": len(losses), "loss": round(float(np.mean(losses)), 4)}
+    row["minus decoupled decay"] = claim.interval.text() if claim else ""
+    row["verdict"] = claim.verdict if claim else "what the others are compared with"
+    # that two are the same is a claim of its own, and never follows from undecided
+    enough = claim is not None and claim.interval.n >= LEAST_SEEDS
+    row["the same?"] = equivalence(claim.interval, options.margin) if claim and enough else ""
+    row["at the pilot's best"] = one.tuning
+    row |= {"law": one.arm.law.law if one.arm.law else "", "its λ is": one.arm.law.decay if one.arm.law else ""}
+    return row | ({"condition": claim.conditions} if claim and claim.conditions else {})
