@@ -40,6 +40,7 @@ from configs import cost
 from configs.cadence import is_probed
 from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
+from configs.precision import TABLE
 from configs.schema import Log, RunConfig
 from data.loader import Prefetcher
 from data.manifest import Manifest
@@ -194,7 +195,7 @@ def main() -> int:
             },
         )
         config = validate(given, args.config)
-        if config.precision in ("bf16-master", "bf16-true"):
+        if TABLE[config.precision].weights == "bfloat16":
             raise SystemExit(f"the bare loop has no equivalent of {config.precision}: use fp32, tf32 or bf16-mixed")
         tokens = config.batch.tokens_per_step * args.steps + 1
         manifest = write_data(folder / "data", (tokens, tokens // 512 + 1), (2 * config.model.seq_len, 1))

@@ -74,12 +74,13 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
             f"{max(1, 1 / part):.0f} update(s) what it learned (η {optim.lr:g}, λ {largest:g}; P1: {P1_DECAY:g}, so "
             f"{1 / P1_DECAY:,.0f} updates); use a smaller λ"
         ]
-    if TABLE[config.precision].masters == "bfloat16" and 0 < part < BF16_ROUNDING[1]:
+    if TABLE[config.precision].loses_small_changes and 0 < part < BF16_ROUNDING[1]:
         lost = "no weight decays" if part < BF16_ROUNDING[0] else "some weights do not decay"
         return [
             f"{what} is at most {part:.2g}, and less than half a unit in the last place, {BF16_ROUNDING[0]:.2g} to "
             f"{BF16_ROUNDING[1]:.2g} of a weight, does not move it in bfloat16: the decay acts only through the step that it is "
-            f"rounded with, and where gradients are small {lost}; bf16-master keeps float32 weights beside"
+            f"rounded with, and where gradients are small {lost}; bf16-stochastic keeps it on the average, and bf16-master keeps "
+            "float32 weights beside"
         ]
     return []
 
@@ -88,14 +89,14 @@ def _gains(config: RunConfig) -> list[str]:
     """Gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
     optim, model = config.optim, config.model
     what = ["LayerNorm gains"] * model.layernorm_gain + ["the head's scale"] * model.head_scale
-    frozen = TABLE[config.precision].masters == "bfloat16" and optim.algorithm != "sgd" and what
+    frozen = TABLE[config.precision].loses_small_changes and optim.algorithm != "sgd" and what
     if not frozen or optim.lr > BF16_ROUNDING[1]:
         return []
     does = "do not move" if optim.lr <= BF16_ROUNDING[0] else "can only fall"
     return [
         f"{' and '.join(what)}: begin at 1.0, and under {config.precision} a step of about η = {optim.lr:g} moves them down only "
-        f"above {BF16_ROUNDING[0]:.2g} and up only above {BF16_ROUNDING[1]:.2g}: they {does}; bf16-master keeps float32 weights "
-        "beside"
+        f"above {BF16_ROUNDING[0]:.2g} and up only above {BF16_ROUNDING[1]:.2g}: they {does}; bf16-stochastic moves them on the "
+        "average, bf16-master keeps float32 weights beside"
         + (", and model.layernorm_gain false has none" if model.layernorm_gain and not model.head_scale else "")
     ]
 

@@ -63,6 +63,7 @@ def mfu(flops_per_s: float, device: str, precision: str, devices: int) -> float 
     return flops_per_s / (peak * devices) if peak else None
 
 
+ROUNDED_AT_ONCE = 1 << 20  # elements whose float32 copies are held at once (optim/stochastic.py)
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
 
 
@@ -106,14 +107,18 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     """The most that one device holds while it holds few activations.
 
     Gradients on their way to other ranks, whose buckets (two at stage 3) fill as the backward pass frees activations; and
-    from its end on the masters before a probed update.
+    from its end on the masters before a probed update, beside the float32 copies of a slice that is rounded by chance.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     has_bucket = dtypes.accumulation == dtypes.gradients  # BF16_Optimizer has none
     buckets = (2 if stage == 3 else 1) if stage and ranks > 1 and has_bucket else 0
     exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
-    return max(exchanged, before if config.log.probe_every else 0)
+    # Of an element: float32 weight, gradient and moments, 64 bits drawn and as many to draw them, and what rounding needs.
+    slice_bytes = 4 * (2 + n_moments(config)) + 2 * 8 + 2 * 8
+    size = min(ROUNDED_AT_ONCE, n_parameters(config.model))
+    copies = round(size * slice_bytes) if dtypes.rounding == "stochastic" else 0
+    return max(exchanged, (before if config.log.probe_every else 0) + copies)
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

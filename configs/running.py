@@ -36,7 +36,7 @@ class Batch(Section):
 
 class Parallel(Section):
     zero_stage: Literal[0, 1, 2, 3] = setting(
-        0, "DeepSpeed ZeRO stage; bf16-master and bf16-true need 1 or more", operational=True
+        0, "DeepSpeed ZeRO stage; bf16-master, bf16-true and bf16-stochastic need 1 or more", operational=True
     )
     timeout_s: float = setting(
         1800.0, "process-group timeout: how long a rank waits for the others", operational=True, gt=0, le=365 * 86400
@@ -189,5 +189,5 @@ class Log(Section):
 
 class Seeds(Section):
     init: int = setting(0, "initial weights", ge=0, lt=1 << 63)
-    data: int = setting(0, "data order", ge=0, lt=1 << 63)
+    data: int = setting(0, "data order, and what a decay rule or a rounding draws", ge=0, lt=1 << 63)
     dropout: int = setting(0, "dropout masks", ge=0, lt=1 << 63)

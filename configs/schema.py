@@ -15,6 +15,7 @@ from configs.echo import cut
 from configs.errors import InputError
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
+from configs.precision import TABLE
 from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Numerics, Parallel, Seeds
 from configs.section import Section, nearest_multiples, setting
 
@@ -42,7 +43,7 @@ __all__ = [
     "setting",
 ]
 
-Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true"]
+Precision = Literal["fp32", "tf32", "bf16-mixed", "bf16-master", "bf16-true", "bf16-stochastic"]
 
 # Raw DeepSpeed options that may be passed through: they change how bytes move, and results by rounding at most.
 DEEPSPEED_OPTIONS = {
@@ -91,7 +92,7 @@ class RunConfig(Section):
             raise InputError(
                 f"batch.tokens_per_step {tokens} is not a multiple of model.seq_len {length}; nearest: {below or above} or {above}"
             )
-        if self.precision in ("bf16-master", "bf16-true") and self.parallel.zero_stage == 0:
+        if TABLE[self.precision].weights == "bfloat16" and self.parallel.zero_stage == 0:
             raise InputError(
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"

@@ -1,7 +1,7 @@
 """Checkpoints: one layout by parameter name, whatever the ZeRO stage, the number of ranks or the micro-batch.
 
     checkpoints/step_00001000/
-        weights.safetensors      the masters (float32; bfloat16 under bf16-true)
+        weights.safetensors      the masters (float32; bfloat16 under bf16-true and bf16-stochastic)
         exp_avg.safetensors      Adam's first moment; SGD has momentum_buffer or none
         exp_avg_sq.safetensors   Adam's second moment
         ema_0.99.safetensors     and so on, where averages.ema asks for them

@@ -28,8 +28,9 @@ from engine.ds_config import deepspeed_config
 from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
 from engine.launch import World
-from optim.algorithms import build_optimizer, check_rounding
+from optim.algorithms import build_optimizer, check_rounding, moments
 from optim.rules import Pieces, check_rule, rule_of
+from optim.stochastic import Piece, StochasticRounding, rounding_of, with_rounding
 
 Wish = Callable[[], bool]  # whether this rank wishes to stop
 
@@ -62,20 +63,24 @@ class Engine:
         check_rule(config)
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)
-        self.optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
+        optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
+        self.optimizer = with_rounding(optimizer, moments(config.optim), config)
         self.ds = zero.initialize(model, self.optimizer, deepspeed_config(config, plan))
         # At stage 0 in half precision DeepSpeed steps once on zero gradients, which decays the weights before the first batch.
         if any(self.optimizer.state.values()):
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
+        if isinstance(self.optimizer, StochasticRounding):
+            local = self.fragments.local
+            self.optimizer.know((f.flat, Piece(f.name, f.start, f.offset, f.weight.numel())) for f in local)
         # The initial weights are loaded once more, exactly, and it is checked that the forward pass reads them.
         self.fragments.load("weights", initial.__getitem__)
         self.fragments.refresh()
         self.fragments.check_forward(initial.__getitem__)
         self.fragments.averages.start(config.averages.ema, self.fragments.pieces())
         # The precision is what the live tensors say, not what the configuration asks for.
-        self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes()}
+        self.dtypes = {**self.fragments.dtypes(), **self._forward_dtypes(), "rounding": rounding_of(self.optimizer)}
         check_dtypes(config.precision, self.dtypes)
         check_rounding(self.optimizer, config.optim, self.dtypes["masters"])
         self._gradient_hook: Any = next(self.ds.module.parameters()).register_hook(self._note_gradient)

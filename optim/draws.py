@@ -16,20 +16,29 @@ BITS = 24  # what a float32 holds exactly
 
 def uniform(purpose: str, seed: int, step: int, name: str, start: int, like: Tensor) -> Tensor:
     """float32 (n,) in [0, 1): the numbers of elements `start` … of a tensor's flattened form, as many as `like` has."""
+    # The highest bits are the best mixed.
+    found = bits(purpose, seed, step, name, start, like)
+    return _shift(found, 64 - BITS, torch.empty_like(found)).to(torch.float32).mul_(2.0**-BITS)
+
+
+def bits(purpose: str, seed: int, step: int, name: str, start: int, like: Tensor) -> Tensor:
+    """int64 (n,), 64 random bits an element: of elements `start` … of a tensor's flattened form, as many as `like` has."""
     digest = hashlib.sha256(f"{purpose}/{seed}/{step}/{name}".encode()).digest()
     key = int.from_bytes(digest[:8], "little", signed=True)
     # Element i has the counter key + i·GOLDEN: how the tensor is cut into pieces does not matter.
     x = torch.arange(start, start + like.numel(), dtype=torch.int64, device=like.device).mul_(GOLDEN).add_(key)
-    x = _mixed(_mixed(x, 30, ONE), 27, OTHER)
-    x ^= _shifted(x, 31)
-    # The highest bits are the best mixed.
-    return _shifted(x, 64 - BITS).to(torch.float32).mul_(2.0**-BITS)
+    # In place: on a CPU new memory would take as long as the arithmetic.
+    spare = torch.empty_like(x)
+    x ^= _shift(x, 30, spare)
+    x *= ONE
+    x ^= _shift(x, 27, spare)
+    x *= OTHER
+    x ^= _shift(x, 31, spare)
+    return x
 
 
-def _mixed(x: Tensor, shift: int, factor: int) -> Tensor:
-    return (x ^ _shifted(x, shift)).mul_(factor)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits without its sign: torch's shift of a negative number would fill with ones."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
+    """x >> by, in `out`, without its sign: torch's shift of a negative number would fill with ones."""
+    torch.bitwise_right_shift(x, by, out=out)
+    out &= (1 << (64 - by)) - 1
+    return out

@@ -72,7 +72,7 @@ def parameter_groups(
 def set_step(
     optimizer: torch.optim.Optimizer, config: RunConfig, t: int, lr: float, factors: dict[str, float] | None = None
 ) -> None:
-    """Give every group η and λ of update t (0-based): `lr`, `decay` (λ_t), and torch's `weight_decay` where torch applies it.
+    """Give every group update t (0-based), η and λ: `t`, `lr`, `decay` (λ_t), torch's `weight_decay` where torch applies it.
 
     `factors` on η by tensor, or under the name "" for all (schedule.match, branch.lr_by_norm_of).
     """
@@ -81,6 +81,7 @@ def set_step(
         # η follows the schedule, times what a matched run takes from its leader; λ follows the rule.
         factor = 1.0 if factors is None else factors.get("") or factors[group["parameter_names"][0]]
         group["lr"] = lr * factor
+        group["t"] = t  # what is drawn is drawn anew in each update (optim/stochastic.py)
         group["decay"] = group["base_decay"] * rule.factor(config, t, group["part"])
         group["weight_decay"] = _by_torch(rule, config.optim, group["decay"])
 

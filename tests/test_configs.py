@@ -81,6 +81,7 @@ def test_schema_file_is_current() -> None:
         ({"precision": "fp16"}, 'precision = "fp16"'),
         ({"precision": "bf16-master"}, "bf16-master needs parallel.zero_stage 1, 2 or 3"),
         ({"precision": "bf16-true"}, "bf16-true needs parallel.zero_stage 1, 2 or 3"),
+        ({"precision": "bf16-stochastic"}, "bf16-stochastic needs parallel.zero_stage 1, 2 or 3"),
         ({"deepspeed": {"gradient_cliping": 1.0}}, "deepspeed option 'gradient_cliping' is not allowed"),
         ({"deepspeed": {"reduce_bucket_size": -5}, "parallel": {"zero_stage": 1}}, "deepspeed.reduce_bucket_size"),
         ({"deepspeed": {"overlap_comm": True}}, "does nothing at ZeRO stage 0"),

@@ -212,6 +212,7 @@ def test_precision_table() -> None:
         assert cells[:4] == [dtypes.weights, dtypes.masters, dtypes.accumulation, dtypes.moments], precision
         assert dtypes.accumulation == dtypes.reduction
         assert cells[4].startswith(short[dtypes.matmul]), precision
+        assert cells[5] == dtypes.rounding, precision
 
 
 def test_every_analysis_is_explained() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from configs.plan import make_plan
+from configs.precision import TABLE
 from configs.schedule import lr_at
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
@@ -83,7 +84,7 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
         tiny_config(NOISE, {"precision": p, "parallel": {"zero_stage": stage}}, more) for p, stage, more in cases
     ]
     for case, config, run in zip(cases, configs, run_ranks(2, probed, configs, manifest)[0], strict=True):
-        row, lr, bound = run["row"], lr_at(config, 1), 2e-2 if case[0] == "bf16-true" else 1e-5
+        row, lr, bound = run["row"], lr_at(config, 1), 2e-2 if TABLE[case[0]].masters == "bfloat16" else 1e-5
         members, tensors = {name: [name] for name in run["before"]}, tensor_table(config.model)
         for name in run["before"]:
             members.setdefault(f"kind:{tensors[name].kind}", []).append(name)

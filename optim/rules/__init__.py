@@ -144,9 +144,11 @@ def check_rule(config: RunConfig) -> None:
             f"{name} is a law for optim.algorithm {', '.join(rule.algorithms)}, this run has {optim.algorithm}"
         )
     # A decay that is a multiplication of its own would be lost in bfloat16 masters (optim/sgd.py has the numbers).
-    if TABLE[config.precision].masters == "bfloat16" and not rule.rounds_once:
+    dtypes = TABLE[config.precision]
+    if dtypes.masters == "bfloat16" and not rule.rounds_once:
+        beside = "step" if dtypes.rounding == "nearest" else "step, which alone is rounded by chance"
         raise InputError(
-            f"{name} under precision {config.precision}: it moves weights beside the optimiser's step, and a bfloat16 number "
+            f"{name} under precision {config.precision}: it moves weights beside the optimiser's {beside}, and a bfloat16 number "
             "rounds back where it is moved by less than 1/512 of itself; use bf16-master, whose masters are float32, or bf16-mixed"
         )
     if not rule.uses_decay and (optim.weight_decay or any(override.weight_decay for override in optim.decay_overrides)):
