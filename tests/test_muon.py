@@ -23,6 +23,7 @@ from optim.parameter_groups import set_step
 from tests.ranks import run_ranks
 from tests.test_decay import engine_ends
 from tests.test_more_rules import resumed
+from tests.test_rounding import ends_without_gradient
 
 MUON: dict[str, Any] = {"algorithm": "muon", "lr": 2e-3, "momentum": 0.95, "weight_decay": 1.0, "grad_clip": 0.1}
 Config = Callable[..., RunConfig]
@@ -125,6 +126,28 @@ def test_resumed_bit_for_bit(tiny_data: tuple[Path, Manifest], tiny_config: Conf
     (planned,) = {make_plan(config, ranks, None).checkpoint_bytes for ranks in (1, 2)}
     header = 8 * 1024  # names and shapes, beside the numbers
     assert planned <= sum(file["bytes"] for file in files.values()) <= planned + header
+
+
+@pytest.mark.engine
+def test_a_decay_for_each_family(tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
+    """Breaks if, without a gradient, attention's or the MLP's matrices shrink by another λ than their override's, an override
+    reaches a tensor of the other family, or those of AdamW's family are lost beside them."""
+    torch.set_num_threads(1)
+    decays = {"blocks.*.attn.*": 0.5, "blocks.*.mlp.*": 0.2, "blocks.*.ln_1.*": 0.7, "wpe.weight": 0.0}
+    overrides = [{"pattern": pattern, "weight_decay": decay} for pattern, decay in decays.items()]
+    optim = {"lr": 0.05, "weight_decay": 1.5, "grad_clip": 0.0, "decay_overrides": overrides}
+    constant = {"kind": "constant", "warmup_steps": 0, "steps": 4}
+    # With biases a pattern takes tensors of both families.
+    config = tiny_config(
+        {"optim": MUON | optim, "model": {"bias": True}, "schedule": constant, "parallel": {"zero_stage": 0}}
+    )
+    start, end = run_ranks(2, ends_without_gradient, [config], tiny_data[1])[0][0]
+    # λ read off the patterns by hand.
+    by_word = {"attn": 0.5, "mlp": 0.2, "ln_1": 0.7, "wte": 1.5, "wpe": 0.0, "ln_2": 0.0, "ln_f": 0.0}
+    for name, tensor in end.items():
+        (decay,) = {decay for word, decay in by_word.items() if word in name.split(".")}
+        expected = start[name].double() * (1 - 0.05 * decay) ** 4
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=0, msg=name)
 
 
 @pytest.mark.parametrize(
