@@ -73,9 +73,10 @@ def _start_branch(training: Training, branch: Branch) -> None:
     checkpoint.check(path)
     keep = branch.optimizer == "keep"
     counters = checkpoint.load(path, training.engine.fragments, keep, branch=True)
-    # Of the trunk's progress a branch takes what it judges losses by, what its rule keeps, and the digest of what was read.
+    # Of the trunk's progress a branch takes what it judges losses by, what its own rule keeps too, and the digest of what was read.
     trunk = Progress.of(counters, training.config.numerics)
-    training.progress.watch, training.progress.numbers = trunk.watch, trunk.numbers
+    training.progress.watch = trunk.watch
+    training.progress.numbers = training.engine.rule.taken_over(trunk.numbers, keep)
     training.progress.watch.state["above_since"] = None
     if branch.data == "continue":
         training.progress.order_digest = trunk.order_digest

@@ -10,6 +10,7 @@ and of the following what it needs; what it does not define does nothing.
     STAGES        the ZeRO stages it works at; by default all. Norms and sums are over whole tensors at every stage
     ALGORITHMS    the algorithms that it has a meaning for; by default all
     ROUNDS_ONCE   whether decay and step are rounded together; by default where INSIDE says that the optimiser does both
+    KEEPS         what it keeps in `pieces.numbers`, by name, and what that belongs to: "weights", or the optimiser's "moments"
     USES_DECAY    False: the rule has no λ, and optim.weight_decay must be 0
     part(tensor)  which of its laws holds for a tensor, as a word: the groups are split by it
     factor(config, t, part)      λ_t over λ in update t (0-based); by default as the schedule says
@@ -107,6 +108,7 @@ class Rule:
         self.algorithms: tuple[str, ...] | None = getattr(module, "ALGORITHMS", None)
         self.rounds_once: bool = getattr(module, "ROUNDS_ONCE", bool(module.INSIDE))
         self.uses_decay: bool = getattr(module, "USES_DECAY", True)
+        self.keeps: dict[str, str] = getattr(module, "KEEPS", {})
         self.part: Callable[[TensorSpec], str] = getattr(module, "part", lambda tensor: "")
         self.factor: Callable[[RunConfig, int, str], float] = getattr(module, "factor", _scheduled)
         self.on_gradients: Callable[[Pieces, list[Tensor]], None]
@@ -116,6 +118,15 @@ class Rule:
             getattr(module, name, _nothing) for name in ("on_gradients", "before_step", "after_step")
         )
         self.moves_weights = hasattr(module, "after_step")
+
+    def taken_over(self, numbers: dict[str, dict[str, float]], with_moments: bool) -> dict[str, dict[str, float]]:
+        """What of a trunk's numbers a branch goes on with: those that its own rule keeps too, and what they belong to.
+
+        `with_moments`: whether the branch has the optimiser's moments of its trunk.
+        """
+        # What is left behind is gone for good: a branch of this branch must not find what its own trunk did not keep up.
+        belongs = {"weights"} | ({"moments"} if with_moments else set())
+        return {name: values for name, values in numbers.items() if self.keeps.get(name) in belongs}
 
 
 def _nothing(*_: Any) -> None:

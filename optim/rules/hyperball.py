@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ABOUT = "w ← R·(w − η_t·R·û)/‖…‖, û the direction of the step, R the tensor's first norm; no λ (2606.16899)"
 INSIDE = ""
 USES_DECAY = False
+KEEPS = {"first_norm": "weights"}
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ABOUT = "w ← w·ρ/‖w‖ after the step, ρ the tensor's first norm; no λ (2407.01800, 2103.15345)"
 INSIDE = ""
 USES_DECAY = False
+KEEPS = {"first_norm": "weights"}
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> None:
@@ -29,18 +30,22 @@ def after_step(pieces: Pieces, kept: None, t: int) -> None:
     to_first_norms(pieces)
 
 
-def first_norms(pieces: Pieces) -> dict[str, float]:
-    """‖w‖ of each tensor when this was first asked: at the start of the run, or of a branch whose trunk kept none."""
-    # All ranks ask in the same update, so that the sum over ranks is one for all.
-    if "first_norm" not in pieces.numbers:
+def first_norms(pieces: Pieces, held: str = "masked") -> dict[str, float]:
+    """‖w‖ of each tensor that is held, by the word of its group: at the start of the run, or of a branch whose trunk held none."""
+    norms = pieces.numbers.get("first_norm", {})
+    names = [name for name, group in pieces.group_of.items() if group[held]]
+    # A branch may hold other tensors than its trunk: it has no norm of a tensor that has moved freely in between. All ranks
+    # know all names, and so they ask in the same update, and the sum over ranks is one for all.
+    if norms.keys() != set(names):
         squares = pieces.square_norms(pieces.weights)
-        pieces.numbers["first_norm"] = {name: square**0.5 for name, square in squares.items()}
-    return pieces.numbers["first_norm"]
+        norms = pieces.numbers["first_norm"] = {name: norms.get(name, squares[name] ** 0.5) for name in names}
+    return norms
 
 
 def to_first_norms(pieces: Pieces, only_decaying: bool = False) -> None:
     """Scale each tensor of the mask to its first norm, or each that has a λ. Collective."""
-    targets, squares = first_norms(pieces), pieces.square_norms(pieces.weights)
+    targets = first_norms(pieces, "base_decay" if only_decaying else "masked")
+    squares = pieces.square_norms(pieces.weights)
     for weight, group, name in zip(pieces.weights, pieces.groups, pieces.names, strict=True):
         # A tensor that began at zero has no direction to keep.
         if group["decay" if only_decaying else "masked"] and squares[name] > 0:

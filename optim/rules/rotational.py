@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 ABOUT = "w turns by √(2η_t λ_t(1−β₁)/(1+β₁)) an update on the average, at its first norm (2305.17212)"
 INSIDE = ""
 ALGORITHMS = ("adam",)
+# How large the steps of a dropped optimiser were says nothing of a fresh one's.
+KEEPS = {"first_norm": "weights", "mean_square": "moments", "updates": "moments"}
 MEMORY = 0.9  # β of the mean square of the step's size
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]:
-    first_norms(pieces)
+    first_norms(pieces, "base_decay")
     return [weight.clone() for weight in pieces.weights]
 
 
 def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
-    optim, norms = pieces.config.optim, first_norms(pieces)
+    optim, norms = pieces.config.optim, first_norms(pieces, "base_decay")
     steps = [weight - before for weight, before in zip(pieces.weights, kept, strict=True)]
     # A step's size counts in comparison with what is usual for its tensor, so that the angle holds on the average.
     usual = _usual_sizes(pieces, pieces.square_norms(steps))
