@@ -184,9 +184,12 @@ def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFo
 
 
 def join_world(config: RunConfig, plan: Plan, folder: RunFolder) -> World:
-    """Join the process group. InputError where the ranks' GPUs differ so much that each would take another micro-batch."""
-    from engine.agree import from_every_rank
+    """Join the process group. InputError where the ranks' GPUs differ so much that each would take another micro-batch, or torch
+    has no optimiser of the name that optim.algorithm gives, or none that a run can be driven by.
+    """
+    from engine.agree import from_every_rank, on_every_rank
     from engine.launch import start_world
+    from optim.algorithms import state_by_name
 
     # What was imported stays. Looking through it for garbage each time took an eighth of a start.
     gc.freeze()
@@ -198,6 +201,7 @@ def join_world(config: RunConfig, plan: Plan, folder: RunFolder) -> World:
             f"the memory of the ranks' devices differs, and they would take micro-batches of {' and '.join(map(str, chosen))}; "
             f"set batch.micro_batch to one that fits all, for example {chosen[0]}"
         )
+    on_every_rank(lambda: state_by_name(config.optim, world.device))  # before any file is written
     return world
 
 

@@ -43,7 +43,13 @@ def analyse(runs: list[Run], options: Options) -> Result:
     reads = ((RATE_LABEL, effective_lr), (MEDIAN_LABEL, probed(MEDIAN)), (MEAN_LABEL, probed(MEAN)))
     panels = [Panel(options.xlabel, label, _lines(groups, looks, options, read), ylog=True) for label, read in reads]
     caption = "Effective learning rates, means over seeds. Read Adam's by its median: unused rows of the embedding rule its mean."
-    figures = [Figure("effective_lr", caption, [p for p in panels if p.lines])]
+    drawn = [p for p in panels if p.lines]
+    figures = [Figure("effective_lr", caption, drawn)] if drawn else []
+    notes += [
+        f"{run.path.name}: no effective learning rate, none is known of {name}; and no Adam's, it is not optim.algorithm adam"
+        for run in trunks
+        if (name := run.fields.get("optim.algorithm", "adam")) not in LR_POWERS
+    ]
     if old := [run.path.name for run in trunks if MEAN in run.probes and MEDIAN not in run.probes]:
         notes.append(
             f"{len(old)} runs were recorded without a median, and have only the mean of Adam's: {', '.join(old[:5])}"
@@ -78,9 +84,14 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 
 def effective_lr(run: Run) -> pd.Series:
-    """η_s/‖w_{s−1}‖ of update s; for SGD η_s/‖w_{s−1}‖² (P1, by scale invariance)."""
+    """η_s/‖w_{s−1}‖ of update s; for SGD η_s/‖w_{s−1}‖² (P1, by scale invariance). Empty for a torch.optim.NAME, of which no law
+    is known.
+    """
+    power = LR_POWERS.get(run.fields.get("optim.algorithm", "adam"))
+    if power is None:
+        return pd.Series(dtype=float)
     # the norm before the update: the row of step s has the norm after it, so it counts for s + 1
-    norm = run.column("weights/norm") ** LR_POWERS[run.fields.get("optim.algorithm", "adam")]
+    norm = run.column("weights/norm") ** power
     return (run.column("optim/lr") / pd.Series(norm.to_numpy(), index=norm.index + 1)).dropna()
 
 

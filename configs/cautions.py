@@ -35,7 +35,7 @@ def cautions(config: RunConfig, data: DataSummary | None, groups: Mapping[str, G
 
 def _start(config: RunConfig) -> list[str]:
     """Adam, Lion and Muon move each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
-    if config.branch is not None or config.optim.algorithm == "sgd":
+    if config.branch is not None or config.optim.algorithm == "sgd" or config.optim.is_dotted:
         return []
     assert config.model.init_std is not None  # validation has put the number there
     ratio = config.optim.lr / config.model.init_std

@@ -67,13 +67,16 @@ ROUNDED_AT_ONCE = 1 << 20  # elements whose float32 copies are held at once (opt
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
 
 
+DOTTED_MOMENTS = 3  # the most that one of torch's keeps: AMSGrad, and RMSprop centred and with momentum
+
+
 def n_moments(config: RunConfig) -> float:
-    """Values that the optimiser keeps per parameter, on the average."""
+    """Values that the optimiser keeps per parameter, on the average; of a torch.optim.NAME, which is not known here, at most."""
     optim = config.optim
     if optim.algorithm == "muon":  # one of a hidden matrix, AdamW's two of the others
         hidden = sum(tensor.size for tensor in tensor_table(config.model).values() if is_hidden_matrix(tensor))
         return 2 - hidden / n_parameters(config.model)
-    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0)}[optim.algorithm]
+    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0)}.get(optim.algorithm, DOTTED_MOMENTS)
 
 
 def bucket_elements(config: RunConfig) -> int:

@@ -21,7 +21,7 @@ OTHER_LAWS = {
     "hyperball": "norms are held, and nothing decays",
     "rotational": "norms are held, and λ sets the angle of an update",
 }
-# Powers of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by.
+# Powers of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by. Not known of a torch.optim.NAME.
 LR_POWERS = {"adam": 1, "sgd": 2, "lion": 1, "muon": 1}
 
 
@@ -51,7 +51,9 @@ def why_no_e_folds(rule: str, algorithm: str) -> str:
         "lion": "of which Lion takes the sign",
         "muon": "which Muon makes orthogonal",
     }
-    return f"under {rule} λw is part of the gradient, {does.get(algorithm, 'and is clipped with it')}"
+    added_later = f"after clipping, and what a step of {algorithm} makes of it is not known"
+    otherwise = added_later if rule == "l2_coupled" and algorithm not in LR_POWERS else "and is clipped with it"
+    return f"under {rule} λw is part of the gradient, {does.get(algorithm, otherwise)}"
 
 
 def rms(lr: float, weight_decay: float) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from configs.echo import shown
+from configs.echo import cut, shown
 from configs.errors import InputError
 from configs.section import Section, setting
 
@@ -58,13 +59,38 @@ DecayRule = Literal[
 ]
 
 
+Algorithm = Literal["adam", "sgd", "lion", "muon"]
+DOTTED = r"^torch\.optim\.[A-Za-z][A-Za-z0-9_]{0,60}$"  # its form; whether torch has it is seen where torch is
+Argument = bool | int | float | str | None | tuple[float | None, ...]
+
+# What cannot be driven whatever its arguments are. All else is tried out (optim/torch_named.py).
+UNFIT = {
+    "LBFGS": "evaluates the loss several times in a step, by a closure, and an update here has one gradient",
+    "SparseAdam": "takes sparse gradients, and those of this model are dense",
+    "Muon": "takes matrices alone; optim.algorithm muon gives AdamW the other tensors",
+}
+RESERVED = {
+    "params": "the run gives them",
+    "lr": "it is optim.lr and schedule",
+    "weight_decay": "it is optim.weight_decay, and optim.decay_rule says how it acts",
+    "decoupled_weight_decay": "optim.decay_rule says how λ acts",
+    "maximize": "it would raise the loss",
+    "differentiable": "nothing is differentiated through an update",
+}
+
+
 class Optim(Section):
     lr: float = setting(..., "peak learning rate η", gt=0, le=1e6)
     weight_decay: float = setting(
         ..., "weight decay λ; decoupled: each update multiplies decayed weights by 1 − η_t·λ", ge=0, le=1e6
     )
-    algorithm: Literal["adam", "sgd", "lion", "muon"] = setting(
-        "adam", "with decoupled decay, adam is AdamW; muon: for hidden matrices, and AdamW for the other tensors"
+    algorithm: Algorithm | Annotated[str, Field(pattern=DOTTED)] = setting(
+        "adam",
+        "with decoupled decay, adam is AdamW; muon: for hidden matrices, and AdamW for the other tensors; torch.optim.NAME: "
+        "torch's own of that name, at ZeRO stage 0",
+    )
+    arguments: dict[str, Argument] = setting(
+        {}, "keyword arguments of a torch.optim.NAME, for example momentum_decay; what is left out is as torch has it"
     )
     momentum: float = setting(0.9, "of sgd, 0 for none; of muon, whose authors have 0.95", ge=0, lt=1)
     decay_rule: DecayRule = setting(
@@ -107,14 +133,61 @@ class Optim(Section):
             )
         return rule
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _known_or_dotted(cls, algorithm: object) -> object:
+        names = get_args(Algorithm)
+        if not isinstance(algorithm, str) or not (algorithm in names or re.fullmatch(DOTTED, algorithm)):
+            raise InputError(
+                f"{shown(algorithm)} is no algorithm; there are {', '.join(names)}, and torch.optim.NAME for torch's own, for "
+                "example torch.optim.NAdam"
+            )
+        return algorithm
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _plain_values(cls, arguments: object) -> object:
+        if not isinstance(arguments, dict):
+            return arguments
+        # Said once, and not for each kind of value that it is not.
+        for name, value in arguments.items():
+            items = value if isinstance(value, list) else [value]
+            numbers = all(item is None or isinstance(item, int | float) for item in items)
+            if not (numbers or isinstance(value, str)):
+                raise InputError(
+                    f"{cut(repr(name))} = {shown(value)}: expected a number, true, false, null, a text or a list of numbers"
+                )
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+    @field_validator("arguments")
+    @classmethod
+    def _one_number_one_way(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
+        # 1 and 1.0 are one argument, and must not be two experiments.
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in arguments.items()
+        }
+
+    @property
+    def is_dotted(self) -> bool:
+        """Whether the algorithm is torch's own, by its dotted name."""
+        return self.algorithm not in get_args(Algorithm)
+
     @model_validator(mode="after")
     def _fields_of_the_algorithm(self) -> Optim:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas {list(self.betas)} must each lie in [0, 1)")
-        idle = {"adam": ("momentum",), "sgd": ("betas", "eps"), "lion": ("momentum", "eps"), "muon": ()}[self.algorithm]
+        idle = {
+            "adam": ("momentum", "arguments"),
+            "sgd": ("betas", "eps", "arguments"),
+            "lion": ("momentum", "eps", "arguments"),
+            "muon": ("arguments",),
+        }.get(self.algorithm, ("momentum", "betas", "eps"))
         for name in idle:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise InputError(f"{name} does nothing under algorithm {self.algorithm}; leave it out")
+                instead = "leave it out, or give it in optim.arguments" if self.is_dotted else "leave it out"
+                raise InputError(f"{name} does nothing under algorithm {self.algorithm}; {instead}")
+        self._check_dotted()
         if self.algorithm == "muon" and self.decay_rule == "l2_coupled":
             raise InputError(
                 "decay_rule l2_coupled under algorithm muon: torch's Muon has no coupled decay; use decoupled, or l2_loss"
@@ -122,3 +195,14 @@ class Optim(Section):
         if self.projection_every != 1 and self.decay_rule != "norm_projection":
             raise InputError(f"projection_every does nothing under decay_rule {self.decay_rule}; leave it out")
         return self
+
+    def _check_dotted(self) -> None:
+        """What of a dotted name can be told without torch."""
+        reason = UNFIT.get(self.algorithm.rpartition(".")[2]) if self.is_dotted else None
+        if reason:
+            raise InputError(f"algorithm {self.algorithm} {reason}")
+        for name in self.arguments:
+            if not name.isidentifier() or len(name) > 60:
+                raise InputError(f"arguments: {cut(repr(name))} is no name of an argument")
+            if name in RESERVED:
+                raise InputError(f"arguments: {name} is not to be set here: {RESERVED[name]}; leave it out")

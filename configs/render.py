@@ -53,6 +53,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"
             + (f", of {plan.device_bytes / GIB:.1f} GiB" if plan.device_bytes else ""),
         ),
+        *([("  of them at most", _of_state(config))] if config.optim.is_dotted else []),
         ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
         ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
@@ -87,6 +88,12 @@ def _scaled(config: RunConfig, plan: Plan) -> str:
         return f"{eta:g} times {of}, which are not there yet"
     power = ", squared" if config.optim.algorithm == "sgd" else ""
     return f"{eta * factor:g}: {eta:g} times {plan.origin.norms[0]:.4g}/{plan.origin.norms[1]:.4g}{power}, {of}"
+
+
+def _of_state(config: RunConfig) -> str:
+    """Of an algorithm whose state only torch knows."""
+    values, algorithm = cost.DOTTED_MOMENTS, config.optim.algorithm
+    return f"{values} values per parameter as the state of {algorithm}, on disk too: a plan does not ask torch"
 
 
 def _known(value: float | None) -> str:

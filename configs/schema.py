@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from configs.echo import cut
+from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
@@ -97,10 +98,11 @@ class RunConfig(Section):
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
             )
-        if self.optim.algorithm == "muon" and self.parallel.zero_stage:
+        whole = "tensors" if self.optim.is_dotted else "matrices" if self.optim.algorithm == "muon" else ""
+        if whole and self.parallel.zero_stage:
             raise InputError(
-                f"optim.algorithm muon needs whole matrices, and at parallel.zero_stage {self.parallel.zero_stage} a rank steps "
-                "pieces of them; use stage 0"
+                f"optim.algorithm {self.optim.algorithm} needs whole {whole}, and at parallel.zero_stage "
+                f"{self.parallel.zero_stage} a rank steps pieces of them; use stage 0"
             )
         decay = self.optim.decay_schedule
         if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:
@@ -110,6 +112,12 @@ class RunConfig(Section):
             )
         if self.schedule.match is not None and self.optim.algorithm == "sgd":
             raise InputError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
+        follows = self.schedule.match is not None or (self.branch is not None and self.branch.lr_by_norm_of is not None)
+        if follows and self.optim.algorithm not in LR_POWERS:
+            raise InputError(
+                f"schedule.match and branch.lr_by_norm_of set an effective learning rate, and that of {self.optim.algorithm} is "
+                f"not known; they are for {', '.join(name for name, power in LR_POWERS.items() if power == 1)}"
+            )
         if self.schedule.match is not None and self.branch is not None and self.branch.lr_by_norm_of is not None:
             raise InputError(
                 "branch.lr_by_norm_of with schedule.match: both set the effective learning rate; leave one of them out"

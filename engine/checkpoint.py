@@ -3,7 +3,7 @@
     checkpoints/step_00001000/
         weights.safetensors      the masters (float32; bfloat16 under bf16-true and bf16-stochastic)
         exp_avg.safetensors      Adam's first moment; SGD has momentum_buffer or none
-        exp_avg_sq.safetensors   Adam's second moment
+        exp_avg_sq.safetensors   Adam's second moment; torch.optim.NAME has a file for each name in its state
         ema_0.99.safetensors     and so on, where averages.ema asks for them
         manifest.json            step, counters, experiment, SHA-256 and size of each file
 
@@ -93,7 +93,10 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
     # Each rank reads the whole tensors, one after another, and keeps its pieces: the file knows no ranks and no stages.
     for kind in ("weights", *sorted(wanted & there - {"weights"})):
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
-            fragments.load(kind, file.get_tensor)
+            if kind in fragments.named_state:
+                fragments.load_by_name(kind, file.keys(), file.get_tensor)
+            else:
+                fragments.load(kind, file.get_tensor)
     # Averages that a branch asks for and its trunk had not begin here.
     for kind in set(fragments.averages.kinds) - (wanted & there):
         fragments.begin(kind)

@@ -65,9 +65,10 @@ class Engine:
         tensors = tensor_table(config.model)
         optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)
         self.optimizer = with_rounding(optimizer, moments(config.optim), config)
+        begun = sum(map(bool, self.optimizer.state.values()))  # torch's Adagrad makes its state at once
         self.ds = zero.initialize(model, self.optimizer, deepspeed_config(config, plan))
         # At stage 0 in half precision DeepSpeed steps once on zero gradients, which decays the weights before the first batch.
-        if any(self.optimizer.state.values()):
+        if sum(map(bool, self.optimizer.state.values())) != begun:
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()

@@ -22,8 +22,9 @@ from engine import zero
 from engine.agree import over_ranks
 from engine.dtypes import dtype_name
 from engine.zero import Fragment
-from optim.algorithms import moments, zero_state
+from optim.algorithms import moments, state_by_name, zero_state
 from optim.averages import Averages
+from optim.torch_named import from_saved, to_saved
 
 NORM_CHUNK = 1 << 16
 
@@ -35,6 +36,8 @@ class Fragments:
         """`ds` is a DeepSpeed engine at ZeRO `stage` that drives the torch `optimizer` built from `config`."""
         self.ds, self.stage, self.optimizer, self.config = ds, stage, optimizer, config
         self.moments = moments(config)
+        # Of torch.optim.NAME (stage 0): the values of its state by name, of any shape. It makes them in its first step.
+        self.named_state = state_by_name(config, ds.device)
         self.averages = Averages()
         self.sharded = stage > 0
         self.names = [name for name, _ in ds.module.named_parameters()]
@@ -58,14 +61,14 @@ class Fragments:
         """Create the optimiser's state at zero now, rather than at its first step: memory and dtypes are known early."""
         # DeepSpeed empties the groups at stage 3, where no algorithm has families.
         families = {id(p): group["family"] for group in self.optimizer.param_groups for p in group["params"]}
-        for flat in self._flats():
+        for flat in self._flats() if not self.named_state else ():
             self.optimizer.state[flat] = zero_state(flat, self.config, families.get(id(flat), ""))
 
     def names_of(self, kind: str) -> list[str]:
         """The parameters that have a kind: all of them, but for a moment of one family alone (stage 0, optim/muon.py)."""
-        if kind not in self.moments or self.sharded:
+        if kind not in (*self.moments, *self.named_state) or self.sharded:
             return self.names
-        return [fragment.name for fragment in self.local if kind in self.optimizer.state[fragment.flat]]
+        return [fragment.name for fragment in self.local if self.optimizer.state[fragment.flat].get(kind) is not None]
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The fragment's part of `weights`, of a moment or of an average, (n,)."""
@@ -128,8 +131,14 @@ class Fragments:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What there is of every parameter, each as a `view`: what a checkpoint holds."""
-        return ("weights", *self.moments, *self.averages.kinds)
+        """What there is of every parameter, each as a `view`: what a checkpoint holds. RuntimeError if the state has more."""
+        if self.config.is_dotted and (
+            more := {k for s in self.optimizer.state.values() for k in s} - set(self.named_state)
+        ):
+            raise RuntimeError(
+                f"the state of {self.config.algorithm} has {sorted(more)} too, which it had not when it was tried out"
+            )
+        return ("weights", *self.moments, *self.named_state, *self.averages.kinds)
 
     @contextmanager
     def swapped(self, kind: str) -> Iterator[None]:
@@ -176,14 +185,14 @@ class Fragments:
     @property
     def optimizer_step(self) -> int:
         """Adam's step count, on which every piece of state must agree; 0 for an optimiser that counts none."""
-        steps = {int(state["step"].item()) for state in self.optimizer.state.values() if "step" in state}
+        steps = {int(state["step"]) for state in self.optimizer.state.values() if "step" in state}
         if len(steps) > 1:
             raise RuntimeError(f"the optimiser's state disagrees about its step: {sorted(steps)}")
         return steps.pop() if steps else 0
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:
-        for state in self.optimizer.state.values():
+        for state in self.optimizer.state.values() if not self.named_state else ():
             if "step" in state:
                 state["step"].fill_(step)
 
@@ -193,7 +202,10 @@ class Fragments:
         mine, rank = {f.name: f for f in self.local}, dist.get_rank()
         whole: dict[str, Tensor] = {}
         for name in self.names_of(kind):
-            if rank == to:
+            if kind in self.named_state:
+                if rank == to:
+                    whole[name] = to_saved(self.optimizer.state[mine[name].flat][kind])
+            elif rank == to:
                 pieces = []
                 for owner, _, length in sorted(self.owners[name], key=lambda piece: piece[1]):
                     if owner == rank or not self.sharded:
@@ -216,6 +228,12 @@ class Fragments:
                 continue
             whole = read(fragment.name).view(-1)
             self.view(fragment, kind).copy_(whole[fragment.start : fragment.start + fragment.weight.numel()])
+
+    def load_by_name(self, kind: str, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        """One value of the state of torch.optim.NAME, of the parameters that have it."""
+        flats = {fragment.name: fragment.flat for fragment in self.local}
+        for name in names:
+            self.optimizer.state[flats[name]][kind] = from_saved(read(name), self.named_state[kind])
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -100,9 +100,10 @@ class Probe:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
             row |= rate_columns(f, optim.eps, {**members, "": range(len(f.names))})
         row["probe/max"] = max(table["max"])
-        row["probe/effective_lr"] = equilibrium.effective_lr(
-            self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm
-        )
+        if optim.algorithm in equilibrium.LR_POWERS:  # of a torch.optim.NAME it is not known
+            row["probe/effective_lr"] = equilibrium.effective_lr(
+                self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm
+            )
         return row
 
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
@@ -185,11 +186,12 @@ def _quantities(
         "rms": norm / math.sqrt(size),
         "update": math.sqrt(total["d2"]) / before if before else math.inf,
         "rotation": total["rotation"] / len(members),
-        "effective_lr": equilibrium.effective_lr(lr, before, algorithm),
         "grad_norm": gradient,
         "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
         "max": max(table["max"][i] for i in members),
     }
+    if algorithm in equilibrium.LR_POWERS:
+        row["effective_lr"] = equilibrium.effective_lr(lr, before, algorithm)
     if "adam" in table:
         row["adam_lr"] = total["adam"] / size
     return {f"probe/{key}/{label}": value for key, value in row.items()}

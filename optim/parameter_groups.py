@@ -18,7 +18,7 @@ from configs.tensors import TensorSpec
 from optim.rules import Rule, rule_of
 
 # What of a rule torch's own `weight_decay` does. torch's SGD has no decoupled decay: optim/sgd.py does it, from `decay`,
-# and so does optim/lion.py.
+# and so does optim/lion.py. Of a torch.optim.NAME nothing is taken on trust: optim/torch_named.py does all of it.
 BY_TORCH = {"adam": ("decoupled", "coupled"), "sgd": ("coupled",), "lion": ("coupled",), "muon": ("decoupled",)}
 
 
@@ -88,4 +88,4 @@ def set_step(
 
 def _by_torch(rule: Rule, config: Optim, decay: float) -> float:
     """What torch's optimiser is given as its own `weight_decay`: λ_t where that is the rule, else 0."""
-    return decay if rule.inside in BY_TORCH[config.algorithm] else 0.0
+    return decay if rule.inside in BY_TORCH.get(config.algorithm, ()) else 0.0

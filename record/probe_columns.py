@@ -3,7 +3,8 @@
 A row every log.probe_every updates, and every tenth of the first hundred (configs/cadence.py).
 
 Per tensor, `probe/QUANTITY/blocks.0.attn.qkv.weight`, and per kind of tensor, `probe/QUANTITY/kind:attn.qkv`, its
-tensors as one vector (their rotation is the mean of the tensors' angles):
+tensors as one vector (their rotation is the mean of the tensors' angles). No effective_lr under a torch.optim.NAME, of which no law
+is known; adam_lr, its median and adam_idle are of optim.algorithm adam alone:
 
     norm          ‖w‖₂ after the update              effective_lr  η/‖w‖ (Adam), η/‖w‖² (SGD), w before the update
     rms           ‖w‖/√n                             adam_lr       mean of η/(√v + ε), v the raw second moment
