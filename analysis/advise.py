@@ -25,7 +25,7 @@ from analysis.runs import LAMBDA, Run
 from configs import equilibrium
 from configs.cautions import cautions
 from configs.cost import n_parameters
-from configs.decay_laws import LAWS, SCALES, decoupled_per_decay, product_acts
+from configs.decay_laws import LAWS, OWN_SCALE, SCALES, decoupled_per_decay, product_acts
 from configs.equilibrium import why_no_e_folds as why
 from configs.load import load_config
 from configs.plan import Plan, make_plan
@@ -75,7 +75,7 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
     elif worth is not None:
         notes.append(
             f"algorithm {optim.algorithm}: the equilibrium and the power law are of AdamW, and are left out; "
-            f"{SCALES[optim.algorithm]}"
+            f"{SCALES.get(optim.algorithm, OWN_SCALE)}"
         )
     findings += [f"Warning: {text}." for text in cautions(config, summary, plan.groups)]
     if runs:

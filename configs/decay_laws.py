@@ -85,6 +85,7 @@ SCALES = {
     "lion": "its η is a third to a tenth of AdamW's, its λ larger by as much (2302.06675)",
     "muon": "its step is scaled to AdamW's size, so its η and λ are AdamW's (2502.16982)",
 }
+OWN_SCALE = "its η and λ are of a scale of their own"  # of an algorithm that is none of these
 
 
 def decoupled_per_decay(rule: str, algorithm: str, momentum: float, lr: float) -> float | None:

@@ -16,6 +16,7 @@ from analysis.command import Options
 from analysis.endpoint import endpoint_of
 from analysis.pairing import group_runs
 from analysis.tuning import CELLS, rule_by_rule, tuned
+from configs.optimisation import Algorithm
 from configs.schema import Optim
 from record.run import RunFolder
 from tests.processes import ROOT
@@ -104,9 +105,7 @@ def test_the_shipped_pilot_is_the_procedures_first_round(tmp_path: Path) -> None
         assert {row.get("decay_rule", "decoupled") for row in names} == set(
             get_args(Optim.model_fields["decay_rule"].annotation)
         )
-        assert {row.get("algorithm", "adam") for row in names} == set(
-            get_args(Optim.model_fields["algorithm"].annotation)
-        )
+        assert {row.get("algorithm", "adam") for row in names} == set(get_args(Algorithm))
     for i, start in enumerate(starts):
         runs = cell_runs(tmp_path / str(i), start, [3.0, 3.0], 100)
         _, tables = rule_by_rule(runs, endpoint_of(group_runs(runs)[0]))
