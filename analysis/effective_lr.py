@@ -132,9 +132,9 @@ def _by_kind(
             lines += mean_line(group, dotted, options, read, f"{group.name}, predicted")
         panels.append(Panel(options.xlabel, ylabel, lines, title=kind, ylog=True))
     caption = {
-        "rotation": " Dotted: √(2ηλ(1−β₁)/(1+β₁)).",
+        "rotation": " Dotted: the equilibrium's, AdamW's √(2ηλ(1−β₁)/(1+β₁)).",
         "update": " Dotted: the predicted rotation.",
-        "rms": " Dotted: √(η/2λ).",
+        "rms": " Dotted: the equilibrium's, AdamW's √(η/2λ).",
     }.get(quantity, "")
     return Figure(name, f"{ylabel[0].upper()}{ylabel[1:]} by kind of tensor.{caption}", [p for p in panels if p.lines])
 

@@ -21,11 +21,12 @@ LATE = 0.1  # the equilibrium is read off this last fraction of the probes
 
 def equilibrium(groups: list[Group], kinds: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """(one row a group that has arrived and a kind: measured over predicted; findings, which name the groups on the way)."""
-    rows, on_the_way = [], []
+    rows, on_the_way, without = [], [], []
     for group in groups:
         ratios = [row for kind in kinds if (row := _ratios(group, kind))]
-        # a group without decay, or of another rule than AdamW's, has no prediction
+        # a group without decay, or of a rule or algorithm whose law needs more than η and λ, has no prediction
         if not ratios:
+            without += [name for name in [_no_prediction(group)] if name]
             continue
         seen = seen_by(group)
         if seen > ARRIVED:
@@ -36,7 +37,18 @@ def equilibrium(groups: list[Group], kinds: list[str]) -> tuple[pd.DataFrame, li
     findings = [_summary(table)] if rows else []
     if on_the_way:
         findings.append(f"Equilibrium not reached, so not compared: {'; '.join(on_the_way)}.")
+    if without:
+        findings.append(f"No equilibrium is predicted, so none compared: {'; '.join(without)}.")
     return table, findings
+
+
+def _no_prediction(group: Group) -> str:
+    """The group's name and why, if it decays and was probed; else nothing is missed."""
+    runs = [run for run in sound(group) if run.decay and any("probe/rotation/" in str(one) for one in run.probes)]
+    if not runs:
+        return ""
+    rule, algorithm, _ = _rule(runs[0])
+    return f"{group.name} ({rule} with {algorithm}; docs/rules.md has what is known of each)"
 
 
 def seen_by(group: Group) -> float:
@@ -90,10 +102,11 @@ def _ratios(group: Group, kind: str) -> dict[str, object] | None:
             # step by step, before the mean: both fall with the learning rate
             ratio = (measured / expected).dropna()
             values.append(float(ratio.iloc[-max(1, round(len(ratio) * LATE)) :].mean()) if len(ratio) else float("nan"))
+        # SGD has a prediction of its rotation alone
         if np.isnan(values).all():
-            return None
+            continue
         row[f"{quantity} measured/predicted"] = round(float(np.nanmean(values)), 3)
-    return row
+    return row if "rotation measured/predicted" in row else None
 
 
 def _summary(table: pd.DataFrame) -> str:

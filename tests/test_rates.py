@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from analysis import effective_lr
 from analysis.command import Options
 from analysis.reading import load_run
+from configs.equilibrium import predictions, rms, rotation
 from tests.recorded import base_curve, load, write_run
 
 PLAIN = Options()
@@ -91,3 +94,52 @@ def test_no_equilibrium_before_it_is_reached(tmp_path: Path) -> None:
     assert "Equilibrium" not in result.tables
     assert result.findings == ["Equilibrium not reached, so not compared: λ = 0.15, η = 0.1 (1.65 e-folds of 3)."]
     assert "2 runs were recorded without a median, and have only the mean of Adam's: run0, run1" in result.notes
+
+
+def test_each_algorithm_has_its_own_prediction() -> None:
+    """Breaks if Lion, Muon or SGD is given AdamW's equilibrium, or a rule whose law needs the gradients' size is given one."""
+    betas, lr, decay = (0.9, 0.99), 1e-3, 0.1
+    known = partial(predictions, betas=betas, momentum=0.95, lr=lr, decay=decay)
+    adamw = {"rms": rms(lr, decay), "rotation": rotation(lr, decay, 0.9)}
+    assert known("adam", "decoupled", shape=None) == adamw
+    # the embeddings under Muon take AdamW's step
+    assert known("muon", "independent", shape=None) == adamw
+    hidden, lion = known("muon", "decoupled", shape=(64, 256)), known("lion", "corrected", shape=None)
+    assert lion["rms"] > 5 * adamw["rms"]
+    assert lion["rotation"] < 0.9 * adamw["rotation"]
+    assert hidden["rotation"] < 0.9 * adamw["rotation"]
+    assert known("muon", "decoupled", shape=(64, 64))["rotation"] != hidden["rotation"]
+    for rule, cosine in (("decoupled", 2 * lr * decay * 0.05 / 1.95), ("l2_coupled", 2 * lr * decay / 1.95)):
+        assert known("sgd", rule, shape=None) == {"rotation": pytest.approx(math.sqrt(cosine), rel=0.01)}
+    for algorithm, rule in (
+        ("adam", "l2_coupled"),
+        ("lion", "l2_loss"),
+        ("adam", "swd"),
+        ("sgd", "norm_projection"),
+        ("torch.optim.NAdam", "decoupled"),
+    ):
+        assert known(algorithm, rule, shape=None) == {}, rule
+    assert predictions("adam", "decoupled", betas, 0.95, lr, 0.0, None) == {}
+
+
+def test_a_run_without_prediction_is_named(tmp_path: Path) -> None:
+    """Breaks if a run of a rule without a prediction is passed over in silence, or SGD's rotation is dropped for want of a size."""
+    row = {"tokens": 0, "probe/rotation/kind:mlp.fc": 0.022, "probe/rms/kind:mlp.fc": 0.3}
+    predicted = {"probe/predicted_rotation/blocks.0.mlp.fc.weight": 0.02}
+    columns = {"optim/decay_sum": lambda s: 4.0 * s / 1000}
+    swd = write_run(
+        tmp_path / "swd", decay=0.1, columns=columns, probes=[{"step": 1000, **row}], optim={"decay_rule": "swd"}
+    )
+    result = effective_lr.analyse(load(swd), PLAIN)
+    (finding,) = [text for text in result.findings if "No equilibrium is predicted" in text]
+    assert "swd with adam" in finding
+    sgd = write_run(
+        tmp_path / "sgd",
+        decay=0.1,
+        columns=columns,
+        probes=[{"step": step, **row, **predicted} for step in (500, 1000)],
+        optim={"algorithm": "sgd"},
+    )
+    table = effective_lr.analyse(load(sgd), PLAIN).tables["Equilibrium"]
+    assert table["rotation measured/predicted"].tolist() == [pytest.approx(1.1)]
+    assert "rms measured/predicted" not in table

@@ -1,0 +1,79 @@
+"""The formulas of the equilibrium under noise: their limits, and measurements of AdamW, Lion, SGD and Muon's steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.noise_equilibrium import LR, measure
+from configs.equilibrium import rotation, settled, settled_coupled
+from configs.noise_steps import NEWTON_SCHULZ, ROUNDS, lion, muon, sgd, two_rates
+
+NEAR = 0.05
+QUICK = [("decoupled", "adam"), ("decoupled", "lion"), ("l2_coupled", "sgd")]
+
+
+def close(rule: str, algorithm: str, precision: str) -> None:
+    row = measure(rule, algorithm, precision)
+    assert row is None or row["ratios"] == pytest.approx([1.0] * len(row["ratios"]), abs=NEAR), row
+
+
+@pytest.mark.parametrize(("rule", "algorithm"), QUICK)
+def test_equilibrium(rule: str, algorithm: str) -> None:
+    """Breaks if AdamW, Lion or SGD takes weights to another size, or turns them by another angle, than its formula says."""
+    close(rule, algorithm, "fp32")
+
+
+def test_limits() -> None:
+    """Breaks if the general law is not AdamW's or SGD's in their limit, or Lion's is not the published one where ηλ is far below
+    1 − β₂: √(πηλ·E c²/σ²), which leaves out the cubes of the correlations, worth half a percent."""
+    steps = lion(0.9, 0.99, 0.3)
+    published = math.sqrt(math.pi * 1e-7 * two_rates(0.9, 0.99)[0])
+    assert settled(steps, 1e-3, 1e-4)[1] == pytest.approx(published, rel=0.02)
+    assert settled(steps, LR, 0.5)[1] > 1.13 * math.sqrt(math.pi * LR * 0.5 * two_rates(0.9, 0.99)[0])
+    for decay in (1e-3, 0.1):
+        size, angle = settled(sgd(0.9, 0.3), LR, decay)
+        assert angle == pytest.approx(rotation(LR, decay, 0.9), rel=0.01)
+        assert size == pytest.approx(math.sqrt(LR * 0.09 / (2 * decay)) / 0.1, rel=0.01)
+        size, angle = settled_coupled(sgd(0.9, 0.3), LR, decay)
+        assert angle == pytest.approx(math.sqrt(2 * LR * decay / 1.9), rel=0.01)
+        assert size == pytest.approx(math.sqrt(LR * 0.09 / (2 * decay * 0.1)), rel=1e-9)
+
+
+def test_sgds_coupled_decay_is_a_recursion() -> None:
+    """Breaks if the coupled law differs from the exact variance of w'' = (1+μ−ηλ)w' − μw − ηg beyond its stated order."""
+    lr, decay, momentum, noise = 0.01, 0.05, 0.9, 0.5
+    one, two = 1 + momentum - lr * decay, -momentum
+    exact = lr**2 * noise**2 * (1 - two) / ((1 + two) * ((1 - two) ** 2 - one**2))
+    size, angle = settled_coupled(sgd(momentum, noise), lr, decay)
+    assert size == pytest.approx(math.sqrt(exact), rel=1e-3)
+    assert angle == pytest.approx(math.acos(one / (1 - two)), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (48, 144)])
+def test_likeness_of_orthogonal_steps(shape: tuple[int, int]) -> None:
+    """Breaks if Muon's correlations are not those of Newton–Schulz on two correlated noise matrices, or torch's polynomial is
+    another than the formula's."""
+    generator, rate = torch.Generator().manual_seed(0), 0.95
+    steps = muon(shape, rate, 1.0)
+    first = two_rates(rate**2, rate)[1]
+    one, other = (torch.randn(shape, generator=generator) for _ in range(2))
+    for k in (1, 8, 40):
+        rho = first * rate ** (k - 1)
+        pair = [polynomial(x) for x in (one, rho * one + math.sqrt(1 - rho**2) * other)]
+        known = sum(start * decay ** (k - 1) for start, decay in steps.memory)
+        scale = 0.04 * max(shape) / one.numel()
+        assert scale * (pair[0] * pair[1]).sum().item() == pytest.approx(known, rel=0.03, abs=0.02 * steps.power)
+        assert scale * pair[0].square().sum().item() == pytest.approx(steps.power, rel=0.03)
+    torchs = torch.optim.Muon([torch.nn.Parameter(one)], lr=0.0).param_groups[0]
+    assert (torchs["ns_coefficients"], torchs["ns_steps"], torchs["nesterov"]) == (NEWTON_SCHULZ, ROUNDS, True)
+
+
+def polynomial(x: torch.Tensor) -> torch.Tensor:
+    """torch's Newton–Schulz polynomial, through the singular value decomposition."""
+    u, s, v = torch.linalg.svd(x / x.norm(), full_matrices=False)
+    for _ in range(ROUNDS):
+        s = s * (NEWTON_SCHULZ[0] + NEWTON_SCHULZ[1] * s**2 + NEWTON_SCHULZ[2] * s**4)
+    return (u * s) @ v
