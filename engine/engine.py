@@ -93,7 +93,7 @@ class Engine:
 
     def backward(self, batch: StepBatch, wish: Wish) -> Backward:
         """Accumulate the gradients of this rank's inputs and targets, (M, b, …), and reduce them over the ranks."""
-        if not self.ds.training:  # it goes through every module
+        if not self.ds.module.training:  # to set it goes through every module
             self.ds.train()
         inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
         micro_steps = len(inputs)
