@@ -26,11 +26,12 @@ from configs.plan import make_plan
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from configs.tensors import TensorSpec
-from optim.algorithms import ALGORITHMS, build_optimizer, zero_state
+from optim.algorithms import ALGORITHMS, build_optimizer, moments, zero_state
 from optim.parameter_groups import set_step
 from optim.rules import RULES, Pieces, Rule, check_rule, rule_of
+from optim.stochastic import Piece, StochasticRounding, with_rounding
 
-PRECISIONS = ("fp32", "bf16-true")
+PRECISIONS = ("fp32", "bf16-true", "bf16-stochastic")
 LR, PULL, NOISE = 0.01, 0.005, 0.5  # η; the share ηλ that decay takes of a weight in an update; σ of the gradients
 BETAS, MOMENTUM = (0.9, 0.99), {"sgd": 0.9, "muon": 0.95}
 SIDE = {"muon": 64}  # of the tensor, a square; of others 100
@@ -48,14 +49,18 @@ def cells() -> Iterator[tuple[str, str]]:
 
 
 def setting(rule: str, algorithm: str, precision: str) -> RunConfig | None:
-    """A run's configuration at PULL, or None where the rule is refused in that precision."""
+    """A run's configuration at PULL, or None where the rule, or muon, is refused in that precision."""
+    # bfloat16 masters exist from ZeRO stage 1 on, and there Muon's matrices are not whole
+    if algorithm == "muon" and TABLE[precision].masters != "float32":
+        return None
     own = {
+        "name": "noise",
         "optim": {
             "algorithm": algorithm,
             "decay_rule": rule,
             "lr": LR,
-            "betas": BETAS,
-            "momentum": MOMENTUM.get(algorithm, 0.0),
+            **({} if algorithm == "sgd" else {"betas": BETAS}),
+            **({"momentum": MOMENTUM[algorithm]} if algorithm in MOMENTUM else {}),
             "weight_decay": decay_of(rule, algorithm) * (LR if rule == "independent" else 1.0),
         },
         "model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "seq_len": 16, "vocab_size": 64, "dropout": 0.0},
@@ -65,8 +70,8 @@ def setting(rule: str, algorithm: str, precision: str) -> RunConfig | None:
         "precision": precision,
         "parallel": {"zero_stage": 0 if TABLE[precision].masters == "float32" else 1},
     }
+    config = validate(own, "noise")  # outside of what is caught: an error of this file is no refusal
     try:
-        config = validate(own, "noise")
         check_rule(config)
         make_plan(config, 1, None)
     except InputError:
@@ -112,7 +117,10 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * first
     dtype = getattr(torch, TABLE[config.precision].masters)
     w, rule = nn.Parameter(start.to(dtype)), rule_of(config.optim)
-    optimizer = build_optimizer({"w": w}, {"w": TensorSpec(shape, "mlp.fc", "matrix")}, config.optim)
+    built = build_optimizer({"w": w}, {"w": TensorSpec(shape, "mlp.fc", "matrix")}, config.optim)
+    optimizer = with_rounding(built, moments(config.optim), config)
+    if isinstance(optimizer, StochasticRounding):
+        optimizer.know([(w, Piece("w", 0, 0, w.numel()))])
     optimizer.state[w] = zero_state(w.detach(), config.optim, optimizer.param_groups[0]["family"])
     pieces, squares, cosines = one_tensor(config, w, optimizer), [], []
     generator, after = torch.Generator().manual_seed(1), w.detach().double()
@@ -120,7 +128,7 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
         before = after
         gradient = (NOISE * torch.randn(shape, generator=generator)).to(dtype)
         w.grad = gradient
-        set_step(optimizer, config, 0, LR)
+        set_step(optimizer, config, t, LR)
         rule.on_gradients(pieces, [gradient.view(-1)])
         kept = rule.before_step(pieces, [gradient.view(-1)], t)
         optimizer.step()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.noise_equilibrium import LR, measure
+from benchmarks.noise_equilibrium import LR, PRECISIONS, measure
 from configs.equilibrium import rotation, settled, settled_coupled
 from configs.noise_steps import NEWTON_SCHULZ, ROUNDS, lion, muon, sgd, two_rates
 
@@ -17,13 +17,16 @@ QUICK = [("decoupled", "adam"), ("decoupled", "lion"), ("l2_coupled", "sgd")]
 
 def close(rule: str, algorithm: str, precision: str) -> None:
     row = measure(rule, algorithm, precision)
-    assert row is None or row["ratios"] == pytest.approx([1.0] * len(row["ratios"]), abs=NEAR), row
+    assert row is not None, "refused, so nothing was measured"
+    assert row["ratios"] == pytest.approx([1.0] * len(row["ratios"]), abs=NEAR), row
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("rule", "algorithm"), QUICK)
-def test_equilibrium(rule: str, algorithm: str) -> None:
-    """Breaks if AdamW, Lion or SGD takes weights to another size, or turns them by another angle, than its formula says."""
-    close(rule, algorithm, "fp32")
+def test_equilibrium(rule: str, algorithm: str, precision: str) -> None:
+    """Breaks if AdamW, Lion or SGD takes weights to another size, or turns them by another angle, than its formula says: in
+    float32, in bfloat16, or in bfloat16 that is rounded by chance."""
+    close(rule, algorithm, precision)
 
 
 def test_limits() -> None:
