@@ -106,11 +106,33 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     return round(parameters * per_parameter + live * weights)
 
 
+# What a rule holds in the midst of a step, in copies of the masters: of all that a device steps, and of its largest tensor.
+# tests/test_rule_memory.py measures every rule; one that is not named holds next to nothing.
+RULE_COPIES: dict[str, tuple[int, int]] = {
+    "hyperball": (2, 0),  # the weights before, and the step
+    "rotational": (2, 0),
+    "cautious": (0, 4),  # the moment to come, what it is made of, and the one before it
+    "cautious_random": (0, 4),
+    "swd": (0, 2),  # a moment in float64, whose sum is taken
+    "selective_projection": (0, 3),  # a product, and the same in float64
+}
+
+
+def rule_bytes(config: RunConfig, ranks: int) -> int:
+    """What the decay rule holds on one device between the gradients and the end of the step."""
+    of_all, of_largest = RULE_COPIES.get(config.optim.decay_rule, (0, 0))
+    stepped = n_parameters(config.model) / (ranks if config.parallel.zero_stage else 1)
+    largest = max(tensor.size for tensor in tensor_table(config.model).values())
+    copied = of_all * stepped + of_largest * min(largest, stepped)
+    return round(copied * BYTES[TABLE[config.precision].masters])
+
+
 def passing_bytes(config: RunConfig, ranks: int) -> int:
     """The most that one device holds while it holds few activations.
 
     Gradients on their way to other ranks, whose buckets (two at stage 3) fill as the backward pass frees activations; and
-    from its end on the masters before a probed update, beside the float32 copies of a slice that is rounded by chance.
+    from its end on the masters before a probed update, beside the float32 copies of a slice that is rounded by chance, and what
+    the decay rule holds.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     has_bucket = dtypes.accumulation == dtypes.gradients  # BF16_Optimizer has none
@@ -121,7 +143,7 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     slice_bytes = 4 * (2 + n_moments(config)) + 2 * 8 + 2 * 8
     size = min(ROUNDED_AT_ONCE, n_parameters(config.model))
     copies = round(size * slice_bytes) if dtypes.rounding == "stochastic" else 0
-    return max(exchanged, (before if config.log.probe_every else 0) + copies)
+    return max(exchanged, (before if config.log.probe_every else 0) + copies + rule_bytes(config, ranks))
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

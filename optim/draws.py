@@ -12,13 +12,18 @@ from torch import Tensor
 
 GOLDEN, ONE, OTHER = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 BITS = 24  # what a float32 holds exactly
+AT_ONCE = 1 << 18  # elements: eight bytes each, several times over, so that of an embedding they are not held whole
 
 
 def uniform(purpose: str, seed: int, step: int, name: str, start: int, like: Tensor) -> Tensor:
     """float32 (n,) in [0, 1): the numbers of elements `start` … of a tensor's flattened form, as many as `like` has."""
-    # The highest bits are the best mixed.
-    found = bits(purpose, seed, step, name, start, like)
-    return _shift(found, 64 - BITS, torch.empty_like(found)).to(torch.float32).mul_(2.0**-BITS)
+    drawn = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+    for part in drawn.split(AT_ONCE):
+        # The highest bits are the best mixed.
+        found = bits(purpose, seed, step, name, start, part)
+        part.copy_(_shift(found, 64 - BITS, torch.empty_like(found))).mul_(2.0**-BITS)
+        start += len(part)
+    return drawn
 
 
 def bits(purpose: str, seed: int, step: int, name: str, start: int, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ while it is itself imported: what a rule says of itself is checked before the se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ class Pieces:
     tensor; checkpoints hold them. The others are functions:
 
         moment(kind)           a moment of the optimiser, a view (n,) a piece
-        sums(tensors)          of one tensor (n,) a piece: the sum of each whole tensor of the model, on all ranks. Collective
+        sums(tensors)          of one tensor (n,) a piece, as they come: the sum of each whole tensor of the model. Collective
         square_norms(tensors)  of one tensor (n,) a piece: ‖·‖² of each whole tensor of the model. Collective
         step()                 updates that the optimiser counts so far
     """
@@ -92,7 +92,7 @@ class Pieces:
     sizes: dict[str, int]
     numbers: dict[str, dict[str, float]]
     moment: Callable[[str], list[Tensor]]
-    sums: Callable[[list[Tensor]], dict[str, float]]
+    sums: Callable[[Iterable[Tensor]], dict[str, float]]
     square_norms: Callable[[list[Tensor]], dict[str, float]]
     step: Callable[[], int]
 

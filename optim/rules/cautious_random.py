@@ -23,7 +23,7 @@ def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> None:
     from optim.draws import uniform
 
     # How many elements the cautious mask would take, of each whole tensor.
-    counts = pieces.sums(list(shrinking(pieces, gradients)))
+    counts = pieces.sums(shrinking(pieces, gradients))
     seed = pieces.config.seeds.data
     for weight, group, name, start in zip(pieces.weights, pieces.groups, pieces.names, pieces.starts, strict=True):
         if group["decay"]:

@@ -18,8 +18,8 @@ INSIDE = ""
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> tuple[dict[str, float], dict[str, float]]:
-    # Of the gradient as it is clipped: its sign is what counts.
-    products = [g * w for g, w in zip(gradients, pieces.weights, strict=True)]
+    # Of the gradient as it is clipped: its sign is what counts. One product at a time, so that no copy of all weights is held.
+    products = (g * w for g, w in zip(gradients, pieces.weights, strict=True))
     return pieces.sums(products), pieces.square_norms(pieces.weights)
 
 
