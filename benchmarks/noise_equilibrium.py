@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.markdown import read_result, table
 from benchmarks.outcome import RESULTS, write_result
 from configs.equilibrium import growth, settled, under_noise
 from configs.errors import InputError
@@ -174,6 +175,31 @@ def measure(rule: str, algorithm: str, precision: str) -> dict[str, Any] | None:
     if law is None:
         return {"growth": grown, "ratios": [grown / growth(steps(algorithm), LR, config.optim.weight_decay)]}
     return {"rms": size, "rotation": angle, "ratios": [size / law[0], angle / law[1]]}
+
+
+def chance(algorithm: str) -> float:
+    """Standard error of a measured growth, over it: w² also moves by 2w·Δw, of mean 0, an element independent of the others.
+
+    Over the updates after ARRIVED w² grows by Δ = E Δw²: the error is 2√(w²·Δ)/(Δ√n), 3 % of 100 × 100 weights, 5 % of 64 × 64.
+    """
+    grown = growth(steps(algorithm), LR, decay_of("selective_projection", algorithm))
+    before = first_of(algorithm) ** 2 + grown * ARRIVED
+    return 2 * math.sqrt(before / (grown * (UPDATES - ARRIVED))) / math.sqrt(math.prod(shape_of(algorithm)))
+
+
+def rules_under_noise() -> str:
+    """The table of docs/rules.md: prediction, and measurement over it, in each precision."""
+    of = {(row["rule"], row["algorithm"], row["precision"]): row for row in read_result(RESULT)["rows"]}
+    rows = []
+    for rule, algorithm in cells():
+        law = predicted(rule, algorithm)
+        said = (f"{law[0]:.4g}", f"{law[1]:.4g}") if law else ("none: grows as √t", "none")
+        over = []
+        for precision in PRECISIONS:
+            row = of.get((rule, algorithm, precision))
+            over.append(" · ".join(f"{ratio:.3f}" for ratio in row["ratios"]) if row else "refused")
+        rows.append((f"`{rule}`", algorithm, *said, *over))
+    return table(("rule", "algorithm", "RMS", "rotation", *(f"{p}: measured over it" for p in PRECISIONS)), rows)
 
 
 def main() -> int:
