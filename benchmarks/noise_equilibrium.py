@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -146,8 +146,8 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
 def one_tensor(config: RunConfig, w: nn.Parameter, optimizer: torch.optim.Optimizer) -> Pieces:
     """What a rule sees where a single tensor is the model."""
 
-    def of_each(reduce: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], dict[str, float]]:
-        return lambda tensors: {"w": reduce(tensors[0].double()).item()}
+    def of_each(reduce: Callable[[Tensor], Tensor]) -> Callable[[Iterable[Tensor]], dict[str, float]]:
+        return lambda tensors: {"w": reduce(next(iter(tensors)).double()).item()}
 
     return Pieces(
         config=config,
