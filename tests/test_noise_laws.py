@@ -37,9 +37,12 @@ def test_equilibrium(rule: str, algorithm: str, precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("rule", "algorithm"), sorted(set(cells()) - set(QUICK)))
-def test_equilibrium_of_all(rule: str, algorithm: str, precision: str) -> None:
-    """Breaks if some rule, with some algorithm, settles elsewhere than its law says in some precision that it is allowed in."""
+@pytest.mark.parametrize(("rule", "algorithm"), sorted(c for c in set(cells()) - set(QUICK) if c[1] == "adam"))
+def test_equilibrium_of_each_rule(rule: str, algorithm: str, precision: str) -> None:
+    """Breaks if some rule settles elsewhere than its law says, with Adam, in some precision that it is allowed in.
+
+    With the other algorithms python -m benchmarks.noise_equilibrium measures it, in minutes; the test below reads what it found.
+    """
     if setting(rule, algorithm, precision) is not None:
         close(rule, algorithm, precision)
 
