@@ -143,7 +143,7 @@ def report_of(root: Path, out: Path | None = None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_mutated_runs(recorded: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], tiny_data: Any) -> None:
     """Breaks if anything in a run folder, each time something else, ends an analysis, the report or the status in a traceback,
     or hangs it."""

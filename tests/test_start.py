@@ -84,7 +84,7 @@ def test_effective_rank() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_quickstarts_start_is_sound(tmp_path: Path) -> None:
     """Breaks if the shipped quickstart starts as badly as it once did, or the gate lets such a start through."""
     prepare.main(f"--source python-source --vocab-size 1024 --out {tmp_path / 'python'}".split())
