@@ -107,14 +107,12 @@ class Probe:
         return row
 
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
-        """Where AdamW's decoupled decay takes a tensor under noise (2305.17212), by its own η and λ."""
+        """Where decay takes a tensor under noise, by its own η and λ, as far as the algorithm's law is known beforehand."""
         optim, lr, decay = self.engine.config.optim, group["lr"], group["decay"]
-        if optim.algorithm != "adam" or optim.decay_rule not in equilibrium.MULTIPLIED or not decay:
-            return {}
-        return {
-            f"probe/predicted_rms/{name}": equilibrium.rms(lr, decay),
-            f"probe/predicted_rotation/{name}": equilibrium.rotation(lr, decay, optim.betas[0]),
-        }
+        # Muon's hidden matrices have their own law, its other tensors AdamW's.
+        shape = tuple(self.fragments.shapes[name]) if group["family"] == "muon" else None
+        law = equilibrium.predictions(optim.algorithm, optim.decay_rule, optim.betas, optim.momentum, lr, decay, shape)
+        return {f"probe/predicted_{quantity}/{name}": value for quantity, value in law.items()}
 
     def _rotations(self, before: Tensor, after: Tensor) -> Tensor:
         """Angle between each tensor before and after (radians): 2·asin(‖ŵ′ − ŵ‖/2), exact where the cosine rounds to 1."""

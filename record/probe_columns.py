@@ -17,8 +17,9 @@ The mean adam_lr is ruled by elements that have hardly a gradient (an unused row
 median. Idle, and left out of it, is an element whose v is at most 1e-5 of its tensor's mean. The median is read off counts
 over all ranks, within 0.8 % (engine/adam_rates.py). Rows of earlier versions have the mean alone.
 
-And per tensor that decays under AdamW its equilibrium under noise, `probe/predicted_rms/…` √(η/2λ) and
-`probe/predicted_rotation/…` √(2ηλ(1−β₁)/(1+β₁)) (2305.17212).
+And per tensor that decays by decoupled, independent or corrected decay its equilibrium under noise, `probe/predicted_rms/…` and
+`probe/predicted_rotation/…`: AdamW's √(η/2λ) and √(2ηλ(1−β₁)/(1+β₁)) (2305.17212), Lion's and Muon's by configs/equilibrium.py.
+SGD has the rotation alone, of l2_coupled too: its size depends on the gradients'. Earlier versions recorded AdamW's alone.
 
 For the whole model: `probe/effective_lr`, `probe/adam_lr`, `probe/adam_lr_median`, `probe/adam_idle`, `probe/max`; over fixed
 validation windows `probe/loss`, `probe/loss_ema_0.99`, `probe/max_logit`, `probe/logsumexp` (mean), `probe/top1_error` (a

@@ -104,6 +104,8 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
         predicted = {name.split("/")[-1] for name in row if "/predicted_rms/" in name}
         decayed = {name for name, tensor in run["after"].items() if tensor.dim() >= 2}
         assert predicted == (decayed if config.optim.algorithm == "adam" else set())
+        turned = {name.split("/")[-1] for name in row if "/predicted_rotation/" in name}
+        assert turned == decayed, "SGD's needs no size"
         if predicted:
             assert row["probe/predicted_rms/wte.weight"] == pytest.approx(math.sqrt(lr / (2 * 0.5)))
             rotation = math.sqrt(2 * lr * 0.5 * (1 - 0.9) / (1 + 0.9))
