@@ -62,7 +62,7 @@ def quantities(run: dict[str, Any], names: list[str], lr: float, algorithm: str)
         "update": ((w - v).norm() / v.norm()).item(),
         "rotation": sum(angles) / len(angles),
         "max": w.abs().max().item(),
-        "effective_lr": lr / v.norm().item() ** (1 if algorithm == "adam" else 2),
+        "effective_lr": lr / v.norm().item() ** (2 if algorithm == "sgd" else 1),
     }
     if run["second"] is not None:
         second = torch.cat([run["second"][name].double().flatten() for name in names])
@@ -79,6 +79,10 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
     """Breaks if a sharded quantity is not the whole tensor's: a piece missed, counted twice, or a maximum of one rank."""
     manifest = tiny_data[1]
     cases = [(p, stage, {}) for p, stage in CASES] + [("fp32", 2, {"optim": {"algorithm": "sgd", "lr": 0.1}})]
+    cases += [
+        ("fp32", 0, {"optim": {"algorithm": "muon", "momentum": 0.95}}),
+        ("fp32", 1, {"optim": {"algorithm": "lion"}}),
+    ]
     cases.append(("fp32", 2, {"model": {"tied_head": False}}))  # rows of tokens that did not occur have no gradient
     configs = [
         tiny_config(NOISE, {"precision": p, "parallel": {"zero_stage": stage}}, more) for p, stage, more in cases
@@ -103,10 +107,12 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
         assert math.sqrt(squares) == pytest.approx(run["grad_norm"], rel=1e-6), case
         predicted = {name.split("/")[-1] for name in row if "/predicted_rms/" in name}
         decayed = {name for name, tensor in run["after"].items() if tensor.dim() >= 2}
-        assert predicted == (decayed if config.optim.algorithm == "adam" else set())
+        assert predicted == (set() if config.optim.algorithm == "sgd" else decayed)
         turned = {name.split("/")[-1] for name in row if "/predicted_rotation/" in name}
         assert turned == decayed, "SGD's needs no size"
-        if predicted:
+        own = (row["probe/predicted_rotation/blocks.0.mlp.fc.weight"], row["probe/predicted_rotation/wte.weight"])
+        assert (own[0] == own[1]) == (config.optim.algorithm != "muon"), "hidden matrices have their own law there"
+        if config.optim.algorithm in ("adam", "muon"):
             assert row["probe/predicted_rms/wte.weight"] == pytest.approx(math.sqrt(lr / (2 * 0.5)))
             rotation = math.sqrt(2 * lr * 0.5 * (1 - 0.9) / (1 + 0.9))
             assert row["probe/predicted_rotation/wte.weight"] == pytest.approx(rotation)
