@@ -91,13 +91,14 @@ def _is_adam(config: RunConfig) -> bool:
 
 def _named(config: RunConfig, worth: float | None) -> tuple[list[tuple[str, str, str]], list[str]]:
     """The rule by its name, what its λ is, and, where no law takes λ to decoupled decay's, that nothing more is said of it."""
-    eta, lam, rule, algorithm = (
-        config.optim.lr,
-        config.optim.weight_decay,
-        config.optim.decay_rule,
-        config.optim.algorithm,
+    optim = config.optim
+    eta, lam, rule, algorithm, law = (
+        optim.lr,
+        optim.weight_decay,
+        optim.decay_rule,
+        optim.algorithm,
+        LAWS[optim.decay_rule],
     )
-    law = LAWS[rule]
     # decoupled decay is what every line is of, and needs no word
     named = [] if rule == "decoupled" else [f"{rule}: {law.law}."]
     if not law.has_decay:
@@ -119,7 +120,7 @@ def _named(config: RunConfig, worth: float | None) -> tuple[list[tuple[str, str,
         )
         # the one law that holds from the first update on
         if rule == "rotational":
-            angle = equilibrium.rotation(eta, lam, config.optim.betas[0])
+            angle = equilibrium.rotation(eta, lam, optim.betas[0])
             rows.append(("rotation a step, prescribed, at the peak", f"{angle:.4g} radians", "2305.17212"))
     elif rule != "decoupled":
         at = " at the peak of η" if rule == "corrected" else ""

@@ -16,8 +16,7 @@ from configs.decay_laws import LAWS, NO_DECAY, Law
 # What is an arm's own to choose, beside its η and λ.
 KNOBS = ("optim.betas", "optim.momentum", "optim.projection_every")
 PILOT = 100  # seeds from here up choose η and λ, and enter no claim
-Key = tuple[str, str]
-BASE: Key = ("adam", "decoupled")
+ArmKey = tuple[str, str]  # (algorithm, decay rule)
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Arm:
     cells: list[Group]
 
     @property
-    def key(self) -> Key:
+    def key(self) -> ArmKey:
         return self.algorithm, self.rule
 
     @property
@@ -45,7 +44,7 @@ class Arm:
         return self.rule != NO_DECAY and (self.law is None or self.law.has_decay)
 
 
-def name_of(key: Key) -> str:
+def name_of(key: ArmKey) -> str:
     """Adam needs no word, nor decoupled decay where another algorithm is told of."""
     algorithm, rule = key
     if algorithm == "adam":
@@ -53,7 +52,7 @@ def name_of(key: Key) -> str:
     return algorithm if rule == "decoupled" else f"{algorithm}, {rule}"
 
 
-def key_of(run: Run) -> Key:
+def key_of(run: Run) -> ArmKey:
     law = LAWS.get(run.rule)
     # an override may decay what optim.weight_decay does not
     undecayed = run.decay == 0 and not run.fields.get("optim.decay_overrides")
@@ -63,7 +62,7 @@ def key_of(run: Run) -> Key:
 
 def arms_of(groups: Sequence[Group]) -> list[Arm]:
     """In the order of the algorithms and rules that a reader knows: AdamW first, the others as docs/rules.md has them."""
-    cells: dict[Key, list[Group]] = {}
+    cells: dict[ArmKey, list[Group]] = {}
     for group in groups:
         cells.setdefault(key_of(group.runs[0]), []).append(group)
     order = [NO_DECAY, *LAWS]

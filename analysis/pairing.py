@@ -9,6 +9,8 @@ from typing import Any
 from analysis.runs import LAMBDA, PRECISION, RATE, SEEDS, Run, differing_fields, label
 from configs.errors import InputError
 
+BASE = ("adam", "decoupled")  # what other algorithms and rules are compared with: AdamW
+
 
 @dataclass(frozen=True)
 class Group:
@@ -66,7 +68,7 @@ def baseline_of(group: Group, groups: list[Group]) -> Group:
     rules the first of AdamW with decoupled decay."""
     # nothing to call the smallest λ: whatever comes first is what the others are compared with
     if all(LAMBDA not in g.fields for g in groups):
-        return next((g for g in groups if rule_of(g) == ("adam", "decoupled")), groups[0])
+        return next((g for g in groups if rule_of(g) == BASE), groups[0])
     # λ is compared within one precision, one model, one learning rate
     rest = {name: value for name, value in group.fields.items() if name != LAMBDA}
     alike = [g for g in groups if {name: v for name, v in g.fields.items() if name != LAMBDA} == rest]

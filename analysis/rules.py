@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.arms import BASE, Arm, Key, are_several, arms_of, by_setting, is_pilot, values_of
+from analysis.arms import Arm, ArmKey, are_several, arms_of, by_setting, is_pilot, values_of
 from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
 from analysis.hypotheses import equivalence
-from analysis.pairing import Group, group_runs
+from analysis.pairing import BASE, Group, group_runs
 from analysis.runs import SEEDS, Run, differing_fields
 from analysis.statistics import LEAST_SEEDS
 from analysis.tuning import Tuned, tuned
@@ -107,7 +107,7 @@ def _nothing(judged: list[Run], pilots: list[Run]) -> str:
     return f"these {len(judged)} runs are of one decay rule and algorithm; {wanted}"
 
 
-def _pilots_best(pilots: list[Run], names: list[str]) -> dict[tuple[str, Key], Tuned]:
+def _pilots_best(pilots: list[Run], names: list[str]) -> dict[tuple[str, ArmKey], Tuned]:
     """What the pilot chose for each arm, by what its runs have in common."""
     if not pilots:
         return {}

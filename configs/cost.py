@@ -65,8 +65,6 @@ def mfu(flops_per_s: float, device: str, precision: str, devices: int) -> float 
 
 ROUNDED_AT_ONCE = 1 << 20  # elements whose float32 copies are held at once (optim/stochastic.py)
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
-
-
 DOTTED_MOMENTS = 3  # the most that one of torch's keeps: AMSGrad, and RMSprop centred and with momentum
 
 
@@ -127,6 +125,15 @@ def rule_bytes(config: RunConfig, ranks: int) -> int:
     return round(copied * BYTES[TABLE[config.precision].masters])
 
 
+def rounding_bytes(config: RunConfig) -> int:
+    """The copies of the slice that is rounded by chance (optim/stochastic.py)."""
+    if TABLE[config.precision].rounding == "nearest":
+        return 0
+    # Of an element: float32 weight, gradient and moments, 64 bits drawn and as many to draw them, and what rounding needs.
+    slice_bytes = 4 * (2 + n_moments(config)) + 2 * 8 + 2 * 8
+    return round(min(ROUNDED_AT_ONCE, n_parameters(config.model)) * slice_bytes)
+
+
 def passing_bytes(config: RunConfig, ranks: int) -> int:
     """The most that one device holds while it holds few activations.
 
@@ -139,11 +146,8 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     buckets = (2 if stage == 3 else 1) if stage and ranks > 1 and has_bucket else 0
     exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
-    # Of an element: float32 weight, gradient and moments, 64 bits drawn and as many to draw them, and what rounding needs.
-    slice_bytes = 4 * (2 + n_moments(config)) + 2 * 8 + 2 * 8
-    size = min(ROUNDED_AT_ONCE, n_parameters(config.model))
-    copies = round(size * slice_bytes) if dtypes.rounding == "stochastic" else 0
-    return max(exchanged, (before if config.log.probe_every else 0) + copies + rule_bytes(config, ranks))
+    held = rule_bytes(config, ranks) + rounding_bytes(config)
+    return max(exchanged, (before if config.log.probe_every else 0) + held)
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:

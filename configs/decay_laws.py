@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from configs.equilibrium import MULTIPLIED
 
-NO_DECAY = (
-    "no decay"  # the name of a run at λ = 0, whatever rule that has a λ it names: all of them are the plain optimiser
-)
+# The name of a run at λ = 0, whatever rule that has a λ it names: all of them are the plain optimiser.
+NO_DECAY = "no decay"
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def growth(steps: Steps, lr: float, decay: float) -> float:
     It only takes back, from half of the updates (those with ⟨g, w⟩ > 0), a share λ of what they added: w grows as √t for
     every λ. For steps that nearly always make the tensor longer.
     """
-    return lr**2 * (steps.power + 2 * steps.correlated(1.0)) * (1 - decay / 2)
+    return lr**2 * _whole(steps, 1.0) * (1 - decay / 2)
 
 
 def predictions(
