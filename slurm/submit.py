@@ -25,7 +25,7 @@ from configs.plan import Plan, make_plan
 from configs.prepared import read_summary
 from configs.render import prepare_command
 from configs.sweep import Cell, Stages, all_cells, expand
-from record.lock import hold
+from record.lock import LOCK, NOTE, hold
 from record.run import FINISHED
 from slurm.arrays import chain, foretell, max_array_size, submit
 from slurm.cells import Standing, queue, standings, write_cells
@@ -121,19 +121,18 @@ def sweep_folder(root: Path) -> Iterator[None]:
     Two submissions at one moment would each find every cell missing, and submit it. InputError names who is at work.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    try:
-        with hold(
-            root,
-            "submitting or running the sweep in",
-            "one command at a time works on a sweep: wait for it, or stop it",
-        ):
+    with hold(
+        root, "submitting or running the sweep in", "one command at a time works on a sweep: wait for it, or stop it"
+    ):
+        try:
             yield
-    finally:
-        if made and root.is_dir() and [path.name for path in root.iterdir()] == [".lock"]:
-            (root / ".lock").unlink(missing_ok=True)
-        for folder in made:
-            with suppress(OSError):  # not empty: it is needed
-                folder.rmdir()
+        finally:  # still under the lock: who is refused it must not remove the folder of who has it
+            if made and {path.name for path in root.iterdir()} <= {NOTE, LOCK}:
+                for name in (NOTE, LOCK):
+                    (root / name).unlink(missing_ok=True)
+                for folder in made:
+                    with suppress(OSError):  # not empty: another's run has come into it
+                        folder.rmdir()
 
 
 def outlook(stages: Stages, queued: dict[str, tuple[str, str]], local: bool) -> tuple[dict[Path, Standing], Stages]:

@@ -90,12 +90,12 @@ def test_two_submissions_at_one_moment(slurm: Cluster, tiny_config: Callable[...
     ]
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ends = [(process.communicate(timeout=600)[1], process.returncode) for process in both]
-    (row,) = read_submissions(room.root)
-    slurm.ask("scancel", row["job"])
-    assert len(row["cells"]) == 3
     for words, code in ends:
         assert code == 0 or "one command at a time works on a sweep" in words, words
     assert 0 in [code for _, code in ends]
+    (row,) = read_submissions(room.root)
+    slurm.ask("scancel", row["job"])
+    assert len(row["cells"]) == 3
 
 
 def test_a_refused_submission_leaves_nothing(

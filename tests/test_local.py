@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from configs.errors import InputError
 from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import Cell, expand
-from record.lock import hold
+from record.lock import LOCK, hold
 from slurm import local
+from slurm import submit as submit_command
 from slurm.cells import aftermath, standings
 from slurm.refusals import headline, how_it_ended, refusal, why_it_ended
 from tests.processes import ROOT, losses, processes_with, terminal, wait
@@ -138,6 +142,25 @@ def test_an_attempt_that_finds_its_cell_held(tmp_path: Path) -> None:
     assert not refusal(tmp_path, None)
     assert aftermath(tmp_path, time.time(), [log], None, "") == ("refused", "error: process 1 on a is writing it")
     assert refusal(tmp_path, None) == "error: process 1 on a is writing it"
+
+
+def test_who_is_refused_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a command that comes a moment too late removes the lock or the folder of the one that was first, which has
+    written nothing else yet."""
+    root, first = tmp_path / "runs" / "sweep", ExitStack()
+
+    @contextmanager
+    def hold_second(folder: Path, act: str, instead: str) -> Iterator[None]:
+        folder.mkdir(parents=True)
+        first.enter_context(FileLock(folder / LOCK))
+        with hold(folder, act, instead):
+            yield
+
+    monkeypatch.setattr(submit_command, "hold", hold_second)
+    with first:
+        with pytest.raises(InputError, match="one command at a time"), submit_command.sweep_folder(root):
+            pass
+        assert (root / LOCK).is_file()
 
 
 HEAD = headline("job 25_1, restart 1")
