@@ -125,7 +125,10 @@ class Match(Section):
 
 
 class Schedule(Section):
-    kind: Literal["cosine", "linear", "constant", "wsd", "piecewise"] = setting("cosine", "shape after the warm-up")
+    kind: Literal["cosine", "linear", "constant", "wsd", "piecewise", "multistep"] = setting(
+        "cosine",
+        "shape after the warm-up; multistep: constant, and other constants from given steps on (P1's two phases)",
+    )
     warmup_steps: int = setting(0, "updates of linear warm-up", ge=0)
     steps: int = setting(
         ...,
@@ -147,7 +150,8 @@ class Schedule(Section):
     match: Match | None = setting(None, "follow the effective learning rate of another run")
     points: tuple[tuple[int, float], ...] | None = setting(
         None,
-        "piecewise: [step, fraction of the peak], straight lines between; or the name of a JSON file of them",
+        "[step, fraction of the peak], or the name of a JSON file of them; piecewise: straight lines between; multistep: that "
+        "fraction from that step on",
         because="they are part of the run's identity, and joined by lines",
         max_length=20_000,
     )
@@ -169,12 +173,15 @@ class Schedule(Section):
             "constant": set(),
             "wsd": {"final_lr_fraction", "cooldown_fraction", "cooldown_shape"},
             "piecewise": {"points"},
+            "multistep": {"points"},
         }
         for name in sorted(set.union(*used.values()) - used[self.kind]):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InputError(f"a {self.kind} schedule has no {name}; leave it out")
         if self.kind == "piecewise":
             _check_points(self.points or (), self.steps, self.warmup_steps)
+        if self.kind == "multistep":
+            _check_phases(self.points or (), self.steps, self.warmup_steps)
         return self
 
 
@@ -190,3 +197,22 @@ def _check_points(points: tuple[tuple[int, float], ...], steps: int, warmup: int
         raise InputError(
             f"points: step {places[-1]} would have no learning rate; put 0 past the end, at step {steps + 1}"
         )
+
+
+def _check_phases(points: tuple[tuple[int, float], ...], steps: int, warmup: int) -> None:
+    if not points:
+        raise InputError(
+            f"a multistep schedule needs points, for example [[{max(warmup, steps // 2) + 1}, 0.1]]: from that step on a tenth of "
+            "the peak; without any the kind is constant"
+        )
+    before = warmup
+    for step, fraction in points:
+        if not before < step <= steps:
+            after = f"the warm-up's {warmup} steps" if before == warmup else f"step {before}"
+            raise InputError(
+                f"points: [{step}, {fraction:g}] must lie after {after}, and at step {steps} at the latest; points of a multistep "
+                "schedule rise"
+            )
+        if not 0 < fraction <= 1:
+            raise InputError(f"points: [{step}, {fraction:g}]: fractions of the peak lie in (0, 1]")
+        before = step

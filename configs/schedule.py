@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -44,6 +44,10 @@ def _curve(schedule: Schedule) -> Callable[[int], float]:
             points = schedule.points or ()
             places = [place for place, _ in points]
             after = lambda t: _on_lines(points, places, t + 1)  # noqa: E731
+        case "multistep":
+            starts = [place for place, _ in schedule.points or ()]
+            phases = [1.0, *(value for _, value in schedule.points or ())]
+            after = lambda t: phases[bisect_right(starts, t + 1)]  # noqa: E731
     return lambda t: (t + 1) / (warmup + 1) if t < warmup else after(t)
 
 

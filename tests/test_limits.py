@@ -116,13 +116,15 @@ def test_most_tensors_and_groups(tmp_path: Path) -> None:
     assert "blocks.255.*attn*q*w*t" in answer(path)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "piecewise"])
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "piecewise", "multistep"])
 def test_a_million_steps(tmp_path: Path, kind: str) -> None:
     """Breaks if the plan of a long run takes more than its time, or its sums lose a bit."""
     points = [[1 + 50 * i, 0.25 + 1e-5 * i] for i in range(20_000)]
     schedule: dict[str, Any] = {"kind": kind, "steps": 10**6, "warmup_steps": 60}
     if kind == "piecewise":
         schedule = {"kind": kind, "steps": 10**6, "points": [*points[:-1], [10**6, 0.5]]}
+    if kind == "multistep":
+        schedule["points"] = [[60 + step, fraction] for step, fraction in points[:-1]]
     path = tmp_path / "c.json"
     path.write_text(json.dumps(QUICKSTART | {"schedule": schedule}))
     assert "Ση" in answer(path)
@@ -137,6 +139,7 @@ SHAPES: list[dict[str, Any]] = [
     {"kind": "constant", "warmup_steps": 9},
     *({"kind": "wsd", "cooldown_shape": shape, "cooldown_fraction": 0.3} for shape in ("linear", "cosine", "one_minus_sqrt")),
     {"kind": "piecewise", "points": [[1, 0.1], [77, 1.0], [500, 0.3], [1200, 0.01]]},
+    {"kind": "multistep", "warmup_steps": 7, "points": [[400, 0.3], [900, 0.01]]},
 ]  # fmt: skip
 
 

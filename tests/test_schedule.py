@@ -32,6 +32,17 @@ def test_every_value() -> None:
     assert values(kind="cosine", warmup_steps=3, steps=3) == pytest.approx([0.25, 0.5, 0.75])
 
 
+def test_phases() -> None:
+    """Breaks if a phase of a multistep schedule begins an update early or late, touches the warm-up, or is no constant."""
+    phases = values(kind="multistep", steps=10, warmup_steps=2, points=[[5, 0.1], [9, 0.01]])
+    assert phases == [1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert values(kind="multistep", steps=4, points=[[1, 0.5], [4, 1.0]]) == [0.5, 0.5, 0.5, 1.0]
+    # P1's two phases, and P2's a tenth every 60 epochs of 200, here one update an epoch.
+    assert values(kind="multistep", steps=4, points=[[3, 0.125]]) == [1, 1, 0.125, 0.125]
+    p2 = values(kind="multistep", steps=200, points=[[61, 0.1], [121, 0.01], [181, 0.001]])
+    assert p2 == [1.0] * 60 + [0.1] * 60 + [0.01] * 60 + [0.001] * 20
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 1, 40, 100])
 def test_never_zero_and_exactly_steps(kind: str, warmup: int) -> None:
@@ -81,6 +92,18 @@ def test_p1_and_later_shapes() -> None:
         ({"kind": "piecewise", "points": [[1, 1.0], [9, 1.0]]}, "points must rise from step 1 to step 10"),
         ({"kind": "piecewise", "points": [[1, 1.0], [10, 0.0]]}, "put 0 past the end, at step 11"),
         ({"kind": "piecewise", "points": [[1, 0.0], [10, 1.0]]}, "lie in"),
+        ({"kind": "multistep"}, r"needs points, for example \[\[6, 0.1\]\]: from that step on a tenth"),
+        ({"kind": "multistep", "points": [[5, 0.1], [5, 0.01]]}, r"\[5, 0.01\] must lie after step 5, and at step 10"),
+        ({"kind": "multistep", "points": [[0, 0.1]]}, "must lie after the warm-up's 0 steps"),
+        (
+            {"kind": "multistep", "points": [[6, 0.1], [11, 0.01]]},
+            r"\[11, 0.01\] must lie after step 6, and at step 10 at the latest",
+        ),
+        ({"kind": "multistep", "warmup_steps": 3, "points": [[3, 0.1]]}, "after the warm-up's 3 steps"),
+        ({"kind": "multistep", "points": [[6, 0.0]]}, r"\[6, 0\]: fractions of the peak lie in \(0, 1\]"),
+        ({"kind": "multistep", "points": [[6, 1.5]]}, r"lie in \(0, 1\]"),
+        ({"kind": "multistep", "points": [[6, 0.1]], "final_lr_fraction": 0.5}, "a multistep schedule has no final_lr"),
+        ({"kind": "constant", "points": [[6, 0.1]]}, "a constant schedule has no points"),
     ],
 )
 def test_bad_schedules(fields: dict[str, object], message: str) -> None:
