@@ -10,7 +10,6 @@ advice, not truth.
 from __future__ import annotations
 
 import argparse
-import math
 
 import pandas as pd
 
@@ -19,6 +18,7 @@ from analysis.claims import survival
 from analysis.command import Options, Result, add_runs, load_runs, options_of, root_of, show
 from analysis.compare import TRAIN, lost, paired_final
 from analysis.due import dues, provisional
+from analysis.equilibria import equilibrium_rows
 from analysis.pairing import baseline_of, group_runs
 from analysis.published import P1, paper
 from analysis.runs import LAMBDA, Run
@@ -74,7 +74,7 @@ def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
         rows, findings = rows + told, findings + said
     elif worth is not None:
         notes.append(
-            f"algorithm {optim.algorithm}: the equilibrium and the power law are of AdamW, and are left out; "
+            f"algorithm {optim.algorithm}: the power law is of AdamW, and is left out; "
             f"{SCALES.get(optim.algorithm, OWN_SCALE)}"
         )
     findings += [f"Warning: {text}." for text in cautions(config, summary, plan.groups)]
@@ -133,24 +133,19 @@ def _named(config: RunConfig, worth: float | None) -> tuple[list[tuple[str, str,
 def _equilibrium(
     config: RunConfig, worth: float, plan: Plan, summary: DataSummary | None
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Time scale, and under Adam size and rotation in equilibrium, of the decoupled decay that λ is worth."""
+    """Time scale of the decoupled decay that λ is worth, and size and rotation in the algorithm's equilibrium."""
     eta, lam, steps = config.optim.lr, config.optim.weight_decay * worth, config.schedule.steps
     tau = 1 / (eta * lam)
     passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
     epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
     rows = [("time scale of the decay τ = 1/(ηλ) at the peak", f"{tau:,.0f} steps of {steps:,}{epochs}", "2405.13698")]
-    if not _is_adam(config):
-        return rows, []
-    rms = equilibrium.rms(eta, lam)
-    decayed = sum(g.parameters for g in plan.groups.values() if g.weight_decay == config.optim.weight_decay)
-    norm = rms * math.sqrt(decayed)
-    rows.append(("RMS, norm of decayed weights under noise √(η/2λ)", f"{rms:.4g}, {norm:.4g}", "2305.17212"))
-    angle = equilibrium.rotation(eta, lam, config.optim.betas[0])
-    rows.append(("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", "2305.17212"))
+    # added to SGD's gradient, λ is what the law has; multiplied with a weight, what it is worth
+    coupled = config.optim.decay_rule == "l2_coupled"
+    told, none = equilibrium_rows(config, config.optim.weight_decay if coupled else lam, plan)
     never = (
         f"τ is longer than the run: λ = {config.optim.weight_decay:g} never brings the weights to their equilibrium."
     )
-    return rows, [never] if tau > steps else []
+    return rows + told, none + ([never] if tau > steps else [])
 
 
 def _by_power_law(config: RunConfig, worth: float) -> tuple[list[tuple[str, str, str]], list[str]]:

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.__main__ import main
 from configs.decay_laws import LAWS
+from configs.equilibrium import predictions
 from configs.load import load_config
 from configs.schedule import decay_sum
 from tests.recorded import cell_runs
@@ -53,6 +54,38 @@ def test_converted_decay_has_the_published_sum(capsys: pytest.CaptureFixture[str
         made, _ = load_config(config, [*given, f"optim.weight_decay={told[1]}"])
         carried = 10 if made.optim.algorithm == "sgd" else 1
         assert decay_sum(made, made.schedule.steps) * carried == pytest.approx(1.649, rel=0.01), given
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rule", "numbers"),
+    [
+        ("adam", "decoupled", ["0.05477", "0.002513 radians"]),
+        # of each kind of matrix by its shape, and of the other tensors
+        ("muon", "decoupled", ["mlp.fc, mlp.proj, 768 × 3072", "other tensors, as AdamW", "0.05477, 0.002513 radians"]),
+        ("lion", "independent", ["RMS of decayed weights under noise, lion", "rotation a step, lion"]),
+        ("sgd", "decoupled", ["·σ, σ the gradients' noise", "rotation a step, sgd"]),
+        ("sgd", "l2_coupled", ["·σ, σ the gradients' noise", "rotation a step, sgd"]),
+        ("torch.optim.NAdam", "decoupled", ["No equilibrium is given: none is known of torch.optim.NAdam"]),
+    ],
+)
+def test_equilibrium_by_algorithm(
+    algorithm: str, rule: str, numbers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if an algorithm's equilibrium is AdamW's, not the one that its probes record, or is missing without a word."""
+    given = [f"optim.algorithm={algorithm}", f"optim.decay_rule={rule}", "parallel.zero_stage=0"]
+    given += ["optim.weight_decay=6e-5"] if rule == "independent" else []
+    assert main(["advise", "configs/gpt124m_wd0.1.json", *(word for one in given for word in ("--set", one))]) == 0
+    text = capsys.readouterr().out
+    assert all(words in text for words in numbers), text
+    assert "steps of 50,000" in text  # the time scale
+    assert "equilibrium and the power law are of AdamW" not in text
+    optim = load_config("configs/gpt124m_wd0.1.json", given)[0].optim
+    shape = (768, 3072) if algorithm == "muon" else None
+    # as probes have it: independent's λ is of its own scale there too
+    decay = optim.weight_decay / (optim.lr if rule == "independent" else 1)
+    law = predictions(algorithm, rule, optim.betas, optim.momentum, optim.lr, decay, shape)
+    assert bool(law) == (algorithm != "torch.optim.NAdam")
+    assert all(f"{value:.4g}" in text for value in law.values()), (law, text)
 
 
 def test_runs_of_another_rule_say_nothing_of_this_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
