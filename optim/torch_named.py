@@ -92,13 +92,23 @@ _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 def try_out(config: Optim, device: torch.device) -> dict[str, Any]:
     """Whether a run can be driven by it; its state by name, an example of each value. InputError with the reason if not."""
+    # A start asks twice, before files are written and with the engine. The class is in the key: another may take its name.
+    kind = getattr(torch.optim, config.algorithm.rpartition(".")[2], None)
+    key = (kind, config.model_dump_json(), device)
     try:
-        return _try_out(config, device)
+        if key not in _TRIED:
+            found = _try_out(config, device)
+            _TRIED.clear()
+            _TRIED[key] = found
+        return dict(_TRIED[key])
     except InputError as error:
         names = _working(device)
         if config.algorithm in names:  # its arguments are at fault
             raise
         raise InputError(f"{error}; these work: {', '.join(names)}") from None
+
+
+_TRIED: dict[tuple[Any, ...], dict[str, Any]] = {}  # what the last trial of this process found
 
 
 def _working(device: torch.device) -> list[str]:

@@ -102,6 +102,33 @@ def test_law_is_tried_before_a_run(name: str, rule: str, tiny_config: Config) ->
     assert torch.equal(drawn, torch.get_rng_state())
 
 
+def test_tried_once(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a start tries an optimiser out twice, or other arguments, or another class of the name, pass untried."""
+
+    class Counted(torch.optim.SGD):
+        made = 0
+
+        def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0) -> None:
+            type(self).made += 1
+            super().__init__(params, lr=lr, momentum=momentum)
+
+    class Other(Counted):
+        made = 0
+
+    monkeypatch.setattr(torch.optim, "Counted", Counted, raising=False)
+    config = tiny_config(named("Counted"))
+    found = try_out(config.optim, CPU)
+    made = Counted.made
+    assert made
+    assert try_out(config.optim, CPU) == found
+    assert Counted.made == made
+    assert try_out(tiny_config(named("Counted", {"momentum": 0.9})).optim, CPU) != found
+    assert Counted.made == 2 * made
+    monkeypatch.setattr(torch.optim, "Counted", Other)
+    try_out(config.optim, CPU)
+    assert Other.made == made
+
+
 @pytest.mark.parametrize("rule", [rule for rule, module in RULES.items() if hasattr(module, "ALGORITHMS")])
 def test_rules_of_some_algorithms(rule: str, tiny_config: Config) -> None:
     """Breaks if a rule that reads Adam's or SGD's moments is run beside an optimiser that it does not know."""
