@@ -15,7 +15,7 @@ from configs.decay_laws import LAWS, NO_DECAY, Law
 
 # What is an arm's own to choose, beside its η and λ.
 KNOBS = ("optim.betas", "optim.momentum", "optim.projection_every")
-PILOT = 100  # seeds from here up choose η and λ, and enter no claim
+PILOT = 100  # seeds from here up choose η and λ, and enter no claim, unless --pilot-seeds-from says otherwise
 ArmKey = tuple[str, str]  # (algorithm, decay rule)
 
 
@@ -80,8 +80,13 @@ def by_setting(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return by_rest(list(groups), (LAMBDA, RATE, RULE, ALGORITHM, *KNOBS))
 
 
-def is_pilot(run: Run) -> bool:
-    return int(run.fields.get("seeds.init") or 0) >= PILOT
+def seed_of(run: Run) -> int:
+    """The seed that tells a pilot's runs from others: of the initial weights."""
+    return int(run.fields.get("seeds.init") or 0)
+
+
+def is_pilot(run: Run, first: int = PILOT) -> bool:
+    return seed_of(run) >= first
 
 
 def values_of(group: Group) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     changed, one_by_one = by_rule(trunks, endpoint) if several else one_change(trunks, endpoint)
     # of λ alone the sentence above has said it
     findings += changed if len(families) > 1 else []
-    said, pilot = rule_by_rule(alone, endpoint) if several else ([], {})
+    said, pilot = rule_by_rule(alone, endpoint, options.pilot_from) if several else ([], {})
     findings += said
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     findings += told + missing_baselines(trunks)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from analysis.arms import PILOT
 from analysis.claims import OF_INTEREST, SAME, Claim
 from analysis.draw import save
 from analysis.figures import Figure
@@ -30,6 +31,9 @@ class Options:
     smoothing: float = SMOOTHING
     margin: float = SAME  # nats within which two losses, or gaps, are the same
     of_interest: float = OF_INTEREST  # nats, the smallest difference of losses that matters
+    pilot_from: int = (
+        PILOT  # seeds from here up are a pilot's: they choose η and λ of several rules, and enter no claim
+    )
 
     @property
     def xlabel(self) -> str:
@@ -102,6 +106,13 @@ def add_runs(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
         default=OF_INTEREST,
         help=f"the smallest difference of losses that matters, in nats, which seeds are counted for; default {OF_INTEREST:g}",
     )
+    parser.add_argument(
+        "--pilot-seeds-from",
+        type=int,
+        default=PILOT,
+        metavar="N",
+        help=f"of several rules, runs of seeds N and above are a pilot's: they choose η and λ, and enter no claim; default {PILOT}",
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -112,8 +123,10 @@ def options_of(args: argparse.Namespace) -> Options:
             raise InputError(
                 f"--{name} {value:g} is no difference of losses in nats above zero; the plan's is {plan:g}"
             )
+    if args.pilot_seeds_from < 1:
+        raise InputError(f"--pilot-seeds-from {args.pilot_seeds_from} leaves no seed for claims; the plan's is {PILOT}")
     by = [name.strip() for name in args.by.split(",")] if args.by else None
-    return Options(by, args.x == "tokens", args.smoothing, args.margin, args.of_interest)
+    return Options(by, args.x == "tokens", args.smoothing, args.margin, args.of_interest, args.pilot_seeds_from)
 
 
 def root_of(args: argparse.Namespace) -> Path:

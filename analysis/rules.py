@@ -2,9 +2,10 @@
 
     python -m analysis rules configs/sweeps/small_rules_tuning.json configs/sweeps/small_rules.json
 
-λ does not mean the same under two rules, so each is judged at its own best. Runs of the pilot's seeds, 100 and above, chose it:
-given too, they say whether a rule was judged where they have it. The others are compared with decoupled decay's in pairs of one
-seed on one data, by the loss at the end; Holm's correction is over all rules that were to be compared.
+λ does not mean the same under two rules, so each is judged at its own best. Runs of the pilot's seeds chose it, 100 and above
+unless --pilot-seeds-from says otherwise: given too, they say whether a rule was judged where they have it. The others are compared
+with decoupled decay's in pairs of one seed on one data, by the loss at the end; Holm's correction is over all rules that were to be
+compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.arms import Arm, ArmKey, are_several, arms_of, by_setting, is_pilot, values_of
+from analysis.arms import Arm, ArmKey, are_several, arms_of, by_setting, is_pilot, key_of, name_of, seed_of, values_of
 from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, lost
@@ -25,6 +26,7 @@ from analysis.pairing import BASE, Group, group_runs
 from analysis.runs import SEEDS, Run, differing_fields
 from analysis.statistics import LEAST_SEEDS
 from analysis.tuning import Tuned, tuned
+from configs.decay_laws import OWN_SCALE, SCALES, product_acts
 from configs.errors import InputError
 
 BEATS, BEHIND = WORDS = "beats decoupled decay", "is behind decoupled decay"
@@ -59,16 +61,17 @@ class Judged:
 
 def analyse(runs: list[Run], options: Options) -> Result:
     alone = [run for run in runs if run.origin is None and run.reference is None]
-    judged, pilots = [run for run in alone if not is_pilot(run)], [run for run in alone if is_pilot(run)]
+    first = options.pilot_from
+    judged, pilots = [run for run in alone if not is_pilot(run, first)], [run for run in alone if is_pilot(run, first)]
     if not are_several(judged):
-        raise InputError(_nothing(judged, pilots))
+        raise InputError(_nothing(judged, pilots, first))
     # by the fields of all, so that the pilot's settings are told apart as these are
     names = options.by or [name for name in differing_fields(alone) if not name.startswith(SEEDS)]
     groups, notes = group_runs(judged, names)
     endpoint = endpoint_of(groups)
     notes.append(endpoint.note)
     if pilots:
-        notes.append(f"{len(pilots)} runs have seeds of the pilot, which choose η and λ and enter no claim")
+        notes += _on_pilot(judged, pilots, first)
     if len(alone) < len(runs):
         notes.append(
             f"{len(runs) - len(alone)} branches or matched runs have no λ of their own over a whole run: left out"
@@ -100,11 +103,40 @@ def analyse(runs: list[Run], options: Options) -> Result:
     return Result("rules", "Decay rules", findings, [], {"Rules at their own best": pd.DataFrame(rows)}, notes, claims)
 
 
-def _nothing(judged: list[Run], pilots: list[Run]) -> str:
-    wanted = "runs of several rules or algorithms with seeds below 100 are needed (configs/sweeps/small_rules.json)"
-    if pilots and not judged:
-        return f"all {len(pilots)} runs have seeds of a pilot, which choose η and λ and enter no claim; {wanted}"
-    return f"these {len(judged)} runs are of one decay rule and algorithm; {wanted}"
+def _nothing(judged: list[Run], pilots: list[Run], first: int) -> str:
+    wanted = (
+        f"runs of several rules or algorithms with seeds below {first} are needed (configs/sweeps/small_rules.json)"
+    )
+    if not pilots:
+        return f"these {len(judged)} runs are of one decay rule and algorithm; {wanted}"
+    if not judged:
+        return f"all {len(pilots)} runs have seeds of a pilot, which choose η and λ and enter no claim; {wanted}; {_mend(pilots)}"
+    lost = " ".join(_on_pilot(judged, pilots, first))
+    return f"the {len(judged)} runs that are no pilot's are of one decay rule and algorithm; {wanted}; {lost}"
+
+
+def _on_pilot(judged: list[Run], pilots: list[Run], first: int) -> list[str]:
+    """Which runs were taken as the pilot's, by what, and which rules have none beside them."""
+    said = [
+        f"{len(pilots)} runs are taken as the pilot's, for their seeds.init is {first} or above ({_seeds(pilots)}): they choose η "
+        f"and λ and enter no claim (--pilot-seeds-from {first})"
+    ]
+    only = {key_of(run) for run in pilots} - {key_of(run) for run in judged}
+    for key in sorted(only):
+        own = [run for run in pilots if key_of(run) == key]
+        said.append(
+            f"{name_of(key)} is not compared: all its {len(own)} runs have seeds of a pilot ({_seeds(own)}); {_mend(own)}"
+        )
+    return said
+
+
+def _mend(pilots: list[Run]) -> str:
+    """The option under which none of these runs is a pilot's."""
+    return f"if they are no pilot, --pilot-seeds-from {max(map(seed_of, pilots)) + 1} compares them"
+
+
+def _seeds(runs: list[Run]) -> str:
+    return ", ".join(map(str, sorted(set(map(seed_of, runs)))))
 
 
 def _pilots_best(pilots: list[Run], names: list[str]) -> dict[tuple[str, ArmKey], Tuned]:
@@ -182,6 +214,9 @@ def _row(rest: str, one: Judged, claim: Claim | None, endpoint: Endpoint, option
     (rate, decay), losses = values_of(one.cell), list(endpoint.seed_losses(one.cell).values())
     row: dict[str, object] = {"runs": rest} if rest else {}
     row |= {"rule": one.arm.name, "η": rate, "λ": decay if one.arm.has_decay else "–"}
+    # of a rule whose decay η is no factor of, the product says nothing
+    acts = one.arm.has_decay and product_acts(one.arm.rule, one.arm.algorithm)
+    row["ηλ"] = float(f"{rate * decay:.3g}") if acts else "–"
     row |= {"n": len(losses), "loss": round(float(np.mean(losses)), 4)}
     row["minus decoupled decay"] = claim.interval.text() if claim else ""
     row["verdict"] = claim.verdict if claim else "what the others are compared with"
@@ -190,4 +225,5 @@ def _row(rest: str, one: Judged, claim: Claim | None, endpoint: Endpoint, option
     row["the same?"] = equivalence(claim.interval, options.margin) if claim and enough else ""
     row["at the pilot's best"] = one.tuning
     row |= {"law": one.arm.law.law if one.arm.law else "", "its λ is": one.arm.law.decay if one.arm.law else ""}
+    row["its scale"] = SCALES.get(one.arm.algorithm, OWN_SCALE)
     return row | ({"condition": claim.conditions} if claim and claim.conditions else {})

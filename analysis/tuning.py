@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.arms import KNOBS, Arm, arms_of, by_setting, is_pilot, values_of
+from analysis.arms import KNOBS, PILOT, Arm, arms_of, by_setting, is_pilot, values_of
 from analysis.compare import divergence
 from analysis.endpoint import Endpoint, lowest
 from analysis.pairing import Group, group_runs
@@ -63,11 +63,12 @@ class Tuned:
         }
 
 
-def rule_by_rule(runs: list[Run], endpoint: Endpoint) -> tuple[list[str], dict[str, pd.DataFrame]]:
-    """(a sentence, tables): where the pilot stands with each rule, and its next cells. Nothing for runs without a pilot."""
+def rule_by_rule(runs: list[Run], endpoint: Endpoint, first: int = PILOT) -> tuple[list[str], dict[str, pd.DataFrame]]:
+    """(a sentence, tables): where the pilot, seeds from `first` on, stands with each rule, and its next cells. Nothing without
+    a pilot's runs."""
     rows, coming = [], []
     # the seeds of claims choose nothing
-    groups = group_runs([run for run in runs if is_pilot(run)])[0]
+    groups = group_runs([run for run in runs if is_pilot(run, first)])[0]
     for rest, members in by_setting(groups).items():
         for one in (tuned(arm, endpoint) for arm in arms_of(members)):
             setting: dict[str, object] = {"runs": rest} if rest else {}

@@ -58,6 +58,10 @@ def test_which_rules_beat_decoupled_decay(tmp_path: Path) -> None:
     assert table["the same?"]["hyperball"] == "undecided"
     assert table["law"]["swd"] == LAWS["swd"].law
     assert table["λ"]["hyperball"] == "–"
+    # η·λ of each at its best, where it is what acts; and how an algorithm's η and λ stand to AdamW's
+    assert dict(table["ηλ"]) == {"decoupled": 5e-4, "cautious": 1.5e-3, "swd": 1e-6, "hyperball": "–", "lion": 5e-4}
+    assert "a third to a tenth of AdamW's" in table["its scale"]["lion"]
+    assert table["its scale"]["swd"] == ""
     assert result.findings[0] == (
         "Of 4 rules and algorithms (Holm's correction over 4) beat decoupled decay: swd (η = 0.02, λ = 5e-05); are behind it: lion "
         "(η = 0.002, λ = 0.25); differ by nothing of interest: cautious (η = 0.01, λ = 0.15); are undecided: hyperball (η = 0.007)."
@@ -111,6 +115,33 @@ def test_the_pilot_says_whether_a_rule_is_tuned(tmp_path: Path) -> None:
     assert "decoupled not" not in result.claims[1].conditions
     with pytest.raises(InputError, match="seeds of a pilot, which choose η and λ and enter no claim"):
         rules.analyse(pilot, PLAIN)
+
+
+def test_which_seeds_are_a_pilots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if runs of a seed such as 1337 are left out of the claims without a word, or --pilot-seeds-from does not mend it."""
+    for section, level in ((BASE, 3.0), (LION, 3.1)):
+        cell_runs(tmp_path / "three", section, seeds(level))
+    cell_runs(tmp_path / "three", SWD, seeds(2.9), 1337)
+    folder = str(tmp_path / "three")
+    assert main(["rules", folder]) == 0
+    text = capsys.readouterr().out
+    assert "3 runs are taken as the pilot's, for their seeds.init is 100 or above (1337, 1338, 1339)" in text
+    mend = "all its 3 runs have seeds of a pilot (1337, 1338, 1339); if they are no pilot, --pilot-seeds-from 1340 compares them"
+    assert f"swd is not compared: {mend}" in text
+    assert "Of 1 rules and algorithms" in text
+    assert main(["rules", folder, "--pilot-seeds-from", "1340"]) == 0
+    text = capsys.readouterr().out
+    assert "pilot's, for" not in text
+    assert "Of 2 rules and algorithms" in text
+    # one arm is left: the refusal says which were taken for a pilot's, and what would work
+    cell_runs(tmp_path / "two", BASE, seeds(3.0))
+    cell_runs(tmp_path / "two", SWD, seeds(2.9), 1337)
+    assert main(["rules", str(tmp_path / "two")]) == 2
+    told = capsys.readouterr().err
+    assert "the 3 runs that are no pilot's are of one decay rule and algorithm" in told
+    assert f"swd is not compared: {mend}" in told
+    assert main(["rules", folder, "--pilot-seeds-from", "0"]) == 2
+    assert "leaves no seed for claims" in capsys.readouterr().err
 
 
 def test_the_report_has_the_section(tmp_path: Path) -> None:
