@@ -9,6 +9,7 @@ from data.sources import Source
 
 OPENWEBTEXT = "Skylion007/openwebtext"
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet conversion of a dataset
+FETCH = "and read them with `python -m data.prepare --source parquet --input 'DIR/**/*.parquet' --out …`"
 
 
 def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> Source:
@@ -25,8 +26,9 @@ def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> So
         return source
     # A dataset that is a script has no parquet files of its own, and no script is run: the hub's conversion is read instead.
     for candidate in [revision] if revision else ["main", CONVERTED]:
-        sha, sizes = _hub_files(dataset, candidate)
+        sha, sizes = parquet_files(dataset, candidate, FETCH)
         if sizes:
+            sizes = {name: size for name, size in sizes.items() if "train" in name} or sizes
             # By the commit's hash, not by the branch's name: the data stays the same while it is read, and afterwards.
             addresses = [f"hf://datasets/{dataset}@{sha}/{name}" for name in sizes]
             origin = {"dataset": dataset, "revision": sha}
@@ -36,8 +38,8 @@ def open_hub(dataset: str, revision: str | None, text_field: str = "text") -> So
     )
 
 
-def _hub_files(dataset: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """Resolved revision, and the training split's parquet files with their sizes."""
+def parquet_files(dataset: str, revision: str, fetched: str) -> tuple[str, dict[str, int]]:
+    """Resolved revision, and the parquet files of all splits with their sizes; `fetched`: how to read them once they are local."""
     from huggingface_hub import HfApi
 
     try:
@@ -46,9 +48,7 @@ def _hub_files(dataset: str, revision: str | None) -> tuple[str, dict[str, int]]
         raise InputError(
             f"dataset {dataset} at revision {revision} cannot be reached ({type(error).__name__}: {str(error)[:200]}). "
             "Fetch its parquet files on a machine with network, for example with "
-            f"`hf download {dataset} --repo-type dataset --revision {revision} --local-dir DIR`, "
-            "and read them with `python -m data.prepare --source parquet --input 'DIR/**/*.parquet' --out …`"
+            f"`hf download {dataset} --repo-type dataset --revision {revision} --local-dir DIR`, {fetched}"
         ) from None
-    names = {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.endswith(".parquet")}
-    train = {name: size for name, size in names.items() if "train" in name}
-    return str(info.sha), dict(sorted((train or names).items()))
+    sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if s.rfilename.endswith(".parquet")}
+    return str(info.sha), dict(sorted(sizes.items()))

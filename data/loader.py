@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from data.order import DocumentOrder, Ids, WindowOrder
 from data.shards import TokenStream
 
 Tokens = NDArray[np.int64]
+Inputs = NDArray[np.integer[Any]]  # of any task: tokens int64, pixels uint8
 PREFETCH_STEPS = 4
 IGNORED = -100  # what torch's cross_entropy leaves out
 
@@ -40,7 +42,7 @@ class StepBatch:
     """
 
     step: int
-    inputs: Tokens
+    inputs: Inputs
     targets: Tokens
     ids: Ids
     digest: str
@@ -53,7 +55,7 @@ class EvalBatch:
     `places`: which of the validation windows its first rows are, counted in the order of the file; rows behind them are filling.
     """
 
-    inputs: Tokens
+    inputs: Inputs
     targets: Tokens
     counted: int
     places: range

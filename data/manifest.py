@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ class Split(BaseModel):
         for name in (self.docs_file, *(shard.file for shard in self.shards)):
             plain_name(name)
         return self
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Name and hash of every file of the split."""
+        yield self.docs_file, self.docs_sha256
+        for shard in self.shards:
+            yield shard.file, shard.sha256
 
 
 class Manifest(BaseModel):

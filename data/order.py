@@ -50,13 +50,13 @@ class Permutation:
         bits = np.uint64(self._half_bits)
         mask = np.uint64((1 << self._half_bits) - 1)
         left, right = values >> bits, values & mask
-        # Each round is undone by the same round, whatever `_mix` does: this is why the network is a bijection.
+        # Each round is undone by the same round, whatever `mix` does: this is why the network is a bijection.
         for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+            left, right = right, left ^ (mix(right + key) & mask)
         return (left << bits) | right
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
@@ -74,7 +74,7 @@ def shuffled(n: int, key: str) -> Ids:
     start = np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u8")
     low = np.uint64((1 << n.bit_length()) - 1)
     index = np.arange(n, dtype=np.uint64)
-    return (np.sort(_mix(start + index * GOLDEN) & ~low | index) & low).astype(np.int64)
+    return (np.sort(mix(start + index * GOLDEN) & ~low | index) & low).astype(np.int64)
 
 
 class WindowOrder:

@@ -44,11 +44,11 @@ def _comparable(source: dict[str, Any], options: dict[str, Any], outcomes: tuple
 
 
 @contextmanager
-def building(out: Path, request: dict[str, Any]) -> Iterator[Path]:
+def building(out: Path, request: dict[str, Any], goes_on: bool = True) -> Iterator[Path]:
     """The folder `out`.preparing, locked, to build in; renamed to `out` at the end.
 
     What a killed preparation of the same `request` left in it is kept, to go on from. An InputError (bad input) removes
-    everything; an OSError (a full disk) keeps it and says so.
+    everything; an OSError (a full disk) keeps it and says so. Without `goes_on` nothing is kept: the next one starts over.
     """
     work = out.with_name(out.name + ".preparing")
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,8 @@ def building(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     try:
         # Beside the unfinished work stands what it is for: another request must not go on from it.
         started = work / "asked.json"
+        if not goes_on and work.exists():
+            shutil.rmtree(work)
         if started.exists() and json.loads(started.read_text()) != request:
             raise InputError(f"{work} holds an unfinished preparation with other options; repeat those, or delete it")
         try:
@@ -77,7 +79,10 @@ def building(out: Path, request: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(work)
             raise
         except OSError as error:
-            reason = f"{error.strerror or error} while writing {work}; finished shards are kept: make room, repeat the command"
+            kept = "finished shards are kept" if goes_on else "nothing is kept"
+            if not goes_on:
+                shutil.rmtree(work, ignore_errors=True)
+            reason = f"{error.strerror or error} while writing {work}; {kept}: make room, repeat the command"
             raise OSError(reason) from error
     finally:
         Path(guard.lock_file).unlink(missing_ok=True)

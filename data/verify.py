@@ -6,11 +6,11 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from configs.errors import InputError
+from data.image_manifest import ImageManifest, ImageSplit
 from data.manifest import Manifest, Split
 from data.shards import sha256_of
 
@@ -23,10 +23,10 @@ class DamagedDataError(Exception):
     """The data of a run in progress is not what the run asked for: it ends as failed. Raised on all ranks together."""
 
 
-def verify_split(folder: Path, split: Split) -> None:
+def verify_split(folder: Path, split: Split | ImageSplit) -> None:
     """Compare every file of a split with its hash. InputError names all that are missing or differ."""
     wrong = []
-    for name, expected in _files(split):
+    for name, expected in split.files():
         if not (folder / name).is_file():
             wrong.append(f"{folder / name} is missing")
         elif sha256_of(folder / name) != expected:
@@ -42,9 +42,9 @@ class Hashing:
     thread early is in it too, so that no run believes its data compared when it was not.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest | ImageManifest) -> None:
         # The validation split first: it is small, and every loss that a run reports rests on it.
-        self._files = [(folder / name, sha) for split in (manifest.val, manifest.train) for name, sha in _files(split)]
+        self._files = [(folder / name, sha) for split in (manifest.val, manifest.train) for name, sha in split.files()]
         self.problem, self.hashed = "", 0  # bytes so far
         self._stopped, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
@@ -94,10 +94,3 @@ def give_way() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
-
-
-def _files(split: Split) -> Iterator[tuple[str, str]]:
-    """Name and hash of every file of a split."""
-    yield split.docs_file, split.docs_sha256
-    for shard in split.shards:
-        yield shard.file, shard.sha256
