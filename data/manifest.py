@@ -126,6 +126,8 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
+        if any(problem["loc"] == ("kind",) and problem["input"] == "images" for problem in error.errors()):
+            raise InputError(f"{path} is the manifest of prepared images, not of tokens") from None
         raise InputError(
             f"{path} is not a manifest of prepared data: {error.errors()[0]['msg']}; prepare the data again"
         ) from None

@@ -16,7 +16,7 @@ import pytest
 
 from configs.errors import InputError
 from data.image_manifest import read_image_manifest
-from data.manifest import Manifest
+from data.manifest import Manifest, read_manifest
 from data.prepare_images import main
 from data.verify import Hashing, verify_split
 from tests.pictures import (
@@ -90,6 +90,8 @@ def test_an_edited_manifest_is_none(tmp_path: Path, tiny_data: tuple[Path, Manif
     assert read_image_manifest(tmp_path / "nothing") is None
     with pytest.raises(InputError, match=r"data of tokens, not of images; `python -m data\.prepare_images`"):
         read_image_manifest(tiny_data[0])
+    with pytest.raises(InputError, match="is the manifest of prepared images, not of tokens"):
+        read_manifest(out)
 
 
 def test_hashes(tmp_path: Path) -> None:
