@@ -28,10 +28,17 @@ def mlp() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     return model, batches(torch.randn(11, 4))
 
 
+class ChannelsLast(nn.Module):
+    """The memory order that image networks ask for, and that vmap does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+
 def convolutions() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """Two convolutions with BatchNorm, ReLU and pooling over 6 × 6 images; the last bias is frozen."""
     torch.manual_seed(2)
-    body = [nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)]
+    body = [nn.Conv2d(2, 3, 3, padding=1, bias=False), ChannelsLast(), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)]
     head = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
     model = with_statistics(nn.Sequential(*body, *head))
     head[-1].bias.requires_grad_(False)

@@ -152,10 +152,10 @@ def test_norms_and_objective() -> None:
     whole = math.sqrt(sum(p.square().sum().item() for p in model.parameters() if p.requires_grad))
     assert norm(network.parameters) == pytest.approx(whole, rel=1e-6)
     layers = layer_norms(model)
-    assert list(layers) == ["0", "1", "4", "8"]
+    assert list(layers) == ["0", "2", "5", "9"]
     assert math.hypot(*layers.values()) == pytest.approx(whole, rel=1e-6)
-    head = {"8.weight": network.parameters["8.weight"]}
-    groups = {"decayed": (["0.weight"], 0.1), "head": (["8.weight"], 3.0), "undecayed": (["1.bias"], 0.0)}
+    head = {"9.weight": network.parameters["9.weight"]}
+    groups = {"decayed": (["0.weight"], 0.1), "head": (["9.weight"], 3.0), "undecayed": (["2.bias"], 0.0)}
     expected = 0.05 * norm({"0.weight": network.parameters["0.weight"]}) ** 2 + 1.5 * norm(head) ** 2
     assert penalty(network.parameters, groups) == pytest.approx(expected, rel=1e-6)
     assert objective(2.0, network.parameters, groups) == pytest.approx(2 + expected, rel=1e-6)

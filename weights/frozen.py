@@ -11,12 +11,14 @@ import copy
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 Batches = Sequence[tuple[Tensor, Tensor]]  # (inputs (B, …), targets (B,) of classes), read anew by every pass
@@ -33,7 +35,17 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return getattr(self.model, "logits", self.model)(inputs)
+        with _AnyOrder():
+            return getattr(self.model, "logits", self.model)(inputs)
+
+
+class _AnyOrder(TorchFunctionMode):
+    """Networks ask for channels_last for speed alone, and vmap (torch 2.13) has no such order: it is not obeyed here."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.contiguous:
+            return args[0].contiguous()
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
