@@ -23,6 +23,10 @@ def _of_two_precisions(runs: list[Run]) -> bool:
     return len({run.fields.get("precision") for run in runs}) > 1
 
 
+def _of_images(runs: list[Run]) -> bool:
+    return any("val/error" in run.metrics for run in runs)
+
+
 @dataclass(frozen=True)
 class Entry:
     """`fits` says whether runs are of the kind that `needs` names in words; of `on_page` the report is made."""
@@ -47,6 +51,7 @@ CATALOGUE = {
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
+    "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

@@ -20,11 +20,13 @@ from analysis.statistics import Interval, final, interval
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`column`: of metrics.jsonl. `words`: as an axis or a sentence calls it. `note`: which it is, and why no other."""
+    """`column`: of metrics.jsonl. `words`: as an axis or a sentence calls it. `note`: which it is, and why no other.
+    `unit`: empty for a fraction."""
 
     column: str
     words: str
     note: str
+    unit: str = "nats"
 
     @property
     def whole(self) -> bool:

@@ -15,8 +15,8 @@ from analysis.statistics import LEAST_SEEDS
 from configs.decay_laws import product_acts
 
 
-def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
-    """One panel a combination of all fields but η and λ; no figure where neither varies with the other."""
+def heat_maps(groups: list[Group], endpoint: Endpoint, name: str = "heat", what: str = "loss") -> list[Figure]:
+    """One panel a combination of all fields but η and λ; no figure where neither varies with the other. `what`: in a word."""
     panels = []
     for rest, members in by_rest(groups, (LAMBDA, RATE)).items():
         decays = sorted({group.decay for group in members})
@@ -27,7 +27,7 @@ def heat_maps(groups: list[Group], endpoint: Endpoint) -> list[Figure]:
         heat = _heat(members, decays, rates, endpoint)
         if np.isfinite(heat.z).any():
             panels.append(Panel("learning rate η", "weight decay λ", title=rest, heat=heat))
-    return [Figure("heat", _caption(panels), panels)]
+    return [Figure(name, _caption(panels, what, endpoint.unit), panels)]
 
 
 def _heat(members: list[Group], decays: list[float], rates: list[float], endpoint: Endpoint) -> Heat:
@@ -55,7 +55,9 @@ def _heat(members: list[Group], decays: list[float], rates: list[float], endpoin
     run = members[0].runs[0]
     # lines of equal ηλ only where runs on one of them decay alike
     acts = product_acts(run.rule, run.algorithm)
-    return Heat(rates, decays, z, f"{endpoint.words} (nats)", noise, words, acts)
+    return Heat(
+        rates, decays, z, f"{endpoint.words} ({endpoint.unit})" if endpoint.unit else endpoint.words, noise, words, acts
+    )
 
 
 def _why_empty(group: Group) -> str:
@@ -81,10 +83,11 @@ def _beside_lowest(
     return words
 
 
-def _caption(panels: list[Panel]) -> str:
+def _caption(panels: list[Panel], what: str, unit: str) -> str:
     noises = [panel.heat.noise for panel in panels if panel.heat is not None and np.isfinite(panel.heat.noise)]
+    unit = f" {unit}" if unit else ""
     alike = (
-        f", and over at least {NOISES:g} standard deviations of a cell's seeds ({NOISES:g} × {max(noises):.2g} nats), so that "
+        f", and over at least {NOISES:g} standard deviations of a cell's seeds ({NOISES:g} × {max(noises):.2g}{unit}), so that "
         "noise looks alike"
         if noises
         else "; one seed a cell, so the noise is not known"
@@ -98,7 +101,7 @@ def _caption(panels: list[Panel]) -> str:
     }
     lines = " Lines: equal ηλ." if any(panel.heat.products for panel in panels if panel.heat) else ""
     return (
-        f"Mean loss over η and λ, both logarithmic; λ = 0 has no logarithm and stands apart.{lines} Colours run from the "
-        f"lowest loss to twice as far above it as the median cell{alike}; all that is higher has the last colour. "
+        f"Mean {what} over η and λ, both logarithmic; λ = 0 has no logarithm and stands apart.{lines} Colours run from the "
+        f"lowest {what} to twice as far above it as the median cell{alike}; all that is higher has the last colour. "
         + "".join(text for word, text in told.items() if word in words)
     ).strip()

@@ -1,0 +1,127 @@
+"""What depends on η·λ over a grid of runs: rank correlations with it, and whether the lowest value lies inside.
+
+P1 (arXiv 2310.04415, its grids): noise scale and training loss rise with ηλ, the Jacobian's norm falls, and the test error has an
+optimum between. Cells of λ = 0 have no such product, and are left out here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.endpoint import Endpoint
+from analysis.levels import NEAR, rate_of
+from analysis.pairing import Group
+from analysis.statistics import LEAST_SEEDS, Interval, interval, seed_count
+
+LEAST_PRODUCTS = 4  # of three products in a row, one order of six is monotone by chance
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Spearman's ρ between ηλ and a measurement over `cells` cells, of each seed by itself: mean and t interval over seeds, with
+    bounds cut at ±1. Cells of one ηλ share a rank, so that even a perfect order stays a little inside.
+
+    `expected`: +1 where P1 has it rise, −1 fall, 0 where it says nothing."""
+
+    endpoint: Endpoint
+    cells: int
+    rho: Interval
+    expected: int
+
+    @property
+    def verdict(self) -> str:
+        """By the declared rule: seeds enough, and an interval without zero."""
+        if self.rho.n < LEAST_SEEDS:
+            return f"no claim: {seed_count(self.rho.n)}"
+        if not self.rho.excludes_zero:
+            return "undecided: the interval holds zero"
+        direction = "rises" if self.rho.mean > 0 else "falls"
+        if not self.expected:
+            return direction
+        return f"{direction}, as in P1" if self.rho.mean * self.expected > 0 else f"{direction}, against P1"
+
+    @property
+    def text(self) -> str:
+        bounds = f" [{self.rho.low:+.2f}, {self.rho.high:+.2f}]" if math.isfinite(self.rho.low) else ""
+        return f"{self.rho.mean:+.2f}{bounds}"
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The lowest mean of a measurement over products. `below`, `above`: the smallest and the largest product's minus the lowest's,
+    in pairs of seeds. The product is chosen by the same seeds' means: of close ones the intervals are a little narrow."""
+
+    product: float
+    value: float
+    below: Interval
+    above: Interval
+    at_end: bool
+
+    @property
+    def verdict(self) -> str:
+        if self.at_end:
+            return "at an end of the grid"
+        if min(self.below.n, self.above.n) < LEAST_SEEDS:
+            return f"inside, no claim: {seed_count(self.below.n)}"
+        # both ends must be worse: an optimum beside a plateau is none
+        return "inside" if min(self.below.low, self.above.low) > 0 else "undecided: an end is not told from the lowest"
+
+
+def by_cell(groups: list[Group], endpoint: Endpoint) -> tuple[pd.DataFrame, NDArray[np.floating]]:
+    """The measurement at the end, a row a seed and a column a cell of λ above 0, without gaps; and each cell's ηλ.
+
+    A cell without any ended run (all diverged) is left out for all seeds; then seeds that lack a cell are.
+    """
+    cells = [group for group in groups if group.decay > 0]
+    ends = [pd.Series(endpoint.seed_losses(group), dtype=float) for group in cells]
+    kept = [i for i, values in enumerate(ends) if len(values)]
+    if not kept:
+        return pd.DataFrame(), np.array([])
+    table = pd.concat([ends[i] for i in kept], axis=1, keys=range(len(kept))).dropna()
+    return table, np.array([cells[i].decay * rate_of(cells[i]) for i in kept])
+
+
+def ranks(products: NDArray[np.floating]) -> NDArray[np.intp]:
+    """The place of each product among the different ones. η and λ are written with few digits: products within 2 % are one."""
+    order = np.argsort(products, kind="stable")
+    ordered = products[order]
+    # a new place where the step to the next is larger than that
+    steps = np.concatenate([[0], np.cumsum(ordered[1:] > ordered[:-1] * (1 + NEAR))]) if len(products) else ordered
+    places = np.empty(len(products), dtype=np.intp)
+    places[order] = steps
+    return places
+
+
+def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation | None:
+    """None for fewer than LEAST_PRODUCTS different products, or where no seed has all cells."""
+    table, products = by_cell(groups, endpoint)
+    if table.empty or len(set(places := ranks(products))) < LEAST_PRODUCTS:
+        return None
+    with warnings.catch_warnings():
+        # of a measurement that is the same everywhere there is no rank: its ρ is NaN, and no seed
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        each = [float(stats.spearmanr(places, row).statistic) for row in table.to_numpy()]
+    rho = interval(each)
+    cut = Interval(rho.mean, max(rho.low, -1.0), min(rho.high, 1.0), rho.n, deviation=rho.deviation)
+    return Relation(endpoint, table.shape[1], cut, expected)
+
+
+def optimum(groups: list[Group], endpoint: Endpoint) -> Optimum | None:
+    """The lowest of the means at one product each; None for fewer than three products."""
+    table, products = by_cell(groups, endpoint)
+    if table.empty or len(set(places := ranks(products))) < 3:
+        return None
+    # cells on one line of equal ηλ are one: their mean, seed by seed
+    lines = np.stack([table.to_numpy()[:, places == place].mean(axis=1) for place in range(places.max() + 1)], axis=1)
+    best = int(lines.mean(axis=0).argmin())
+    ends = [interval(lines[:, end] - lines[:, best]) for end in (0, -1)]
+    at_end = best in (0, lines.shape[1] - 1)
+    product = float(products[places == best].mean())
+    return Optimum(product, float(lines[:, best].mean()), ends[0], ends[1], at_end)
