@@ -17,8 +17,8 @@ class ImageModel(Section):
 
     kind: ImageKind = setting(
         ...,
-        "pre-activation ResNets (resnet18, resnet34 in four stages; resnet32 in three, for small images), VGG16 with one linear "
-        "layer, or an MLP",
+        "pre-activation ResNets in four stages (resnet18, resnet34), P2's post-activation one in three (resnet32), VGG16 with one "
+        "linear layer, or an MLP",
     )
     image_size: int = setting(..., "height and width of an image, in pixels", ge=1, le=1024)
     channels: int = setting(3, "of an image: 3 for colours, 1 for grey", ge=1, le=64)

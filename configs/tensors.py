@@ -6,55 +6,22 @@ reads a name. A model family is one function here and one file in model/. A test
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal
 
+from configs.image_tensors import image_tensors
+from configs.images import ImageModel
 from configs.schema import Model
+from configs.tensor_spec import Role, TensorSpec, is_hidden_matrix, is_normalised
 
-# matrix: multiplies activations (the head and convolutions too). embedding: looked up by an index.
-# gain: multiplies element by element, and begins at 1. bias: is added, and begins at 0.
-Role = Literal["matrix", "embedding", "gain", "bias"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, mlp.proj, norm, embedding, position, head,
-    head_scale.
-
-    A bias has the kind of what it is added to.
-    """
-
-    shape: tuple[int, ...]
-    kind: str
-    role: Role
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-def is_hidden_matrix(tensor: TensorSpec) -> bool:
-    """Whether a tensor is a matrix inside the network: not an embedding, and not the head."""
-    return tensor.role == "matrix" and tensor.kind != "head"
-
-
-def is_normalised(tensor: TensorSpec) -> bool:
-    """Whether a normalisation follows in the network, so that the tensor's size changes no output: all matrices but the head.
-
-    A block's outputs go into the residual stream, which every later LayerNorm normalises (Defazio, 2506.02285, counts them so). A
-    token embedding may be the head as well, and is not counted; the position embedding is.
-    """
-    return is_hidden_matrix(tensor) or tensor.kind == "position"
+__all__ = ["Role", "TensorSpec", "is_hidden_matrix", "is_normalised", "tensor_table"]
 
 
 @lru_cache(maxsize=64)  # a plan asks again and again, and a thousand blocks are 6,000 tensors
-def tensor_table(model: Model) -> Mapping[str, TensorSpec]:
+def tensor_table(model: Model | ImageModel) -> Mapping[str, TensorSpec]:
     """Every trainable tensor of the model, tied weights once, in the order of its named_parameters()."""
-    return MappingProxyType(_gpt(model))
+    return MappingProxyType(image_tensors(model) if isinstance(model, ImageModel) else _gpt(model))
 
 
 def _gpt(model: Model) -> dict[str, TensorSpec]:

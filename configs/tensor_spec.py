@@ -1,0 +1,44 @@
+"""What is said of one trainable tensor: its shape, its kind and its role."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# matrix: multiplies activations (the head and convolutions too). embedding: looked up by an index.
+# gain: multiplies element by element, and begins at 1. bias: is added, and begins at 0.
+Role = Literal["matrix", "embedding", "gain", "bias"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, mlp.proj, norm, embedding, position, head,
+    head_scale; of images stem, conv, shortcut, hidden, norm, head.
+
+    A bias has the kind of what it is added to. `bare`: no normalisation follows, in a network that has none.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    role: Role
+    bare: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def is_hidden_matrix(tensor: TensorSpec) -> bool:
+    """Whether a tensor is a matrix inside the network: not an embedding, and not the head. Convolutions are, of four dimensions."""
+    return tensor.role == "matrix" and tensor.kind != "head"
+
+
+def is_normalised(tensor: TensorSpec) -> bool:
+    """Whether a normalisation follows in the network, so that the tensor's size changes no output: all matrices but the head.
+
+    A block's outputs go into the residual stream, which every later LayerNorm normalises (Defazio, 2506.02285, counts them so); a
+    pre-activation ResNet's do the same with batch normalisation. A token embedding may be the head as well, and is not counted;
+    the position embedding is.
+    """
+    return not tensor.bare and (is_hidden_matrix(tensor) or tensor.kind == "position")
