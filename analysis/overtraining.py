@@ -87,6 +87,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     findings, rows = [], []
     for rest, members in by_rest(groups, (LAMBDA, RATE)).items():
         before = f"{rest}: " if rest else ""
+        # relations within one setting of all other fields
         related = [r for (q, _), e in ends.items() if (r := relation(members, e, q.expected)) is not None]
         rows += [_row(rest, one) for one in related]
         findings += [before + _told(one) for one in related if one.expected]
@@ -121,6 +122,7 @@ Placed = Callable[[Run, pd.Series], pd.Series]
 
 def _across(runs: list[Run], options: Options) -> tuple[str, Placed]:
     """What the x axis shows: epochs where every run's plan knows them, else what the options say."""
+    # all or none: one axis cannot count both
     epochs = [run.plan.get(EPOCH) for run in runs]
     if not all(isinstance(steps, int | float) and steps > 0 for steps in epochs):
         return options.xlabel, options.placed
@@ -147,6 +149,7 @@ def _fine_tuned(
     _, branches, notes = families(runs)
     lines = []
     for group in groups:
+        # an unfinished branch has not annealed, and its error would be too high
         ends: dict[int, list[tuple[Run, float]]] = {}
         for run in group.runs:
             for (path, step), branch in branches.items():
@@ -169,6 +172,7 @@ def _ends(groups: list[Group], ends: dict[tuple[Quantity, str], Endpoint]) -> pd
         row: dict[str, object] = {"run": group.name}
         for (quantity, kind), endpoint in ends.items():
             values = list(endpoint.seed_losses(group).values())
+            # of the first measurement: others may lack a run that did not record them
             row.setdefault("seeds", len(values))
             row[f"{quantity.words}, {_title(kind)}"] = round(float(np.mean(values)), 4) if values else None
         rows.append(row)
