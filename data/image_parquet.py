@@ -17,6 +17,7 @@ from data.hub import CONVERTED, parquet_files
 from data.image_sources import ImageSource, Row, decode_image
 
 BATCH_ROWS = 256  # of a parquet file in memory at once
+HUB = "hf://datasets/"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def open_parquet(
     features = _open(splits["train"][0]).features or {}
     classes = _class_names(features.get(layout.label), layout)
     rows = {
-        split: partial(_read, files, layout, channels or layout.channels) for split, files in splits.items() if files
+        split: partial(read_rows, files, layout, channels or layout.channels)
+        for split, files in splits.items()
+        if files
     }
     return ImageSource(kind, classes, rows["train"], rows.get("val"), origin)
 
@@ -65,7 +68,7 @@ def _on_the_hub(kind: str, dataset: str, revision: str | None) -> tuple[dict[str
         sha, sizes = parquet_files(dataset, candidate, FETCH.format(kind=kind))
         if sizes:
             origin = {"dataset": dataset, "revision": sha, "files": len(sizes), "bytes": sum(sizes.values())}
-            return origin, [f"hf://datasets/{dataset}@{sha}/{name}" for name in sizes]
+            return origin, [f"{HUB}{dataset}@{sha}/{name}" for name in sizes]
     raise InputError(
         f"dataset {dataset} has no parquet files at revision {revision or 'main'}; name one with --revision"
     )
@@ -98,14 +101,19 @@ def _splits(names: list[str]) -> dict[str, list[str]]:
 def _open(name: str) -> Any:
     """A parquet file as a stream of rows; its images stay the bytes of their files."""
     import datasets
-    import pyarrow
 
     try:
         return datasets.load_dataset(
             "parquet", data_files=[name], split="train", streaming=True, batch_size=BATCH_ROWS
         ).decode(False)
-    except (pyarrow.ArrowException, OSError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"{name} is not a parquet file that can be read: {error}") from None
+    except Exception as error:  # pyarrow's, and those of the libraries around it
+        raise _unread(name, "is not a parquet file that can be read", error) from None
+
+
+def _unread(name: str, what: str, error: Exception) -> Exception:
+    """A local file is the user's to mend; the hub may be out of reach for a moment, which is nobody's mistake."""
+    message = f"{name} {what}: {type(error).__name__}: {str(error)[:300]}"
+    return OSError(message) if name.startswith(HUB) else InputError(message)
 
 
 def _class_names(feature: Any, layout: Layout) -> list[str]:
@@ -114,7 +122,8 @@ def _class_names(feature: Any, layout: Layout) -> list[str]:
     return [str(name) for name in names] if names else [str(number) for number in range(layout.classes)]
 
 
-def _read(names: list[str], layout: Layout, channels: int | None) -> Iterator[Row]:
+def read_rows(names: list[str], layout: Layout, channels: int | None) -> Iterator[Row]:
+    """The rows of these files. InputError names the file and row of what cannot be read; OSError where the hub is out of reach."""
     for name in names:
         stream = _open(name)
         for column in (layout.image, layout.label):
@@ -124,8 +133,8 @@ def _read(names: list[str], layout: Layout, channels: int | None) -> Iterator[Ro
         while True:
             try:
                 row = next(rows, None)
-            except Exception as error:  # pyarrow's, and those of the library around it
-                raise InputError(f"{name} is damaged after row {number}: {error}") from None
+            except Exception as error:
+                raise _unread(name, f"cannot be read after row {number}", error) from None
             if row is None:
                 break
             place = f"{name}: row {number}"

@@ -79,10 +79,10 @@ def building(out: Path, request: dict[str, Any], goes_on: bool = True) -> Iterat
             shutil.rmtree(work)
             raise
         except OSError as error:
-            kept = "finished shards are kept" if goes_on else "nothing is kept"
+            kept = "finished shards are kept: make room" if goes_on else "nothing is kept: mend that"
             if not goes_on:
                 shutil.rmtree(work, ignore_errors=True)
-            reason = f"{error.strerror or error} while writing {work}; {kept}: make room, repeat the command"
+            reason = f"{error.strerror or error} while writing {work}; {kept}, repeat the command"
             raise OSError(reason) from error
     finally:
         Path(guard.lock_file).unlink(missing_ok=True)

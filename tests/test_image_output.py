@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from configs.errors import InputError
 from data.image_manifest import read_image_manifest
+from data.image_parquet import HUB, LAYOUTS, read_rows
 from data.manifest import Manifest, read_manifest
 from data.prepare_images import main
 from data.verify import Hashing, verify_split
@@ -224,5 +226,14 @@ sys.exit(main({command!r}))"""
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2, ended.stderr
     assert "File too large while writing" in ended.stderr
-    assert "nothing is kept: make room, repeat the command" in ended.stderr
+    assert "nothing is kept: mend that, repeat the command" in ended.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
+
+
+def test_a_hub_out_of_reach_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a lost network, once the files are known, is a traceback, or is called a damaged file."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    layout = LAYOUTS["cifar10"]
+    for name, kind in ((f"{HUB}uoft-cs/cifar10@0123/train.parquet", OSError), ("/nowhere/train.parquet", InputError)):
+        with pytest.raises(kind, match=re.escape(f"{name} is not a parquet file that can be read: ")):
+            next(read_rows([name], layout, None))
