@@ -51,7 +51,7 @@ def cells() -> Iterator[tuple[str, str]]:
 
 def setting(rule: str, algorithm: str, precision: str) -> RunConfig | None:
     """A run's configuration at PULL, or None where the rule, or muon, is refused in that precision."""
-    # bfloat16 masters exist from ZeRO stage 1 on, and there Muon's matrices are not whole
+    # under bfloat16 masters Muon is refused
     if algorithm == "muon" and TABLE[precision].masters != "float32":
         return None
     own = {

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost_tables, noise_equilibrium, rule_table, speed_tables
+from benchmarks import cost_tables, muon_pieces, noise_equilibrium, rule_table, speed_tables
 from benchmarks.markdown import ROOT
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": speed_tables.ranks,
     "gpus": speed_tables.gpus,
     "rules": rule_table.rules,
+    "muon": muon_pieces.pieces_of_matrices,
     "noise": noise_equilibrium.rules_under_noise,
 }
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -98,11 +98,16 @@ class RunConfig(Section):
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
                 "step on zero gradients before the first batch"
             )
-        whole = "tensors" if self.optim.is_dotted else "matrices" if self.optim.algorithm == "muon" else ""
-        if whole and self.parallel.zero_stage:
+        if self.optim.is_dotted and self.parallel.zero_stage:
             raise InputError(
-                f"optim.algorithm {self.optim.algorithm} needs whole {whole}, and at parallel.zero_stage "
+                f"optim.algorithm {self.optim.algorithm} needs whole tensors, and at parallel.zero_stage "
                 f"{self.parallel.zero_stage} a rank steps pieces of them; use stage 0"
+            )
+        if self.optim.algorithm == "muon" and TABLE[self.precision].masters == "bfloat16":
+            fine = ", ".join(name for name, dtypes in TABLE.items() if dtypes.masters == "float32")
+            raise InputError(
+                f"optim.algorithm muon under precision {self.precision}: its decay and its step are rounded one after the other, "
+                f"and the decay of bfloat16 masters would round to nothing; use {fine}"
             )
         decay = self.optim.decay_schedule
         if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:

@@ -28,6 +28,7 @@ from engine.ds_config import deepspeed_config
 from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
 from engine.launch import World
+from engine.matrices import Matrices
 from optim.algorithms import build_optimizer, check_rounding, moments
 from optim.rules import Pieces, check_rule, rule_of
 from optim.stochastic import Piece, StochasticRounding, rounding_of, with_rounding
@@ -72,6 +73,9 @@ class Engine:
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
+        self.matrices = (
+            Matrices(self.fragments) if config.optim.algorithm == "muon" and self.fragments.sharded else None
+        )
         if isinstance(self.optimizer, StochasticRounding):
             local = self.fragments.local
             self.optimizer.know((f.flat, Piece(f.name, f.start, f.offset, f.weight.numel())) for f in local)
@@ -158,6 +162,8 @@ class Engine:
 
     def apply(self) -> None:
         """The optimiser's step, and DeepSpeed's copies of what it changed."""
+        if self.matrices is not None:
+            self.matrices.gradients_to_steps()
         self.ds.step()
 
     def leave_out(self) -> None:

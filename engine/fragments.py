@@ -59,16 +59,19 @@ class Fragments:
 
     def init_state(self) -> None:
         """Create the optimiser's state at zero now, rather than at its first step: memory and dtypes are known early."""
-        # DeepSpeed empties the groups at stage 3, where no algorithm has families.
+        # DeepSpeed empties the groups at stage 3; a rank with nothing but padding has no piece to tell a group by.
         families = {id(p): group["family"] for group in self.optimizer.param_groups for p in group["params"]}
+        families |= {id(f.flat): self.groups_by_name[f.name]["family"] for f in self.local}
         for flat in self._flats() if not self.named_state else ():
             self.optimizer.state[flat] = zero_state(flat, self.config, families.get(id(flat), ""))
 
     def names_of(self, kind: str) -> list[str]:
-        """The parameters that have a kind: all of them, but for a moment of one family alone (stage 0, optim/muon.py)."""
-        if kind not in (*self.moments, *self.named_state) or self.sharded:
+        """The parameters that have a kind: all of them, but for a moment of one family alone (optim/muon.py)."""
+        if kind in self.named_state:
+            return [f.name for f in self.local if self.optimizer.state[f.flat].get(kind) is not None]
+        if kind not in self.moments:
             return self.names
-        return [fragment.name for fragment in self.local if self.optimizer.state[fragment.flat].get(kind) is not None]
+        return [name for name in self.names if kind in moments(self.config, self.groups_by_name[name]["family"])]
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The fragment's part of `weights`, of a moment or of an average, (n,)."""

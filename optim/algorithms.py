@@ -43,9 +43,9 @@ def build_optimizer(
     return optimizer
 
 
-def moments(config: Optim) -> tuple[str, ...]:
-    """Per-element state, in torch.optim's names."""
-    names: tuple[str, ...] = algorithm_of(config).moments(config)
+def moments(config: Optim, family: str = "") -> tuple[str, ...]:
+    """Per-element state, in torch.optim's names; of a `family`, where the algorithm has families."""
+    names: tuple[str, ...] = algorithm_of(config).moments(config, *((family,) if family else ()))
     return names
 
 
@@ -55,9 +55,8 @@ def zero_state(flat: Tensor, config: Optim, family: str = "") -> dict[str, Tenso
     `family`: of the tensor's group, where the algorithm has families.
     """
     # Now rather than at the first step, so that memory is known and a checkpoint of step 0 is whole.
-    module, of = algorithm_of(config), (family,) if family else ()
-    zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in module.moments(config, *of)}
-    counts: dict[str, Tensor] = module.counts(flat, *of)
+    zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config, family)}
+    counts: dict[str, Tensor] = algorithm_of(config).counts(flat, *((family,) if family else ()))
     return counts | zeros
 
 

@@ -2,16 +2,19 @@
 
 M ← μM + (1−μ)g, W ← (1 − ηλ)·W − η·0.2·√max(d_in, d_out)·O, O ≈ UVᵀ of μM + (1−μ)g = USVᵀ, by five Newton–Schulz steps in
 bfloat16. The factor gives the step the root mean square of AdamW's, so that one η serves both: embeddings, head, gains and
-biases take AdamW. torch's own Muon and AdamW do the arithmetic. It needs whole matrices, so ZeRO stage 0.
+biases take AdamW. At ZeRO stage 0 torch's own Muon and AdamW do the arithmetic. At the others a rank steps pieces of matrices:
+engine/matrices.py makes each whole at one rank and turns gradients into steps there, by the functions below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from configs.noise_steps import MUON_RMS, NEWTON_SCHULZ, ROUNDS
 from configs.schema import Optim
 from configs.tensors import TensorSpec, is_hidden_matrix
 
@@ -40,8 +43,32 @@ def counts(flat: Tensor, family: str = "") -> dict[str, Tensor]:
 
 
 def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Never asked in earnest: at ZeRO stage 0 masters are float32."""
+    """Decay and step are rounded one after the other. Never asked in earnest: bfloat16 masters are refused."""
     return False
+
+
+def direction(momentum: Tensor, gradient: Tensor, rate: float) -> Tensor:
+    """Move M, any shape, on by a gradient; μM + (1−μ)g of the new M, in bfloat16, as Newton–Schulz takes it."""
+    momentum.lerp_(gradient, 1 - rate)
+    return gradient.lerp(momentum, rate).bfloat16()
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """O of a bfloat16 matrix (m, n), to the bits of torch.optim.Muon."""
+    a, b, c = NEWTON_SCHULZ
+    # The Gram matrix is of the shorter side: fewer products.
+    is_tall = matrix.size(0) > matrix.size(1)
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)  # torch's ε: a matrix of zeros stays one
+    for _ in range(ROUNDS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
+def factor(shape: tuple[int, ...]) -> float:
+    """What O is multiplied by, beside η."""
+    return MUON_RMS * float(max(shape)) ** 0.5
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,24 +76,30 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], config: Optim) -> None:
         super().__init__(groups, {})
-        kinds = {
+        kinds: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
             "muon": lambda own: torch.optim.Muon(own, lr=0.0, momentum=config.momentum, adjust_lr_fn="match_rms_adamw"),
             "adamw": lambda own: torch.optim.AdamW(own, lr=0.0, betas=config.betas, eps=config.eps, fused=True),
         }
-        self.both: list[torch.optim.Optimizer] = []
+        self.both: dict[str, torch.optim.Optimizer] = {}
         for family, build in kinds.items():
             own = [group for group in self.param_groups if group["family"] == family]
             if own:
-                one = build(own)
-                # torch copies groups and keeps a state of its own. η and λ are set in ours, and checkpoints read our state: so the
-                # inner optimisers are given these, completed with what they expect to find in a group.
-                for ours, theirs in zip(own, one.param_groups, strict=True):
+                self.both[family] = build(own)
+                # torch copies groups. η and λ are set in ours: they are completed with what torch expects to find in a group.
+                for ours, theirs in zip(own, self.both[family].param_groups, strict=True):
                     ours |= {name: value for name, value in theirs.items() if name not in ours}
-                one.param_groups, one.state = own, self.state
-                self.both.append(one)
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every group."""
+        """One update of every group; DeepSpeed calls it once per group at ZeRO stages 1–3, with flat pieces."""
         assert closure is None, "DeepSpeed gives none"
-        for one in self.both:
+        for group in self.param_groups:
+            if group["family"] == "muon" and all(p.dim() == 1 for p in group["params"]):
+                for p in group["params"]:
+                    # The gradient is the step already (engine/matrices.py). In torch's order: decay, then step.
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(p.grad, alpha=-group["lr"])
+                continue
+            # The inner optimiser steps our group and keeps its state in ours, where checkpoints read it.
+            one = self.both[group["family"]]
+            one.param_groups, one.state = [group], self.state
             one.step()

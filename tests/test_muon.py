@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from configs.schema import RunConfig
 from configs.tensors import TensorSpec
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
+from engine.fragments import Fragments
+from engine.launch import start_world
+from engine.matrices import homes, waves
+from engine.update import update
 from model.gpt import GPT
 from optim.algorithms import build_optimizer
+from optim.muon import direction, factor, orthogonal
 from optim.parameter_groups import set_step
+from tests.live import batch_of, make_training
 from tests.ranks import run_ranks
 from tests.test_decay import engine_ends
 from tests.test_more_rules import resumed
@@ -67,6 +74,31 @@ def test_step_is_nearly_orthogonal(tiny_config: Config) -> None:
         assert (step - u @ v).norm() < 0.3 * (u @ v).norm()
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_orthogonal_as_torchs(shape: tuple[int, int]) -> None:
+    """Breaks if at ZeRO stages 1–3 a matrix takes another step than torch's: polynomial, rounds, order of products, factor."""
+    gradient, w = torch.randn(shape, generator=torch.Generator().manual_seed(2)), nn.Parameter(torch.zeros(shape))
+    w.grad, moment = gradient.clone(), torch.zeros(shape)
+    torch.optim.Muon([w], lr=1.0, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw").step()
+    step = orthogonal(direction(moment, gradient, 0.95)).float() * factor(shape)
+    torch.testing.assert_close(step, -w.detach(), rtol=1e-6, atol=0)
+
+
+def test_homes_share_the_work() -> None:
+    """Breaks if a matrix that lies whole is sent away, cut ones go to one rank alone, or ranks work on several at a time."""
+    shapes = {name: torch.Size((4, 8)) for name in "abcdef"} | {"g": torch.Size((8, 8))}
+    cut = [(0, 0, 16), (1, 16, 16)]
+    lie = {"a": [(0, 0, 32)], "b": [(0, 0, 32)], "c": cut, "d": [(1, 0, 32)]}
+    assert homes(lie, shapes) == {"a": 0, "b": 0, "c": 1, "d": 1}
+    # At stage 3 all are cut: g is worth 8·8·8, the others 4·8·4 each.
+    found = homes(dict.fromkeys("abcdefg", cut), shapes)
+    assert found["g"] == 0
+    assert [found[name] for name in "abcdef"].count(1) == 5
+    in_turn = waves(found, shapes)
+    assert sorted(name for wave in in_turn for name in wave) == list("abcdefg")
+    assert all(len({found[name] for name in wave}) == len(wave) for wave in in_turn)
+
+
 def plain_muon(config: RunConfig, manifest: Manifest) -> dict[str, Tensor]:
     """Final weights of a loop in plain PyTorch: torch's Muon for blocks' matrices, torch's AdamW for all else."""
     model = GPT(config.model)
@@ -101,31 +133,94 @@ def plain_muon(config: RunConfig, manifest: Manifest) -> dict[str, Tensor]:
 
 
 @pytest.mark.engine
-def test_through_the_engine(tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
-    """Breaks if on two ranks another tensor than the hidden matrices takes Muon's step, or λ or η is not what it should be."""
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_through_the_engine(ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
+    """Breaks if at some ZeRO stage another tensor than the hidden matrices takes Muon's step, or λ or η is not what it should
+    be; or a piece of a matrix takes another piece's step."""
     torch.set_num_threads(1)
-    config = tiny_config({"optim": MUON, "parallel": {"zero_stage": 0}})
-    (_, _, ends) = run_ranks(2, engine_ends, [config], tiny_data[1])[0][0]
-    expected, first = plain_muon(config, tiny_data[1]), GPT(config.model)
-    first.init_weights(config.seeds.init)
-    for name, start in first.named_parameters():
-        # Newton–Schulz is in bfloat16: where gradients differ in their last bits, steps differ by its rounding.
-        moved = (expected[name] - start).norm()
-        assert (ends[name] - expected[name]).norm() <= (0.02 if "blocks." in name else 1e-3) * moved, name
+    batch = {"batch": {"tokens_per_step": 96, "micro_batch": 1}}  # of two and of three ranks
+    precisions = *(("fp32", stage) for stage in range(4)), ("bf16-mixed", 2), ("bf16-master", 1), ("bf16-master", 3)
+    configs = [
+        tiny_config({"optim": MUON, "precision": precision, "parallel": {"zero_stage": stage}}, batch)
+        for precision, stage in precisions
+    ]
+    first = GPT(configs[0].model)
+    first.init_weights(configs[0].seeds.init)
+    expected = plain_muon(configs[0], tiny_data[1])
+    for (precision, stage), (_, _, ends) in zip(
+        precisions, run_ranks(ranks, engine_ends, configs, tiny_data[1])[0], strict=True
+    ):
+        for name, start in first.named_parameters():
+            # Newton–Schulz is in bfloat16: where gradients differ in their last bits, steps differ by its rounding.
+            moved, near = (expected[name] - start).norm(), 0.02 if "blocks." in name else 1e-3
+            near = near if precision == "fp32" else 0.3
+            assert (ends[name] - expected[name]).norm() <= near * moved, f"{precision}, stage {stage}, {name}"
+
+
+def _give(fragments: Fragments, t: int, gradients: list[Tensor]) -> None:
+    """Overwrite the gradients of update t by numbers that are the same at every stage."""
+    generator = torch.Generator().manual_seed(t)
+    drawn = {name: torch.randn(shape, generator=generator).view(-1) for name, shape in fragments.shapes.items()}
+    for fragment, gradient in zip(fragments.local, gradients, strict=True):
+        gradient.copy_(drawn[fragment.name][fragment.start : fragment.start + gradient.numel()])
+
+
+def ends_of_given_gradients(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Tensor] | None]:
+    """Weights after updates by gradients that are drawn, the same for all configurations."""
+    world, ends = start_world("given", 120, None), []
+    for config in configs:
+        training = make_training(config, manifest, world)
+        fragments = training.engine.fragments
+        for t in range(config.schedule.steps):
+            outcome = update(training, iter([batch_of(training, t)]), look=partial(_give, fragments, t))
+            assert outcome.ended == "applied"
+        ends.append(fragments.gather("weights", 0))
+    return ends
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_stage_as_stage_0(ranks: int, tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
+    """Breaks if by the same gradients a matrix that was put together from pieces takes another step than the whole one that
+    torch's Muon has at stage 0, or its momentum goes another way."""
+    torch.set_num_threads(1)
+    batch = {"batch": {"tokens_per_step": 96, "micro_batch": 1}, "optim": {"grad_clip": 0.0}}
+    configs = [tiny_config({"optim": MUON, "parallel": {"zero_stage": stage}}, batch) for stage in range(4)]
+    whole, *others = run_ranks(ranks, ends_of_given_gradients, configs, tiny_data[1])[0]
+    for stage, ends in enumerate(others, 1):
+        for name, tensor in whole.items():
+            torch.testing.assert_close(ends[name], tensor, rtol=1e-6, atol=1e-8, msg=f"stage {stage}, {name}")
 
 
 @pytest.mark.engine
 def test_resumed_bit_for_bit(tiny_data: tuple[Path, Manifest], tiny_config: Config, tmp_path: Path) -> None:
     """Breaks if a checkpoint lacks a moment of one family, or holds one of the other's tensors."""
     torch.set_num_threads(1)
-    config = tiny_config({"optim": MUON, "parallel": {"zero_stage": 0}})
-    ((whole, again),) = run_ranks(2, resumed, [config], tiny_data[1], str(tmp_path))[0]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
-    files = json.loads((tmp_path / "0" / "step_00000003" / "manifest.json").read_text())["files"]
-    assert sorted(files) == [f"{kind}.safetensors" for kind in ("exp_avg", "exp_avg_sq", "momentum_buffer", "weights")]
-    (planned,) = {make_plan(config, ranks, None).checkpoint_bytes for ranks in (1, 2)}
-    header = 8 * 1024  # names and shapes, beside the numbers
-    assert planned <= sum(file["bytes"] for file in files.values()) <= planned + header
+    configs = [tiny_config({"optim": MUON, "parallel": {"zero_stage": stage}}) for stage in range(4)]
+    found = run_ranks(2, resumed, configs, tiny_data[1], str(tmp_path))[0]
+    for stage, (whole, again) in enumerate(found):
+        assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items()), f"stage {stage}"
+        files = json.loads((tmp_path / str(stage) / "step_00000003" / "manifest.json").read_text())["files"]
+        kinds = ("exp_avg", "exp_avg_sq", "momentum_buffer", "weights")
+        assert sorted(files) == [f"{kind}.safetensors" for kind in kinds], f"stage {stage}"
+        (planned,) = {make_plan(configs[stage], ranks, None).checkpoint_bytes for ranks in (1, 2)}
+        header = 8 * 1024  # names and shapes, beside the numbers
+        assert planned <= sum(file["bytes"] for file in files.values()) <= planned + header
+
+
+@pytest.mark.engine
+def test_resumed_at_another_stage(tiny_data: tuple[Path, Manifest], tiny_config: Config, tmp_path: Path) -> None:
+    """Breaks if a momentum lands in another piece where the ranks' pieces are others: from each stage to the next, and back."""
+    torch.set_num_threads(1)
+    configs = [tiny_config({"optim": MUON, "parallel": {"zero_stage": stage}}) for stage in range(4)]
+    first = GPT(configs[0].model)
+    first.init_weights(configs[0].seeds.init)
+    start = dict(first.named_parameters())
+    found = run_ranks(2, resumed, configs, tiny_data[1], str(tmp_path), [*configs[1:], configs[0]])[0]
+    for stage, (whole, again) in enumerate(found):
+        for name, tensor in whole.items():
+            near = 0.02 if "blocks." in name else 1e-3
+            assert (again[name] - tensor).norm() <= near * (tensor - start[name]).norm(), f"from {stage}, {name}"
 
 
 @pytest.mark.engine
@@ -138,26 +233,28 @@ def test_a_decay_for_each_family(tiny_data: tuple[Path, Manifest], tiny_config: 
     optim = {"lr": 0.05, "weight_decay": 1.5, "grad_clip": 0.0, "decay_overrides": overrides}
     constant = {"kind": "constant", "warmup_steps": 0, "steps": 4}
     # With biases a pattern takes tensors of both families.
-    config = tiny_config(
-        {"optim": MUON | optim, "model": {"bias": True}, "schedule": constant, "parallel": {"zero_stage": 0}}
-    )
-    start, end = run_ranks(2, ends_without_gradient, [config], tiny_data[1])[0][0]
+    fields = {"optim": MUON | optim, "model": {"bias": True}, "schedule": constant}
+    configs = [tiny_config(fields, {"parallel": {"zero_stage": stage}}) for stage in range(4)]
     # λ read off the patterns by hand.
     by_word = {"attn": 0.5, "mlp": 0.2, "ln_1": 0.7, "wte": 1.5, "wpe": 0.0, "ln_2": 0.0, "ln_f": 0.0}
-    for name, tensor in end.items():
-        (decay,) = {decay for word, decay in by_word.items() if word in name.split(".")}
-        expected = start[name].double() * (1 - 0.05 * decay) ** 4
-        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=0, msg=name)
+    for stage, (start, end) in enumerate(run_ranks(2, ends_without_gradient, configs, tiny_data[1])[0]):
+        for name, tensor in end.items():
+            (decay,) = {decay for word, decay in by_word.items() if word in name.split(".")}
+            expected = start[name].double() * (1 - 0.05 * decay) ** 4
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=0, msg=f"stage {stage}, {name}")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parallel": {"zero_stage": 1}}, "muon needs whole matrices.*use stage 0"),
+        (
+            {"precision": "bf16-true", "parallel": {"zero_stage": 1}},
+            "muon under precision bf16-true.*rounded one after the other.*use fp32, tf32, bf16-mixed, bf16-master",
+        ),
         ({"optim": {"decay_rule": "l2_coupled"}}, "Muon has no coupled decay; use decoupled, or l2_loss"),
     ],
 )
 def test_refusals(fields: dict[str, Any], message: str, tiny_config: Config) -> None:
-    """Breaks if Muon is accepted where a rank has only pieces of a matrix, or with a decay that torch's has not."""
+    """Breaks if Muon is accepted where its decay would round to nothing, or with a decay that torch's has not."""
     with pytest.raises(ValueError, match=message):
         tiny_config({"optim": MUON, "parallel": {"zero_stage": 0}}, fields)

@@ -81,6 +81,7 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
     cases = [(p, stage, {}) for p, stage in CASES] + [("fp32", 2, {"optim": {"algorithm": "sgd", "lr": 0.1}})]
     cases += [
         ("fp32", 0, {"optim": {"algorithm": "muon", "momentum": 0.95}}),
+        ("fp32", 2, {"optim": {"algorithm": "muon", "momentum": 0.95}}),
         ("fp32", 1, {"optim": {"algorithm": "lion"}}),
     ]
     cases.append(("fp32", 2, {"model": {"tied_head": False}}))  # rows of tokens that did not occur have no gradient
