@@ -38,6 +38,7 @@ def equilibrium_rows(config: RunConfig, decay: float, plan: Plan) -> tuple[list[
         return [*rows, ("rotation a step √(2ηλ(1−β₁)/(1+β₁))", f"{angle:.4g} radians", PAPER)], []
     if algorithm == "muon":
         return _of_muon(config, decay), []
+    # Lion's coupled decay is not converted to decoupled decay's, and does not come here
     law = equilibrium.settled_coupled if optim.decay_rule == "l2_coupled" else equilibrium.settled
     rms, angle = law(steps_of(algorithm, optim.betas, optim.momentum), eta, decay)
     # SGD's steps are as large as the gradients are, so its size is told in their noise; signs have a size of their own
@@ -52,6 +53,7 @@ def equilibrium_rows(config: RunConfig, decay: float, plan: Plan) -> tuple[list[
 def _of_muon(config: RunConfig, decay: float) -> list[Row]:
     """A line each kind of hidden matrix, by its shape; then the other tensors, which take AdamW's step."""
     optim = config.optim
+    # the law knows no difference between a matrix and its transpose
     kinds: dict[tuple[int, ...], dict[str, None]] = {}
     for tensor in tensor_table(config.model).values():
         if is_hidden_matrix(tensor):

@@ -121,6 +121,7 @@ def _on_pilot(judged: list[Run], pilots: list[Run], first: int) -> list[str]:
         f"{len(pilots)} runs are taken as the pilot's, for their seeds.init is {first} or above ({_seeds(pilots)}): they choose η "
         f"and λ and enter no claim (--pilot-seeds-from {first})"
     ]
+    # nothing in the table would show that such a rule was given at all
     only = {key_of(run) for run in pilots} - {key_of(run) for run in judged}
     for key in sorted(only):
         own = [run for run in pilots if key_of(run) == key]
