@@ -59,7 +59,7 @@ def setting(rule: str, algorithm: str, precision: str) -> RunConfig | None:
         "optim": {
             "algorithm": algorithm,
             "decay_rule": rule,
-            "lr": LR,
+            "lr": lr_of(rule, algorithm),
             **({} if algorithm == "sgd" else {"betas": BETAS}),
             **({"momentum": MOMENTUM[algorithm]} if algorithm in MOMENTUM else {}),
             "weight_decay": decay_of(rule, algorithm) * (LR if rule == "independent" else 1.0),
@@ -92,6 +92,7 @@ def decay_of(rule: str, algorithm: str) -> float:
         "selective_projection": 0.5,  # a share, whatever η is
         "norm_projection": 0.0,
         "hyperball": 0.0,
+        "sphere": 0.0,
     }.get(rule, PULL / LR)
 
 
@@ -108,16 +109,28 @@ def first_of(algorithm: str) -> float:
     return AWAY * settled(steps(algorithm), LR, PULL / LR)[0]
 
 
+def on_sphere(algorithm: str) -> float:
+    """The root mean square that weights of norm 1 have, here one tensor."""
+    return 1 / math.sqrt(math.prod(shape_of(algorithm)))
+
+
+def lr_of(rule: str, algorithm: str) -> float:
+    """η: on the sphere smaller by as much as weights are, so that they turn as under norm_projection."""
+    return LR * on_sphere(algorithm) / first_of(algorithm) if rule == "sphere" else LR
+
+
 def predicted(rule: str, algorithm: str) -> tuple[float, float] | None:
     decay = decay_of(rule, algorithm)
-    return under_noise(rule, steps(algorithm), LR, decay, NOISE, first_of(algorithm))
+    first = on_sphere(algorithm) if rule == "sphere" else first_of(algorithm)
+    return under_noise(rule, steps(algorithm), lr_of(rule, algorithm), decay, NOISE, first)
 
 
 def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[float, float, float]:
     """(RMS, rotation, growth of the mean square in an update) of one tensor, whole on one rank, over the updates after ARRIVED."""
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * first
-    dtype = getattr(torch, TABLE[config.precision].masters)
-    w, rule = nn.Parameter(start.to(dtype)), rule_of(config.optim)
+    dtype, rule = getattr(torch, TABLE[config.precision].masters), rule_of(config.optim)
+    rule.on_start({"w": start})
+    w = nn.Parameter(start.to(dtype))
     built = build_optimizer({"w": w}, {"w": TensorSpec(shape, "mlp.fc", "matrix")}, config.optim)
     optimizer = with_rounding(built, moments(config.optim), config)
     if isinstance(optimizer, StochasticRounding):
@@ -129,7 +142,7 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
         before = after
         gradient = (NOISE * torch.randn(shape, generator=generator)).to(dtype)
         w.grad = gradient
-        set_step(optimizer, config, t, LR)
+        set_step(optimizer, config, t, config.optim.lr)
         rule.on_gradients(pieces, [gradient.view(-1)])
         kept = rule.before_step(pieces, [gradient.view(-1)], t)
         optimizer.step()

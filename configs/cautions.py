@@ -37,6 +37,8 @@ def _start(config: RunConfig) -> list[str]:
     """Adam, Lion and Muon move each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
     if config.branch is not None or config.optim.algorithm == "sgd" or config.optim.is_dotted:
         return []
+    if config.optim.decay_rule == "sphere":  # weights start at init_std over the norm of all
+        return []
     assert config.model.init_std is not None  # validation has put the number there
     ratio = config.optim.lr / config.model.init_std
     if ratio > RATIO[1]:

@@ -76,6 +76,11 @@ LAWS = {
         "that of decoupled decay whose equilibrium turns weights as fast",
         product=True,
     ),
+    "sphere": Law(
+        "w ← w/‖w‖ after the step and at the start, w all trainable tensors as one vector; no λ (2310.04415)",
+        "none",
+        has_decay=False,
+    ),
 }
 # How η and λ of an algorithm stand to AdamW's, as far as its authors say.
 SCALES = {

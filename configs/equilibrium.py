@@ -13,7 +13,8 @@ from configs.noise_steps import Steps, adam, steps_of
 # Rules that multiply each decayed weight by 1 − η_tλ_t; and why the others do not (optim/rules/ has the laws).
 MULTIPLIED = ("decoupled", "independent", "corrected")
 SHRINKING = (*MULTIPLIED, "cautious", "cautious_random")  # those that multiply a weight so in some updates
-HOLDING = ("norm_projection", "hyperball", "rotational")  # those that keep the norm of a tensor
+# Those that keep the norm of a tensor; under sphere only that of all of them is kept.
+HOLDING = ("norm_projection", "hyperball", "rotational")
 OTHER_LAWS = {
     "cautious": "only weights decay that the step moves towards zero",
     "cautious_random": "only weights decay that chance takes",
@@ -22,6 +23,7 @@ OTHER_LAWS = {
     "norm_projection": "norms are held, and nothing decays",
     "hyperball": "norms are held, and nothing decays",
     "rotational": "norms are held, and λ sets the angle of an update",
+    "sphere": "the norm of all weights is held, and nothing decays",
 }
 SMALL, HALVINGS = 1e-12, 60  # where an iteration, and a search by halving, end
 # Powers of ‖w‖: what the effective learning rate of a scale-invariant weight is divided by. Not known of a torch.optim.NAME.
@@ -151,8 +153,8 @@ def under_noise(
 ) -> tuple[float, float] | None:
     """(RMS, rotation) a rule comes to; None under selective_projection, which comes to none.
 
-    `decay`: λ as it multiplies η, so λ/η for independent. `first`: RMS at the start, for rules that hold it. `rotational` and `swd`
-    are Adam's.
+    `decay`: λ as it multiplies η, so λ/η for independent. `first`: RMS at the start, for rules that hold it. Under `sphere`
+    all n weights are one tensor, whose RMS is 1/√n, and both are of the whole. `rotational` and `swd` are Adam's.
     """
     match rule:
         case "l2_coupled" | "l2_loss":
@@ -161,7 +163,7 @@ def under_noise(
             return settled(steps, lr, decay / noise)
         case "cautious" | "cautious_random":
             return settled_cautious(steps, lr, decay, rule == "cautious")
-        case "norm_projection":
+        case "norm_projection" | "sphere":
             return first, rotation_held(steps, lr * math.sqrt(steps.power) / first)
         case "hyperball":
             return first, rotation_held(steps, lr)

@@ -56,6 +56,7 @@ DecayRule = Literal[
     "norm_projection",
     "hyperball",
     "rotational",
+    "sphere",
 ]
 
 
@@ -100,7 +101,8 @@ class Optim(Section):
         "schedule's shape; corrected (AdamC): η_t²/η·λ on normalised layers; cautious: only where the step moves w towards zero, "
         "and cautious_random, its control; swd (AdamS): λ over the root mean square of the gradients; selective_projection: λ "
         "undoes growth against the gradient; without a λ norm_projection, each tensor back to its first norm, and hyperball, its "
-        "update's norm fixed too; rotational: turns as decay would make it",
+        "update's norm fixed too, and sphere, all weights as one vector back to norm 1 (P1, whose code does so once an epoch); "
+        "rotational: turns as decay would make it",
     )
     projection_every: int = setting(1, "of norm_projection: updates from one projection to the next", ge=1)
     decay_schedule: DecaySchedule | None = setting(None, "λ over the run; null: constant")
@@ -194,6 +196,11 @@ class Optim(Section):
             )
         if self.projection_every != 1 and self.decay_rule != "norm_projection":
             raise InputError(f"projection_every does nothing under decay_rule {self.decay_rule}; leave it out")
+        for name in ("decay_mask", "decay_overrides", "decay_schedule"):
+            if self.decay_rule == "sphere" and getattr(self, name) != type(self).model_fields[name].default:
+                raise InputError(
+                    f"{name} does nothing under decay_rule sphere, which scales all weights as one; leave it out"
+                )
         return self
 
     def _check_dotted(self) -> None:

@@ -62,6 +62,7 @@ class Engine:
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.rule = rule_of(config.optim)
         check_rule(config)
+        self.rule.on_start(initial)
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)
         optimizer = build_optimizer(dict(model.named_parameters()), tensors, config.optim, by_tensor)

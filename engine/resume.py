@@ -78,6 +78,7 @@ def _start_branch(training: Training, branch: Branch) -> None:
     training.progress.watch = trunk.watch
     training.progress.numbers = training.engine.rule.taken_over(trunk.numbers, keep)
     training.progress.watch.state["above_since"] = None
+    training.engine.rule.on_branch(training.engine.weight_norms())
     if branch.data == "continue":
         training.progress.order_digest = trunk.order_digest
     logger.info("branch of %s, optimiser state %s", path, "kept" if keep else "dropped")

@@ -136,6 +136,8 @@ def plain_run(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[
         )
         for name, p in model.named_parameters()
     }
+    if config.optim.decay_rule == "sphere":
+        onto_sphere(model, rules)
     losses, norms = [], []
     data = TrainData(config.data.path, manifest, config)
     for batch in step_batches(data, 0, None, 1, 0, 1):
@@ -158,6 +160,17 @@ def plain_run(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[
             for name, p in model.named_parameters():
                 lr, mean_v = lr_at(config, batch.step), seconds.mean().item()
                 p.copy_(rules[name].update(gradients[name] * scale, lr, factor, mean_v))
+        if config.optim.decay_rule == "sphere":
+            onto_sphere(model, rules)
         losses.append(total / config.batch.tokens_per_step)
         norms.append(norm)
     return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def onto_sphere(model: GPT, rules: dict[str, Formulas]) -> None:
+    """w ← w/‖w‖, w the whole model: what no tensor's own formula can say."""
+    norm = torch.cat([rule.w.view(-1) for rule in rules.values()]).norm()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            rules[name].w = rules[name].w / norm
+            p.copy_(rules[name].w)

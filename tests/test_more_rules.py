@@ -39,9 +39,12 @@ CASES: list[tuple[dict[str, Any], float]] = [
     ({"decay_rule": "norm_projection", "weight_decay": 0.0, "projection_every": 2}, 2e-6),
     ({"decay_rule": "hyperball", "weight_decay": 0.0, "lr": 0.01}, 2e-5),
     ({"decay_rule": "rotational", "weight_decay": 1.0}, 2e-5),
+    # A tenth of the η: weights of norm 1 are a thirtieth as large.
+    ({"decay_rule": "sphere", "weight_decay": 0.0, "lr": 2e-4}, 1e-5),
+    ({"decay_rule": "sphere", "weight_decay": 0.0, "algorithm": "sgd", "lr": 0.1}, 1e-5),
 ]
 # Those whose updates need more than weights, moments and the step, or whole tensors.
-KEEPING = ("cautious_random", "swd", "selective_projection", "norm_projection", "hyperball", "rotational")
+KEEPING = ("cautious_random", "swd", "selective_projection", "norm_projection", "hyperball", "rotational", "sphere")
 Config = Callable[..., RunConfig]
 
 

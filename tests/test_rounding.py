@@ -77,6 +77,8 @@ def law_cases(precisions: dict[str, tuple[int, ...]], masks: tuple[str, ...] = D
         optim |= {"decay_mask": mask, "grad_clip": 0.0}
         if TABLE[precision].masters == "bfloat16" and (rule == "l2_loss" or not Rule(LAWS[rule]).rounds_once):
             continue  # refused at the start
+        if rule == "sphere" and mask != "matrices":  # it has no mask
+            continue
         if algorithm == "muon" and TABLE[precision].masters == "bfloat16":  # refused: its decay would round to nothing
             continue
         stage = stages[len(cases) % len(stages)]

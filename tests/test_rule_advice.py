@@ -19,7 +19,7 @@ from tests.recorded import cell_runs
 def test_advice_knows_the_rule(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if the advice on a rule fails, or gives it decoupled decay's numbers without the law that takes its λ there."""
     law, config = LAWS[rule], "configs/gpt124m_wd0.1.json"
-    decay = {"independent": 6e-5, "norm_projection": 0.0, "hyperball": 0.0}.get(rule, 0.1)
+    decay = {"independent": 6e-5, "norm_projection": 0.0, "hyperball": 0.0, "sphere": 0.0}.get(rule, 0.1)
     options = ["--set", f"optim.decay_rule={rule}", "--set", f"optim.weight_decay={decay}"]
     assert main(["advise", config, *options]) == 0
     text = capsys.readouterr().out

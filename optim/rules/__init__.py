@@ -14,6 +14,8 @@ and of the following what it needs; what it does not define does nothing.
     USES_DECAY    False: the rule has no λ, and optim.weight_decay must be 0
     part(tensor)  which of its laws holds for a tensor, as a word: the groups are split by it
     factor(config, t, part)      λ_t over λ in update t (0-based); by default as the schedule says
+    on_start(initial)            the whole initial weights by name, float32, before a run's first gradient: changed in place
+    on_branch(norms)             what a branch begins with: ‖w‖ by name, "" of all; InputError where it cannot go on from there
     on_gradients(pieces, gradients)       before the gradients are seen by a probe, and clipped
     before_step(pieces, gradients, t)     before the optimiser's step; what it returns is given to after_step
     after_step(pieces, kept, t)           after it; the copies that the forward pass reads are then made anew
@@ -47,6 +49,7 @@ from optim.rules import (
     rotational,
     selective_projection,
     swd,
+    unit_sphere,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ RULES: dict[str, ModuleType] = {
     "norm_projection": norm_projection,
     "hyperball": hyperball,
     "rotational": rotational,
+    "sphere": unit_sphere,
 }
 
 
@@ -111,11 +115,14 @@ class Rule:
         self.keeps: dict[str, str] = getattr(module, "KEEPS", {})
         self.part: Callable[[TensorSpec], str] = getattr(module, "part", lambda tensor: "")
         self.factor: Callable[[RunConfig, int, str], float] = getattr(module, "factor", _scheduled)
+        self.on_start: Callable[[dict[str, Tensor]], None]
+        self.on_branch: Callable[[dict[str, float]], None]
         self.on_gradients: Callable[[Pieces, list[Tensor]], None]
         self.before_step: Callable[[Pieces, list[Tensor], int], Any]
         self.after_step: Callable[[Pieces, Any, int], None]
-        self.on_gradients, self.before_step, self.after_step = (
-            getattr(module, name, _nothing) for name in ("on_gradients", "before_step", "after_step")
+        self.on_start, self.on_branch, self.on_gradients, self.before_step, self.after_step = (
+            getattr(module, name, _nothing)
+            for name in ("on_start", "on_branch", "on_gradients", "before_step", "after_step")
         )
         self.moves_weights = hasattr(module, "after_step")
 
