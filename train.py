@@ -1,4 +1,4 @@
-"""Train one GPT, one pass over its data: configuration → plan → data → model → engine → loop.
+"""Train one network, a GPT or a classifier of images: configuration → plan → data → model → engine → loop.
 
     deepspeed train.py --config configs/gpt124m_wd0.1.json
     python train.py --config configs/quickstart.json --set optim.weight_decay=0.3 --dry-run
@@ -28,7 +28,7 @@ from configs.load import load_config
 from configs.plan import Plan, make_plan
 from configs.render import render_plan
 from configs.schema import RunConfig
-from data.manifest import Manifest, read_manifest
+from data.any_manifest import AnyManifest, manifest_of
 from data.verify import DamagedDataError
 from engine.devices import device_bytes, not_here
 from engine.stopping import leave
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         branch = [f"branch.origin={json.dumps(args.branch)}"] if args.branch else []
         moved = [f"data.path={json.dumps(str(args.data))}"] if args.data else []
         config, given = load_config(args.config, (args.set or []) + branch + moved)
-        manifest = read_manifest(config.data.path)
+        manifest = manifest_of(config)
         ranks = args.ranks or int(os.environ.get("WORLD_SIZE", 1))
         # A plan can do without what does not exist yet, a run cannot.
         origin = find_origin(config, args.run_dir, required=not args.dry_run)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(
     config: RunConfig,
     given: dict[str, Any],
-    manifest: Manifest,
+    manifest: AnyManifest,
     plan: Plan,
     folder: RunFolder,
     args: argparse.Namespace,
@@ -109,7 +109,8 @@ def run(
     from engine.ending import signalled
     from engine.profiling import profiled
     from engine.resume import resume
-    from engine.training import begin, open_data
+    from engine.supply import open_data
+    from engine.training import begin
 
     world = join_world(config, plan, folder)
     first = world.rank == 0
@@ -118,8 +119,8 @@ def run(
         dist.destroy_process_group()
         return "preempted"
     data = on_every_rank(lambda: open_data(config, manifest, plan, world))
-    logger.info("%s", render_plan(config, plan))
     training: Training | None = None
+    logger.info("%s", render_plan(config, plan))
     with ExitStack() as stack:
         recorder = claim(folder, stack, config, plan, args.resume)
         try:
@@ -155,7 +156,7 @@ def claim(folder: RunFolder, stack: ExitStack, config: RunConfig, plan: Plan, ho
     """Lock the run folder on rank 0, and give the recorder that writes in it; the other ranks' records nothing. Collective."""
     from engine.agree import on_first_rank
 
-    recorder = Recorder(None, None, config.batch.tokens_per_step)
+    recorder = Recorder(None, None, config.units_per_step)
 
     def lock() -> None:
         nonlocal recorder
@@ -167,13 +168,14 @@ def claim(folder: RunFolder, stack: ExitStack, config: RunConfig, plan: Plan, ho
     return recorder
 
 
-def replay_step(config: RunConfig, manifest: Manifest, plan: Plan, folder: RunFolder, step: int) -> int:
+def replay_step(config: RunConfig, manifest: AnyManifest, plan: Plan, folder: RunFolder, step: int) -> int:
     """Print what one step of a run was made of (engine/replay.py); returns the exit code."""
     import torch.distributed as dist
 
     from engine.agree import on_every_rank
     from engine.replay import replay
-    from engine.training import begin, open_data
+    from engine.supply import open_data
+    from engine.training import begin
 
     world = join_world(config, plan, folder)
     data = on_every_rank(lambda: open_data(config, manifest, plan, world))
@@ -250,7 +252,7 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
             reason = stop_reason(training, stop) if outcome.stop else ""
             if outcome.ended != "abandoned":
                 bar.set_postfix_str(f"step {progress.step:,} of {steps:,}, loss {outcome.loss:.3f}", refresh=False)
-                bar.update(config.batch.tokens_per_step)
+                bar.update(config.units_per_step)
     except DamagedDataError as error:  # all ranks know it, and end together
         return "failed", str(error)
     except InputError as error:  # here it is no longer the user's
@@ -262,13 +264,13 @@ def train(training: Training, stop: StopRequest, tick: Callable[[], None] = lamb
 
 
 def progress_bar(training: Training) -> tqdm[NoReturn]:
-    """In tokens, on rank 0. Where nobody watches it, every 15 s."""
-    tokens_per_step = training.config.batch.tokens_per_step
+    """In tokens or images, on rank 0. Where nobody watches it, every 15 s."""
+    units_per_step = training.config.units_per_step
     return tqdm(
-        total=training.plan.steps * tokens_per_step,
-        initial=training.progress.step * tokens_per_step,
+        total=training.plan.steps * units_per_step,
+        initial=training.progress.step * units_per_step,
         desc=training.config.name,
-        unit=" tokens",
+        unit=f" {training.config.unit}",
         unit_scale=True,
         disable=training.world.rank != 0,
         mininterval=0.5 if sys.stderr.isatty() else 15,

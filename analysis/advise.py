@@ -27,9 +27,10 @@ from configs.cautions import cautions
 from configs.cost import n_parameters
 from configs.decay_laws import LAWS, OWN_SCALE, SCALES, decoupled_per_decay, product_acts
 from configs.equilibrium import why_no_e_folds as why
+from configs.errors import InputError
 from configs.load import load_config
 from configs.plan import Plan, make_plan
-from configs.prepared import DataSummary, read_summary
+from configs.prepared import DataSummary, ImageSummary, read_summary
 from configs.schedule import decay_sum, lr_sum
 from configs.schema import RunConfig
 from record.run import FINISHED
@@ -40,7 +41,7 @@ LAW = paper("2505.13738")["power_law"]
 
 def power_law(config: RunConfig) -> tuple[float, float]:
     """(τ_opt in fractions of the run, λ_opt = B/(η·τ_opt·D)); N all parameters, D the run's tokens, B tokens a step, η the peak."""
-    batch = config.batch.tokens_per_step
+    batch = config.units_per_step
     # D counts tokens read, N all parameters, as the paper counts them
     tokens = config.schedule.steps * batch
     tau = LAW["coefficient"] * (tokens / n_parameters(config.model)) ** LAW["exponent"]
@@ -53,9 +54,15 @@ def _law() -> str:
 
 
 def analyse(config: RunConfig, runs: list[Run], options: Options) -> Result:
+    if config.unit == "images":
+        raise InputError(
+            "advise knows laws of training on tokens in one pass; of images, repeated, none is known to hold: compare runs with "
+            "`python -m analysis overtraining`"
+        )
     optim = config.optim
     plan = make_plan(config, 1, None)
     summary, notes = read_summary(config.data.path), []
+    assert not isinstance(summary, ImageSummary), "a configuration for tokens"
     if summary is None:
         notes.append(f"no prepared data in {config.data.path}: time scales are not given in epochs")
     total = lr_sum(config) if config.schedule.match is None else None
@@ -136,7 +143,7 @@ def _equilibrium(
     """Time scale of the decoupled decay that λ is worth, and size and rotation in the algorithm's equilibrium."""
     eta, lam, steps = config.optim.lr, config.optim.weight_decay * worth, config.schedule.steps
     tau = 1 / (eta * lam)
-    passes = tau * config.batch.tokens_per_step / summary.train_tokens if summary else None
+    passes = tau * config.units_per_step / summary.train_tokens if summary else None
     epochs = f", {passes:.3g} epochs of {summary.train_tokens:,} tokens" if summary and passes is not None else ""
     rows = [("time scale of the decay τ = 1/(ηλ) at the peak", f"{tau:,.0f} steps of {steps:,}{epochs}", "2405.13698")]
     # added to SGD's gradient, λ is what the law has; multiplied with a weight, what it is worth
@@ -152,7 +159,7 @@ def _by_power_law(config: RunConfig, worth: float) -> tuple[list[tuple[str, str,
     """The power law's λ, as this rule writes it."""
     fraction, best = power_law(config)
     parameters = n_parameters(config.model)
-    ratio = config.schedule.steps * config.batch.tokens_per_step / parameters
+    ratio = config.schedule.steps * config.units_per_step / parameters
     # the law was fitted with decoupled decay
     own = "" if worth == 1 else f", which is {best:.3g} of decoupled decay"
     row = (f"λ by the power law, D/N = {ratio:.3g}", f"{best / worth:.3g} (τ = {fraction:.3g} of the run)", _law())
@@ -225,7 +232,7 @@ def _unlike(config: RunConfig, runs: list[Run]) -> list[str]:
 
     Sizes must be equal; horizon, steps, warm-up and η may differ by NEAR, less than a neighbour in any grid of them.
     """
-    steps, batch = config.schedule.steps, config.batch.tokens_per_step
+    steps, batch = config.schedule.steps, config.units_per_step
     ours = {
         "parameters": float(n_parameters(config.model)),
         "tokens per parameter": steps * batch / n_parameters(config.model),

@@ -28,7 +28,7 @@ def update_seconds(
         {"params": [p for p in network.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=config.optim.betas, fused=fused, foreach=False)
-    tokens = torch.randint(0, IDS, (config.sequences_per_step, config.model.seq_len + 1), device=device)
+    tokens = torch.randint(0, IDS, (config.examples_per_step, config.model.seq_len + 1), device=device)
     seconds = []
     for _ in range(updates):
         begun = time.perf_counter()

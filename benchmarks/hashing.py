@@ -30,7 +30,8 @@ from data.loader import Prefetcher
 from data.manifest import Manifest
 from data.verify import Hashing
 from engine.launch import start_world
-from engine.training import Training, begin, open_data
+from engine.supply import open_data
+from engine.training import Training, begin
 from engine.update import update
 from record.recorder import Recorder
 from record.run import RunFolder
@@ -133,7 +134,7 @@ def main() -> int:
         plan = make_plan(config, 1, manifest.summary())
         world = start_world("hashing", 600, config.parallel.threads_per_rank)
         data, run = open_data(config, manifest, plan, world), RunFolder(folder / "run")
-        training = begin(config, plan, run, world, data, Recorder(None, None, plan.tokens))
+        training = begin(config, plan, run, world, data, Recorder(None, None, plan.units))
         batches = training.batches()
         result = measure(training, batches, folder / "hashed", args.pairs, args.updates)
         batches.close()

@@ -78,9 +78,9 @@ def measured(config: RunConfig, means: str, updates: int) -> dict[str, Any]:
     if world.device.type == "cpu" and means != "malloc":
         keep_freed_memory()
     plan = make_plan(config, 1, None)
-    pieces = min(config.sequences_per_step, (4 if means == "quarter" else 1) * plan.micro_steps)
+    pieces = min(config.examples_per_step, (4 if means == "quarter" else 1) * plan.micro_steps)
     forget_peak(world.device)
-    micro_batch = config.sequences_per_step // pieces
+    micro_batch = config.examples_per_step // pieces
     seconds = update_seconds(config, 0, world.device, micro_batch, updates + WARM_UP, means != "unfused")
     peak, device = peak_bytes(world.device), device_name(world.device)
     return {"seconds": seconds[WARM_UP:], "peak_bytes": peak, "device": device}

@@ -48,7 +48,8 @@ from engine.dtypes import set_matmul_precision
 from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
 from engine.network import is_compiled
-from engine.training import Training, begin, open_data
+from engine.supply import open_data
+from engine.training import Training, begin
 from record.metrics import MetricsLog, read_metrics
 from record.recorder import Recorder
 from record.run import RunFolder
@@ -89,7 +90,7 @@ class Bench:
         run = RunFolder(self.folder / name)
         run.create(config.model_dump(mode="json"), {}, self.plan.experiment or {}, self.plan.as_dict())
         data = open_data(config, self.manifest, self.plan, self.world)
-        clock = Clock(MetricsLog(run.metrics), None, self.plan.tokens)
+        clock = Clock(MetricsLog(run.metrics), None, self.plan.units)
         clock.times = []
         training = begin(config, self.plan, run, self.world, data, clock)
         if spans is not None:

@@ -11,7 +11,7 @@ from configs.cost import n_parameters
 from configs.equilibrium import OTHER_LAWS, SHRINKING
 from configs.groups import Group
 from configs.precision import TABLE
-from configs.prepared import DataSummary
+from configs.prepared import DataSummary, Prepared
 from configs.schema import P1_WIDTH, RunConfig
 
 P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6e-4 over 0.02
@@ -28,9 +28,10 @@ BF16_ROUNDING = (2.0**-9, 2.0**-8)
 PADDING, PADDING_ROWS = 0.1, 64
 
 
-def cautions(config: RunConfig, data: DataSummary | None, groups: Mapping[str, Group]) -> tuple[str, ...]:
+def cautions(config: RunConfig, data: Prepared | None, groups: Mapping[str, Group]) -> tuple[str, ...]:
     """Everything worth a second look before the first step; empty for a configuration without surprises."""
-    return (*_start(config), *_vocabulary(config, data), *_decay(config, groups), *_gains(config))
+    of_text = (*_start(config), *_vocabulary(config, data)) if config.unit == "tokens" else ()
+    return (*of_text, *_decay(config, groups), *(_gains(config) if config.unit == "tokens" else ()))
 
 
 def _start(config: RunConfig) -> list[str]:
@@ -39,18 +40,18 @@ def _start(config: RunConfig) -> list[str]:
         return []
     if config.optim.decay_rule == "sphere":  # weights start at init_std over the norm of all
         return []
-    assert config.model.init_std is not None  # validation has put the number there
-    ratio = config.optim.lr / config.model.init_std
+    assert config.gpt.init_std is not None  # validation has put the number there
+    ratio = config.optim.lr / config.gpt.init_std
     if ratio > RATIO[1]:
         return [
-            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.model.init_std:.3g} (P1: {P1_RATIO:g}): the "
+            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.gpt.init_std:.3g} (P1: {P1_RATIO:g}): the "
             "start may collapse, and seeds then differ by how badly; use a smaller learning rate, a longer warm-up "
             f"({config.schedule.warmup_steps} of {config.schedule.steps} updates here), or init_std null "
             f"(0.02·√({P1_WIDTH}/n_embd))"
         ]
     if ratio < RATIO[0]:
         return [
-            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.model.init_std:.3g} (P1: {P1_RATIO:g}): "
+            f"optim.lr {config.optim.lr:g} is {ratio:.2g} times model.init_std {config.gpt.init_std:.3g} (P1: {P1_RATIO:g}): "
             "the weights leave their random start slowly"
         ]
     return []
@@ -89,7 +90,7 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
 
 def _gains(config: RunConfig) -> list[str]:
     """Gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
-    optim, model = config.optim, config.model
+    optim, model = config.optim, config.gpt
     what = ["LayerNorm gains"] * model.layernorm_gain + ["the head's scale"] * model.head_scale
     frozen = TABLE[config.precision].loses_small_changes and optim.algorithm != "sgd" and what
     if not frozen or optim.lr > BF16_ROUNDING[1]:
@@ -103,13 +104,15 @@ def _gains(config: RunConfig) -> list[str]:
     ]
 
 
-def _vocabulary(config: RunConfig, data: DataSummary | None) -> list[str]:
+def _vocabulary(config: RunConfig, data: Prepared | None) -> list[str]:
     """Rows of the embedding beyond the tokenizer's vocabulary are never an input or a target: they are only pushed down."""
-    rows, width = config.model.vocab_size, config.model.n_embd
-    dead = rows - data.vocab_size if data is not None else 0
-    if data is None or dead <= PADDING * data.vocab_size or dead < PADDING_ROWS:
+    if not isinstance(data, DataSummary):
         return []
-    parameters = dead * width * (1 if config.model.tied_head else 2)
+    rows, width = config.gpt.vocab_size, config.gpt.n_embd
+    dead = rows - data.vocab_size
+    if dead <= PADDING * data.vocab_size or dead < PADDING_ROWS:
+        return []
+    parameters = dead * width * (1 if config.gpt.tied_head else 2)
     return [
         f"model.vocab_size {rows:,} over a tokenizer of {data.vocab_size:,}: {dead:,} rows of the embedding stand for no token, "
         f"{parameters:,} of {n_parameters(config.model):,} parameters ({parameters / n_parameters(config.model):.0%}); "

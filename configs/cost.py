@@ -9,6 +9,8 @@ import math
 import re
 from functools import lru_cache
 
+from configs.image_cost import flops_per_image, image_activation_bytes
+from configs.images import ImageModel
 from configs.precision import BYTES, TABLE
 from configs.schema import Model, RunConfig
 from configs.tensors import is_hidden_matrix, tensor_table
@@ -17,8 +19,13 @@ GIB = 1 << 30
 
 
 @lru_cache(maxsize=64)  # a plan asks for every micro-batch that it considers
-def n_parameters(model: Model) -> int:
+def n_parameters(model: Model | ImageModel) -> int:
     return sum(tensor.size for tensor in tensor_table(model).values())
+
+
+def flops_per_unit(model: Model | ImageModel) -> int:
+    """Training FLOPs per token or image."""
+    return flops_per_token(model) if isinstance(model, Model) else flops_per_image(model)
 
 
 def flops_per_token(model: Model) -> int:
@@ -170,11 +177,13 @@ def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:
 
 def device_hours(config: RunConfig, flops_per_s: float) -> float:
     """Hours of one device that sustains `flops_per_s` for all updates of the run."""
-    return flops_per_token(config.model) * config.schedule.steps * config.batch.tokens_per_step / flops_per_s / 3600
+    return flops_per_unit(config.model) * config.schedule.steps * config.units_per_step / flops_per_s / 3600
 
 
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     """What one micro-batch adds: activations kept for its backward pass, weights cast for it, and the loss's working memory."""
+    if isinstance(config.model, ImageModel):
+        return image_activation_bytes(config.model, config.precision, micro_batch)
     model, dtypes = config.model, TABLE[config.precision]
     wide, narrow = BYTES[dtypes.weights], 2 if dtypes.matmul == "bfloat16" else BYTES[dtypes.weights]
     tokens, head = micro_batch * model.seq_len, model.vocab_size * model.n_embd

@@ -17,6 +17,9 @@ def editor_schema() -> dict[str, Any]:
         for field in part["properties"].values():
             field.pop("operational", None)
             field.pop("because", None)
+    for field in schema["properties"].values():
+        if "oneOf" in field:  # nothing is required, so that what fits one kind of section may fit the other too
+            field["anyOf"] = field.pop("oneOf")
     schema["properties"]["base"] = {
         "type": "string",
         "description": "a configuration this one changes, relative to this file",

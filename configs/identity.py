@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from configs.echo import shown
-from configs.schema import P1_INIT_STD, RunConfig
+from configs.schema import P1_INIT_STD, Model, RunConfig
 
 
 def experiment(
@@ -28,9 +28,13 @@ def experiment(
     """
     fields = _experiment_fields(config)
     fields.setdefault("data", {})["digest"] = data_digest
-    if config.model.init_std == P1_INIT_STD:  # it was the default at every width, and names runs of then
+    model = config.model
+    if (
+        isinstance(model, Model) and model.init_std == P1_INIT_STD
+    ):  # the default at every width once: it names runs of then
         del fields["model"]["init_std"]
-    if config.model.dropout:  # masks are drawn per micro-batch
+    # Dropout's masks are drawn per micro-batch, and batch normalisation normalises over one.
+    if model.dropout if isinstance(model, Model) else model.batchnorm != "none":
         fields["batch"]["micro_batch"] = config.batch.micro_batch
     if config.branch is not None:
         fields.setdefault("branch", {})["digest"] = origin_digest

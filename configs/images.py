@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from configs.errors import InputError
-from configs.section import Section, setting
+from configs.section import PATH, Section, setting
 
 ImageKind = Literal["resnet18", "resnet34", "resnet32", "vgg16", "mlp"]
 
@@ -51,3 +51,41 @@ class ImageModel(Section):
     def depth(self) -> int:
         """Hidden layers of an MLP."""
         return 2 if self.hidden_layers is None else self.hidden_layers
+
+
+class ImageData(Section):
+    """Images and their labels, read epoch after epoch in a new order each time; the last incomplete batch is left out."""
+
+    kind: Literal["images"] = setting(..., "labelled images")
+    path: str = setting(
+        ...,
+        "folder made by `python -m data.prepare_images`; the identity takes the data's digest instead",
+        operational=True,
+        max_length=PATH,
+    )
+    train_images: int | None = setting(
+        None,
+        "use only so many of the training images, the same for every seed, a smaller share inside a larger one",
+        ge=1,
+    )
+    epochs: int | None = setting(
+        None,
+        "the most passes over the data that a run may take; null: as many as its steps need",
+        operational=True,
+        ge=1,
+    )
+    crop: int = setting(
+        0,
+        "pixels of black added on every side, from which a window of the image's own size is cut anew in each epoch (4 is usual)",
+        ge=0,
+    )
+    flip: bool = setting(False, "half of the images are mirrored, drawn anew in each epoch")
+    cutout: int = setting(
+        0, "side of a square that is painted over, somewhere else in each epoch (16 is usual on CIFAR-10)", ge=0
+    )
+    verify: bool | Literal["before"] = setting(
+        True,
+        "compare every file's SHA-256 with the manifest: true beside training, and a run on damaged data ends as failed; "
+        "before: ahead of the first step; false: never",
+        operational=True,
+    )

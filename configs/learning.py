@@ -17,6 +17,7 @@ P1_INIT_STD, P1_WIDTH = 0.02, 768  # P1's initial weights, and the width that th
 class Model(Section):
     """GPT-2 as P1 trains it: pre-LayerNorm, learned positions, tied embedding and head, no biases."""
 
+    kind: Literal["gpt"] = setting("gpt", "a transformer; networks for images have a section of their own")
     n_layer: int = setting(..., "transformer blocks", because="a plan lists every tensor", ge=1, le=1000)
     n_head: int = setting(..., "attention heads per block", ge=1)
     n_embd: int = setting(..., "width of the residual stream", ge=1)
@@ -59,6 +60,7 @@ class Model(Section):
 
 
 class Data(Section):
+    kind: Literal["tokens"] = setting("tokens", "text as tokens; images have a section of their own")
     path: str = setting(
         ...,
         "folder made by `python -m data.prepare`; the identity takes the data's digest instead",

@@ -1,4 +1,4 @@
-"""How many sequences a device takes at once: given, or the largest divisor of its share whose activations fit its memory."""
+"""How many sequences or images a device takes at once: given, or the largest divisor of its share that fits its memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESERVED_PART, RESERVED_BYTES = 0.1, GIB
 
 
 def choose_micro_batch(config: RunConfig, ranks: int, device_bytes: int | None) -> tuple[int, str]:
-    """Sequences per device and forward pass, and what said so. `device_bytes`: a GPU's memory, None where none is seen.
+    """Sequences or images per device and forward pass, and what said so. `device_bytes`: a GPU's memory, None where none is seen.
 
     InputError where the batch cannot be shared equally.
     """
@@ -27,7 +27,7 @@ def choose_micro_batch(config: RunConfig, ranks: int, device_bytes: int | None) 
         return given, "batch.micro_batch"
     room, room_from = activation_room(config, ranks, device_bytes)
     if config.log.noise_scale:  # it compares a micro-batch with the whole batch, so that one must not be the other
-        divisors = [n for n in divisors if n < config.sequences_per_step] or divisors
+        divisors = [n for n in divisors if n < config.examples_per_step] or divisors
     fitting = [n for n in divisors if cost.activation_bytes(config, n) <= room]
     said = f"the largest divisor whose activations fit {room_from}" if fitting else f"1, which does not fit {room_from}"
     return max(fitting, default=1), said
@@ -57,15 +57,16 @@ def memory_cautions(config: RunConfig, ranks: int, micro_batch: int, device_byte
 
 
 def _share(config: RunConfig, ranks: int) -> int:
-    """The sequences of a rank in an update."""
-    sequences, length = config.sequences_per_step, config.model.seq_len
-    if sequences % ranks:
-        below, above = sequences // ranks * ranks * length, (sequences // ranks + 1) * ranks * length
+    """The sequences or images of a rank in an update."""
+    examples, length = config.examples_per_step, config.targets_per_example
+    if examples % ranks:
+        below, above = examples // ranks * ranks * length, (examples // ranks + 1) * ranks * length
+        are = f" is {examples} sequences of {length}, which" if config.unit == "tokens" else ":"
         raise InputError(
-            f"batch.tokens_per_step {config.batch.tokens_per_step} is {sequences} sequences of {length}, which {ranks} ranks "
-            f"cannot share equally; nearest: {below or above} or {above}"
+            f"batch.{config.unit}_per_step {config.units_per_step}{are} {ranks} ranks cannot share equally; nearest: "
+            f"{below or above} or {above}"
         )
-    return sequences // ranks
+    return examples // ranks
 
 
 def _check_divides(config: RunConfig, ranks: int, given: int, divisors: list[int]) -> None:
@@ -77,8 +78,8 @@ def _check_divides(config: RunConfig, ranks: int, given: int, divisors: list[int
         max((n for n in divisors if n < given), default=1),
         min((n for n in divisors if n > given), default=share),
     )
+    length = f" / seq_len {config.targets_per_example}" if config.unit == "tokens" else ""
     raise InputError(
-        f"batch.micro_batch {given} does not divide the {share} sequences of a rank and step "
-        f"(tokens_per_step {config.batch.tokens_per_step} / seq_len {config.model.seq_len} / {ranks} ranks); nearest: {below} or "
-        f"{above}"
+        f"batch.micro_batch {given} does not divide the {share} {config.examples} of a rank and step "
+        f"({config.unit}_per_step {config.units_per_step}{length} / {ranks} ranks); nearest: {below} or {above}"
     )

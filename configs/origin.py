@@ -16,7 +16,7 @@ from typing import Any
 from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
 from configs.identity import differences, experiment, render_differences, with_paths
-from configs.prepared import DataSummary
+from configs.prepared import Prepared
 from configs.schedule import lr_of_updates
 from configs.schema import Match, Optim, RunConfig
 from configs.tensors import tensor_table
@@ -82,7 +82,7 @@ class Leader:
         return cls(record["digest"], record["reference"], record["own"])
 
 
-def planned_origin(trunk: RunConfig, data: DataSummary | None, first_window: int, step: int, address: str) -> Origin:
+def planned_origin(trunk: RunConfig, data: Prepared | None, first_window: int, step: int, address: str) -> Origin:
     """The checkpoint of `step` as it will be when its trunk, which begins at `first_window`, has been trained.
 
     Its digest is not known before.
@@ -91,7 +91,7 @@ def planned_origin(trunk: RunConfig, data: DataSummary | None, first_window: int
     return Origin(address, "", step, windows_read(trunk, step, first_window), fields, trunk.data.path)
 
 
-def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) -> int:
+def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> int:
     """Where in the order a branch begins.
 
     InputError if it has another model or optimiser than its trunk, or shall read on in an order that is another.
@@ -113,6 +113,9 @@ def first_window(config: RunConfig, data: DataSummary | None, origin: Origin) ->
     order += differences(
         {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
     )
+    if config.unit == "images":  # an epoch ends where no whole batch is left, so the order is one of batches
+        theirs = origin.experiment.get("batch", {}).get("images_per_step")
+        order += differences({"images_per_step": config.batch.images_per_step}, {"images_per_step": theirs}, "batch.")
     order = [row for row in order if row[0] not in NOT_THE_ORDER]
     if order:
         table = render_differences(with_paths(order, config.data.path, origin.data_path))
@@ -146,9 +149,8 @@ def check_leader(config: RunConfig, theirs: RunConfig, folder: str, same_schedul
             f"{folder} is a run of {theirs.schedule.steps} steps, this one has {steps}: a matched run takes the same steps"
         )
     rows = differences(config.model.model_dump(), theirs.model.model_dump(), "model.")
-    rows += differences(
-        {"tokens_per_step": config.batch.tokens_per_step}, {"tokens_per_step": theirs.batch.tokens_per_step}, "batch."
-    )
+    unit = f"{config.unit}_per_step"
+    rows += differences({unit: getattr(config.batch, unit)}, {unit: getattr(theirs.batch, unit)}, "batch.")
     if rows:
         table = render_differences(rows)
         raise InputError(f"{folder} is of another model or batch, whose norms mean nothing here:\n{table}")

@@ -16,11 +16,10 @@ from configs.identity import experiment, run_id
 from configs.micro_batch import choose_micro_batch, memory_cautions
 from configs.origin import Leader, Origin, factors_by_tensor, first_window, planned_factors
 from configs.precision import TABLE
-from configs.prepared import DataSummary, check_prepared
+from configs.prepared import Prepared, check_prepared, examples_available
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
-from configs.schema import RunConfig
+from configs.schema import RunConfig, Unit
 from configs.tensors import tensor_table
-from configs.windows import train_windows
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,19 @@ class Plan:
     experiment: dict[str, Any] | None  # None: the data is not prepared yet, or a branch's origin is not there yet
     run_id: str | None
     ranks: int
-    sequences_per_step: int
+    unit: Unit
+    examples_per_step: int  # windows or images
     micro_batch: int
     micro_batch_from: str  # what it follows from, in words
     device_bytes: int | None  # the memory of the GPU that was seen; None: there was none
     micro_steps: int  # forward passes per rank and update: the derived accumulation
     steps: int
-    tokens: int
-    tokens_available: int | None
+    units: int  # tokens or images of the run
+    units_available: int | None
     first_window: int  # where in the order the run begins: after what a branch's trunk has read
     n_parameters: int
     groups: dict[str, Group]
-    flops_per_token: int
+    flops_per_unit: int  # per token or image
     state_bytes: int
     activation_bytes: int  # or cost.passing_bytes, where that is more
     communication_bytes: int  # sent by a rank in one update
@@ -54,11 +54,22 @@ class Plan:
     @property
     def targets_per_step(self) -> int:
         """Of all ranks together: what the loss of an update is the mean over."""
-        return self.tokens // self.steps
+        return self.units // self.steps
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in plan.json: of the leader only the digest, its norms have a file of their own."""
+        """As it stands in plan.json, counts under the name of their unit.
+
+        Of the leader only the digest: its norms have a file of their own.
+        """
         fields = asdict(replace(self, origin=None, leader=None))
+        one = self.unit.removesuffix("s")
+        names = {
+            "units": self.unit,
+            "units_available": f"{self.unit}_available",
+            "flops_per_unit": f"flops_per_{one}",
+            "examples_per_step": f"{'sequences' if self.unit == 'tokens' else self.unit}_per_step",
+        }
+        fields = {names.get(name, name): value for name, value in fields.items() if name != "unit"}
         del fields["leader"]
         fields["origin"] = self.origin.as_dict() if self.origin else None
         return {**fields, "reference": self.leader.digest if self.leader else None}
@@ -67,7 +78,7 @@ class Plan:
 def make_plan(
     config: RunConfig,
     ranks: int,
-    data: DataSummary | None,
+    data: Prepared | None,
     origin: Origin | None = None,
     leader: Leader | None = None,
     device_bytes: int | None = None,
@@ -80,7 +91,7 @@ def make_plan(
     if data is not None:
         check_prepared(config, data, start)
     micro_batch, micro_batch_from = choose_micro_batch(config, ranks, device_bytes)
-    micro_steps = config.sequences_per_step // ranks // micro_batch
+    micro_steps = config.examples_per_step // ranks // micro_batch
     _check_noise_scale(config, micro_batch)
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
@@ -89,23 +100,24 @@ def make_plan(
     factors = planned_factors(config, leader, origin)
     _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))
     sum_of_lr, sum_of_decay = _sums(config, factors, groups[main_group(groups)], rates)
-    available = train_windows(config, data.train_tokens) * config.model.seq_len * config.data.epochs if data else None
+    available = examples_available(config, data, start) * config.targets_per_example if data else None
     return Plan(
         experiment=fields,
         run_id=run_id(fields) if fields is not None else None,
         ranks=ranks,
-        sequences_per_step=config.sequences_per_step,
+        unit=config.unit,
+        examples_per_step=config.examples_per_step,
         micro_batch=micro_batch,
         micro_batch_from=micro_batch_from,
         device_bytes=device_bytes,
         micro_steps=micro_steps,
         steps=config.schedule.steps,
-        tokens=config.schedule.steps * config.batch.tokens_per_step,
-        tokens_available=available,
+        units=config.schedule.steps * config.units_per_step,
+        units_available=available,
         first_window=start,
         n_parameters=cost.n_parameters(config.model),
         groups=groups,
-        flops_per_token=cost.flops_per_token(config.model),
+        flops_per_unit=cost.flops_per_unit(config.model),
         state_bytes=cost.state_bytes(config, ranks),
         activation_bytes=max(cost.activation_bytes(config, micro_batch), cost.passing_bytes(config, ranks)),
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
@@ -120,7 +132,7 @@ def make_plan(
 
 
 def _experiment(
-    config: RunConfig, data: DataSummary | None, origin: Origin | None, leader: Leader | None
+    config: RunConfig, data: Prepared | None, origin: Origin | None, leader: Leader | None
 ) -> dict[str, Any] | None:
     """The fields of the run's identity; None while something that they depend on does not exist yet."""
     lacks_origin = config.branch is not None and origin is None
@@ -141,9 +153,10 @@ def _sums(
 
 
 def _check_noise_scale(config: RunConfig, micro_batch: int) -> None:
-    if config.log.noise_scale and config.sequences_per_step == micro_batch:
+    if config.log.noise_scale and config.examples_per_step == micro_batch:
         raise InputError(
-            f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} sequences); "
+            f"log.noise_scale compares micro-batches with the whole batch, and here one is the other ({micro_batch} "
+            f"{config.examples}); "
             "set batch.micro_batch to a smaller divisor, use more ranks, or switch it off"
         )
 

@@ -6,7 +6,7 @@ import difflib
 import math
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
 from configs.echo import cut, shown
@@ -15,7 +15,8 @@ from configs.echo import cut, shown
 def describe(problem: Any, root: type[BaseModel]) -> str:
     """`problem` is one of pydantic's `errors()` of the schema `root`."""
     location = [str(part) for part in problem["loc"]]
-    where = cut(".".join(location))
+    # Of sections of two kinds pydantic names the kind that was tried: it is no key.
+    where = cut(".".join(part for index, part in enumerate(location) if not _is_kind(location, index, root)))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where!r}; {_near(location[-1], _model_at(location[:-1], root))}"
     if problem["type"] == "missing":
@@ -23,6 +24,8 @@ def describe(problem: Any, root: type[BaseModel]) -> str:
     if problem["type"] == "json_invalid":  # it was JSON: only this is written and not read
         return "a string in it holds half a character (\\ud800 to \\udfff)"
     message = problem["msg"].removeprefix("Value error, ")
+    if location[-1:] == ["kind"]:  # pydantic has looked at the section of one kind only
+        message += "".join(f", or {name!r}" for name in _other_kinds(location, root))
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
     field = _field_at(location, root)
@@ -70,23 +73,47 @@ def _hint(problem: Any, field: FieldInfo | None) -> str:
 
 def _model_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
     """The section that a location names: an index into a list of sections names its section."""
-    if not location:
-        return root
-    field = _field_at(location, root)
-    return _model_in(field.annotation) if field is not None else None
+    return _walk(location, root)[1]
 
 
 def _field_at(location: list[str], root: type[BaseModel]) -> FieldInfo | None:
+    return _walk(location, root)[0]
+
+
+def _walk(location: list[str], root: type[BaseModel]) -> tuple[FieldInfo | None, type[BaseModel] | None]:
+    """The field that a location ends at, and the section that it is or holds; None where there is no such field."""
     model: type[BaseModel] | None = root
     field = None
     for part in location:
         if part.isdecimal() and field is not None:
             continue
+        if field is not None and (of_kind := _kinds(field).get(part)) is not None:
+            model = of_kind
+            continue
         field = model.model_fields.get(part) if model is not None else None
         if field is None:
-            return None
+            return None, None
         model = _model_in(field.annotation)
-    return field
+    return field, model
+
+
+def _is_kind(location: list[str], index: int, root: type[BaseModel]) -> bool:
+    """Whether a part of a location says which of several sections was tried."""
+    field = _field_at(location[:index], root) if index else None
+    return field is not None and location[index] in _kinds(field)
+
+
+def _other_kinds(location: list[str], root: type[BaseModel]) -> list[str]:
+    """What the field `kind` may be in the sections beside the one that a location goes through."""
+    field = _field_at(location[:-2], root)
+    others = [section for tag, section in _kinds(field).items() if tag != location[-2]] if field is not None else []
+    return [str(name) for section in others for name in get_args(section.model_fields["kind"].annotation)]
+
+
+def _kinds(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """Of a field whose section is of several kinds: the sections, by pydantic's tags."""
+    tagged = [(get_args(part)[0], get_args(part)[1:]) for part in get_args(field.annotation) if get_args(part)]
+    return {tag.tag: section for section, marks in tagged if marks for tag in marks if isinstance(tag, Tag)}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

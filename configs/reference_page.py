@@ -24,31 +24,34 @@ def field_tables() -> str:
     return "\n".join(parts)
 
 
-def _add_section(parts: list[str], named: dict[str, Any], prefix: str, section: dict[str, Any]) -> None:
-    """The table of one section, then those of the sections inside it."""
+def _add_section(
+    parts: list[str], named: dict[str, Any], prefix: str, section: dict[str, Any], of_kind: str = ""
+) -> None:
+    """The table of one section, then those of the sections inside it. `of_kind`: what of several kinds it is, for its title."""
     required, rows, inner = section.get("required", []), [], []
     for name, field in section["properties"].items():
-        if (other := _section_of(field)) is not None:
+        others = _sections_of(field)
+        for other in others:
             many = "[]" if field.get("type") == "array" else ""
-            inner.append((f"{prefix}{name}{many}", named[other]))
+            kind = named[other]["properties"]["kind"] if len(others) > 1 else {}
+            of_kind = f" (kind {_values(kind)})" if kind else ""
+            inner.append((f"{prefix}{name}{many}", of_kind, named[other]))
         if "description" in field:  # a plain section has no meaning of its own: its table says it
             rows.append(_row(f"{prefix}{name}", field, name in required))
     if prefix:
-        parts.append(f"### {prefix.rstrip('.')}\n")
+        parts.append(f"### {prefix.rstrip('.')}{of_kind}\n")
     about = section.get("description", "")
     if prefix and about:
         parts.append(f"{about}\n")
     parts += ["| field | values | default | id | meaning |", "|---|---|---|---|---|", *rows, ""]
-    for path, other_section in inner:
-        _add_section(parts, named, f"{path}.", other_section)
+    for path, kind_of_it, other_section in inner:
+        _add_section(parts, named, f"{path}.", other_section, kind_of_it)
 
 
-def _section_of(field: dict[str, Any]) -> str | None:
-    """The name of the section that a field holds, holds many of, or may hold."""
-    for part in (field, field.get("items", {}), *field.get("anyOf", ())):
-        if "$ref" in part:
-            return str(part["$ref"]).rpartition("/")[2]
-    return None
+def _sections_of(field: dict[str, Any]) -> list[str]:
+    """The names of the sections that a field holds, holds many of, or may hold."""
+    parts = (field, field.get("items", {}), *field.get("anyOf", ()), *field.get("oneOf", ()))
+    return [str(part["$ref"]).rpartition("/")[2] for part in parts if "$ref" in part]
 
 
 def _row(path: str, field: dict[str, Any], required: bool) -> str:

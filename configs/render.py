@@ -19,22 +19,22 @@ from configs.windows import windows_read
 def render_plan(config: RunConfig, plan: Plan) -> str:
     """The plan as aligned text, one fact a line."""
     available = (
-        f"{plan.tokens_available:,} available in {config.data.path}"
-        if plan.tokens_available is not None
+        f"{plan.units_available:,} available in {config.data.path}"
+        if plan.units_available is not None
         else f"data not prepared: run {prepare_command(config)}"
     )
     lines = [
         ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
         ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
         (
-            "tokens per step",
-            f"{config.batch.tokens_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × "
-            f"{plan.micro_batch} sequence(s) × {config.model.seq_len} tokens",
+            f"{plan.unit} per step",
+            f"{config.units_per_step:,} = {plan.ranks} rank(s) × {plan.micro_steps} micro-step(s) × {plan.micro_batch} "
+            + (f"sequence(s) × {config.targets_per_example} tokens" if plan.unit == "tokens" else "image(s)"),
         ),
         *([("micro-batch", f"chosen: {plan.micro_batch_from}")] if config.batch.micro_batch is None else []),
         ("steps", f"{plan.steps:,}{_left_out(config)}"),
-        ("tokens of the run", f"{plan.tokens:,} ({available})"),
-        *([("left for branches", _room(config, plan))] if plan.tokens_available is not None else []),
+        (f"{plan.unit} of the run", f"{plan.units:,} ({available})"),
+        *([("left for branches", _room(config, plan))] if plan.units_available is not None else []),
         *(
             [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
             if config.branch
@@ -46,8 +46,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             (f"  {name}", f"{g.tensors} tensors, {g.parameters:,} parameters, λ = {g.weight_decay:g}")
             for name, g in plan.groups.items()
         ),
-        ("FLOPs per token", f"{plan.flops_per_token:,}; {plan.flops_per_token * plan.tokens:.3g} for the run"),
-        *([] if config.branch else [("initial weights", f"standard deviation {config.model.init_std:.4g}")]),
+        (f"FLOPs per {plan.unit[:-1]}", f"{plan.flops_per_unit:,}; {plan.flops_per_unit * plan.units:.3g} for the run"),
+        *([("initial weights", f"standard deviation {config.gpt.init_std:.4g}")] if _draws_gpt(config) else []),
         (
             "memory per device",
             f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"
@@ -65,15 +65,22 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
 
 
+def _draws_gpt(config: RunConfig) -> bool:
+    """Whether the run begins with weights of one standard deviation."""
+    return config.branch is None and config.unit == "tokens"
+
+
 def _left_out(config: RunConfig) -> str:
-    spans = cut(", ".join(f"{first}–{last}" for first, last in config.data.skip_steps))
+    if config.unit == "images":
+        return ""
+    spans = cut(", ".join(f"{first}–{last}" for first, last in config.text.skip_steps))
     return f", without the windows of steps {spans}" if spans else ""
 
 
 def _room(config: RunConfig, plan: Plan) -> str:
     """How far a branch of this run's end could read on."""
     read = windows_read(config, plan.steps, plan.first_window)
-    steps = ((plan.tokens_available or 0) // config.model.seq_len - read) // plan.sequences_per_step
+    steps = ((plan.units_available or 0) // config.targets_per_example - read) // plan.examples_per_step
     if steps < 1:
         return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
     return f"{steps:,} steps that read on after its end"
@@ -124,10 +131,13 @@ def prepare_command(config: RunConfig) -> str:
     name, source = PurePath(config.data.path).name, "text --input 'FILES/*.txt'"
     path = os.path.relpath(config.data.path)
     path = config.data.path if path.startswith("..") else path
+    if config.unit == "images":  # folders are called after their source, with what was done to it behind a hyphen
+        known = name.partition("-")[0] if not name.startswith("tiny-imagenet") else "tiny-imagenet"
+        return f"python -m data.prepare_images --source {known} --out {shlex.quote(path)}"
     if name.startswith(("english-", "packages-")) or name.endswith("-study"):
         return "make study-data"  # a command of its own would hold out another share: other data under the same name
     if name.startswith("python"):
         source = "python-source"
     elif name.startswith("openwebtext"):
         source = "openwebtext"
-    return f"python -m data.prepare --source {source} --vocab-size {config.model.vocab_size} --out {shlex.quote(path)}"
+    return f"python -m data.prepare --source {source} --vocab-size {config.gpt.vocab_size} --out {shlex.quote(path)}"

@@ -12,16 +12,23 @@ from configs.section import PATH, Section, setting
 
 
 class Batch(Section):
-    tokens_per_step: int = setting(
-        ...,
-        "tokens of one update over all ranks; accumulation is derived from it",
+    tokens_per_step: int | None = setting(
+        None,
+        "tokens of one update over all ranks; accumulation is derived from it. Required where data.kind is tokens",
+        because="every divisor is a possible micro-batch",
+        ge=1,
+        le=1 << 30,
+    )
+    images_per_step: int | None = setting(
+        None,
+        "images of one update over all ranks; required where data.kind is images",
         because="every divisor is a possible micro-batch",
         ge=1,
         le=1 << 30,
     )
     micro_batch: int | None = setting(
         None,
-        "sequences per device and forward pass; null: the largest divisor whose activations fit memory_gib",
+        "sequences or images per device and forward pass; null: the largest divisor whose activations fit memory_gib",
         operational=True,
         ge=1,
     )
@@ -75,6 +82,15 @@ class Eval(Section):
         None,
         "validation tokens at the end of the run, a column of their own (val/final_loss); val/loss stays over eval.tokens; "
         '"all": the whole split; null: none but eval.tokens',
+    )
+    images: int | None = setting(
+        None, "validation images, the same each time, spread over the split; null: all of them", ge=1
+    )
+    train_images: int | None = setting(
+        None,
+        "training images of which loss and error are evaluated too, without augmentation (train_eval/loss, train_eval/error); "
+        "null: none",
+        ge=1,
     )
 
 

@@ -7,18 +7,20 @@ left out of the run's identity (configs/identity.py), so that a run may resume e
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from configs.echo import cut
 from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
+from configs.images import ImageData, ImageModel
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
 from configs.precision import TABLE
 from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Numerics, Parallel, Seeds
-from configs.section import Section, nearest_multiples, setting
+from configs.section import Section, setting
+from configs.units import check_images, check_pair, check_tokens
 
 __all__ = [
     "P1_INIT_STD",
@@ -61,12 +63,29 @@ DEEPSPEED_OPTIONS = {
 }
 
 
+Unit = Literal["tokens", "images"]
+
+
+def _kind(tokens: str, images: str) -> Discriminator:
+    """Which of two sections a mapping is: that for tokens where it names no kind, or the kind of that one."""
+
+    def tag(section: Any) -> str:
+        kind = section.get("kind", tokens) if isinstance(section, dict) else getattr(section, "kind", tokens)
+        return tokens if kind == tokens else images
+
+    return Discriminator(tag)
+
+
 class RunConfig(Section):
-    """One run. Read with configs.load.load_config."""
+    """One run. Read with configs.load.load_config.
+
+    An *example* is what a batch is made of: a window of model.seq_len tokens, or an image. The *unit* that batches, costs and
+    speeds are counted in is tokens or images.
+    """
 
     name: str = setting(..., "names the run folder", operational=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    model: Model
-    data: Data
+    model: Annotated[Annotated[Model, Tag("gpt")] | Annotated[ImageModel, Tag("image")], _kind("gpt", "image")]
+    data: Annotated[Annotated[Data, Tag("tokens")] | Annotated[ImageData, Tag("images")], _kind("tokens", "images")]
     optim: Optim
     schedule: Schedule
     batch: Batch
@@ -87,12 +106,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        tokens, length = self.batch.tokens_per_step, self.model.seq_len
-        if tokens % length:
-            below, above = nearest_multiples(tokens, length)
-            raise InputError(
-                f"batch.tokens_per_step {tokens} is not a multiple of model.seq_len {length}; nearest: {below or above} or {above}"
-            )
+        check_pair(self.model, self.data)
+        if isinstance(self.model, Model):
+            check_tokens(self.model, self.batch, self.eval, self.parallel)
+        else:
+            check_images(self.model, self.batch, self.eval, self.parallel, self.optim, self.precision)
         if TABLE[self.precision].weights == "bfloat16" and self.parallel.zero_stage == 0:
             raise InputError(
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
@@ -127,12 +145,6 @@ class RunConfig(Section):
             raise InputError(
                 "branch.lr_by_norm_of with schedule.match: both set the effective learning rate; leave one of them out"
             )
-        if self.model.dropout and self.batch.micro_batch is None:
-            raise InputError("model.dropout needs batch.micro_batch: the masks are drawn per micro-batch")
-        if self.model.dropout and self.parallel.compile:
-            raise InputError(
-                "parallel.compile with model.dropout: compiled blocks draw other masks; leave one of them out"
-            )
         stage = self.parallel.zero_stage
         for option, value in sorted(self.deepspeed.items()):
             if option not in DEEPSPEED_OPTIONS:
@@ -146,5 +158,40 @@ class RunConfig(Section):
         return self
 
     @property
-    def sequences_per_step(self) -> int:
-        return self.batch.tokens_per_step // self.model.seq_len
+    def unit(self) -> Unit:
+        """What batches are counted in."""
+        return self.data.kind
+
+    @property
+    def gpt(self) -> Model:
+        """The model of a run on tokens."""
+        assert isinstance(self.model, Model), "only a run on tokens has a transformer"
+        return self.model
+
+    @property
+    def text(self) -> Data:
+        """The data of a run on tokens."""
+        assert isinstance(self.data, Data), "only a run on tokens reads text"
+        return self.data
+
+    @property
+    def examples(self) -> str:
+        """What a batch is made of, as a word."""
+        return "sequences" if self.unit == "tokens" else "images"
+
+    @property
+    def targets_per_example(self) -> int:
+        """Tokens of a window; 1 for an image."""
+        return self.model.seq_len if isinstance(self.model, Model) else 1
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens or images of an update."""
+        units = self.batch.tokens_per_step if self.unit == "tokens" else self.batch.images_per_step
+        assert units is not None, "validation has seen to it"
+        return units
+
+    @property
+    def examples_per_step(self) -> int:
+        """Windows or images of an update."""
+        return self.units_per_step // self.targets_per_example

@@ -39,7 +39,7 @@ from configs.load import (
     with_absolute_data,
     with_points,
 )
-from configs.prepared import DataSummary
+from configs.prepared import Prepared
 from configs.schema import RunConfig, Section, setting
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
@@ -102,7 +102,7 @@ class Cell:
 
 
 Stages = dict[str, list[Cell]]
-Summary = Callable[[str], DataSummary | None]
+Summary = Callable[[str], Prepared | None]
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -120,7 +120,7 @@ def load_sweep(path: str | Path) -> Sweep:
 def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] | None = None) -> tuple[Sweep, Stages]:
     """The cells of a sweep file by stage, in order; their folders lie in `runs`/<sweep>/.
 
-    `summary(data.path)` gives the DataSummary of prepared data, or None. `overrides` are `section.key=value` for every run.
+    `summary(data.path)` gives the Prepared of prepared data, or None. `overrides` are `section.key=value` for every run.
     Raises InputError that names the cell.
     """
     sweep = load_sweep(path)

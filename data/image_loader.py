@@ -20,7 +20,7 @@ from data.augment import Augment, Images
 from data.image_manifest import ImageManifest
 from data.image_order import ImageOrder
 from data.loader import IGNORED, EvalBatch, StepBatch, rank_rows
-from data.order import Ids
+from data.order import Ids, Permutation
 
 Targets = NDArray[np.int64]
 
@@ -29,9 +29,16 @@ class ImageStream:
     """Random access to one split's images and labels, memory-mapped."""
 
     def __init__(
-        self, folder: str | Path, manifest: ImageManifest, split: Literal["train", "val"], true_labels: bool = False
+        self,
+        folder: str | Path,
+        manifest: ImageManifest,
+        split: Literal["train", "val"],
+        true_labels: bool = False,
+        subset: int | None = None,
     ) -> None:
         """`true_labels`: those before some were made wrong; the same where none was.
+
+        `subset`: only so many of the images, drawn by chance that no seed changes, a smaller subset inside a larger one.
 
         InputError if a file is missing or has another size than the manifest says.
         """
@@ -40,17 +47,28 @@ class ImageStream:
         self.classes, self._labels_path = len(manifest.classes), Path(folder) / name
         self._images = _mapped(Path(folder) / files.images_file, "u1", files.images, manifest.shape)
         self._labels = _mapped(self._labels_path, "<u2", files.images, ())
+        # A file may be sorted by class, so that its beginning would be no sample of it.
+        self._chosen = (
+            None if subset in (None, files.images) else Permutation(files.images, "subset")(np.arange(subset))
+        )
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._labels if self._chosen is None else self._chosen)
+
+    def _places(self, ids: Ids) -> Ids:
+        """Where in the file these images lie."""
+        return ids if self._chosen is None else self._chosen[ids]
 
     def read(self, ids: Ids, out: Images) -> None:
         """Fill out (n, C, H, W) with the images of these numbers (n,)."""
         assert len(self) > ids.max() >= ids.min() >= 0, ids
-        np.take(self._images, ids, axis=0, out=out, mode="clip")  # the mode in which numpy writes to `out` itself
+        np.take(
+            self._images, self._places(ids), axis=0, out=out, mode="clip"
+        )  # the mode in which numpy writes to `out` itself
 
     def labels(self, ids: Ids) -> Targets:
         """The labels of these images, (n,). InputError for one beyond the classes: the file is damaged."""
+        ids = self._places(ids)
         labels = self._labels[ids].astype(np.int64)
         if len(labels) and labels.max() >= self.classes:
             place = int(np.argmax(labels >= self.classes))
@@ -73,9 +91,13 @@ class TrainImages:
         epochs: int = 1,
         augment: Augment | None = None,
         first: int = 0,
+        subset: int | None = None,
     ) -> None:
-        """`first`: see ImageOrder. InputError if a file is not as the manifest says, or the batch is larger than the split."""
-        self._stream = ImageStream(folder, manifest, "train")
+        """`first`: see ImageOrder; `subset`: see ImageStream.
+
+        InputError if a file is not as the manifest says, or the batch is larger than the split.
+        """
+        self._stream = ImageStream(folder, manifest, "train", subset=subset)
         self.order = ImageOrder(len(self._stream), batch, epochs, seed, first)
         self.shape, self._augment = manifest.shape, augment or Augment()
         self._mean = np.array([round(255 * value) for value in manifest.mean], np.uint8)
@@ -126,13 +148,14 @@ def eval_batches(
     count: int | None = None,
     split: Literal["train", "val"] = "val",
     true_labels: bool = False,
+    subset: int | None = None,
 ) -> Iterator[EvalBatch]:
-    """A rank's batches of `count` images, spread evenly over the split in the order of the file; without it, of all.
+    """A rank's batches of `count` images, spread evenly over the split (or its `subset`) in order; without it, of all.
 
     They are fixed, and never augmented. Every rank gets equally many batches, as sharded parameters need; the last ones are
     filled up with black images whose targets are IGNORED.
     """
-    stream = ImageStream(folder, manifest, split, true_labels)
+    stream = ImageStream(folder, manifest, split, true_labels, subset)
     count = len(stream) if count is None else count
     if not 1 <= count <= len(stream):
         raise InputError(

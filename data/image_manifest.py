@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from configs.errors import InputError
+from configs.prepared import ImageSummary
 from data.manifest import FILE
 from record.files import plain_name, read_object
 
@@ -97,6 +98,10 @@ class ImageManifest(BaseModel):
     def intact(self) -> bool:
         """Whether digest and checksum are those of the rest: nobody has edited the file."""
         return self == self.with_digest()
+
+    def summary(self) -> ImageSummary:
+        """What a plan needs to know of the data."""
+        return ImageSummary(self.digest, self.shape, len(self.classes), self.train.images, self.val.images)
 
     def described(self) -> dict[str, Any]:
         """What a start of a run records of its data: where it came from, how much it is, how many labels are wrong."""

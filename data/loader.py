@@ -74,29 +74,29 @@ class TrainData:
         self.config, self._vocab_size = config, manifest.vocab_size
         self._stream = TokenStream(Path(folder), manifest.train.shards, manifest.dtype)
         windows = train_windows(config, manifest.train.tokens)
-        permuted = config.data.order == "windows"
-        self.order = WindowOrder(windows, config.data.epochs, config.seeds.data, permuted, first_window)
+        permuted = config.text.order == "windows"
+        self.order = WindowOrder(windows, config.text.epochs, config.seeds.data, permuted, first_window)
         self._documents: dict[int, DocumentOrder] = {}
-        if config.data.order == "documents":
+        if config.text.order == "documents":
             ends = read_document_ends(Path(folder), manifest.train)
-            limit = min(manifest.train.tokens, config.data.train_tokens or manifest.train.tokens)
+            limit = min(manifest.train.tokens, config.text.train_tokens or manifest.train.tokens)
             self._doc_ends = np.append(ends[ends < limit], np.uint64(limit))
             check_documents(config, len(self._doc_ends), limit)
 
     @property
     def start_digest(self) -> str:
         """The chain's value before the first update: it names the order and its seed."""
-        return hashlib.sha256(f"{self.config.data.order}/{self.config.seeds.data}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.config.text.order}/{self.config.seeds.data}".encode()).hexdigest()
 
     def step_ids(self, t: int) -> Ids:
         """The global batch of update t as epoch·windows + window, in order."""
-        epochs, windows = self.order.step_windows(order_batch(self.config, t), self.config.sequences_per_step)
+        epochs, windows = self.order.step_windows(order_batch(self.config, t), self.config.examples_per_step)
         return epochs * self.order.windows + windows
 
     def read(self, ids: Ids, out: Tokens) -> None:
         """Fill out (len(ids), T+1) with the tokens of the given windows. InputError for one beyond the vocabulary."""
-        if self.config.data.order == "windows":
-            self._stream.read_rows(ids % self.order.windows * self.config.model.seq_len, out)
+        if self.config.text.order == "windows":
+            self._stream.read_rows(ids % self.order.windows * self.config.gpt.seq_len, out)
         else:
             for row, identity in enumerate(ids.tolist()):
                 filled = 0
@@ -111,8 +111,8 @@ class TrainData:
     def _pieces(self, identity: int) -> list[tuple[int, int]]:
         """The spans of the stream that make up a window of step_ids."""
         epoch, window = divmod(identity, self.order.windows)
-        start, stop = window * self.config.model.seq_len, (window + 1) * self.config.model.seq_len + 1
-        if self.config.data.order == "documents":
+        start, stop = window * self.config.gpt.seq_len, (window + 1) * self.config.gpt.seq_len + 1
+        if self.config.text.order == "documents":
             return self._document_order(epoch).pieces(start, stop)
         return [(start, stop)]
 
@@ -134,11 +134,11 @@ def step_batches(
     """Batches of updates start, start+1, … to the end of the schedule; `digest` is the chain's value before `start`."""
     config = data.config
     digest = digest or data.start_digest
-    rows = rank_rows(config.sequences_per_step, micro_batch, rank, ranks)
+    rows = rank_rows(config.examples_per_step, micro_batch, rank, ranks)
     for t in range(start, config.schedule.steps):
         ids = data.step_ids(t)
         digest = hashlib.sha256(bytes.fromhex(digest) + ids.astype("<i8").tobytes()).hexdigest()
-        tokens = np.empty((rows.size, config.model.seq_len + 1), np.int64)
+        tokens = np.empty((rows.size, config.gpt.seq_len + 1), np.int64)
         data.read(ids[rows.reshape(-1)], tokens)
         yield StepBatch(t, *inputs_and_targets(tokens.reshape(*rows.shape, -1)), ids, digest)
 
@@ -208,10 +208,10 @@ def eval_batches(
     """
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
     count = eval_windows(config, len(stream)) if count is None else count
-    windows = spread_windows(count, len(stream), config.model.seq_len)
+    windows = spread_windows(count, len(stream), config.gpt.seq_len)
     firsts = range(0, count, micro_batch * ranks)
     mine = [range(count)[first + rank * micro_batch : first + (rank + 1) * micro_batch] for first in firsts]
-    return [_eval_batch(stream, manifest.vocab_size, windows, one, micro_batch, config.model.seq_len) for one in mine]
+    return [_eval_batch(stream, manifest.vocab_size, windows, one, micro_batch, config.gpt.seq_len) for one in mine]
 
 
 def probe_batch(
@@ -223,9 +223,9 @@ def probe_batch(
     """
     stream = TokenStream(Path(folder), manifest.val.shards, manifest.dtype)
     count = probe_windows(config, len(stream), micro_batch, ranks)
-    windows = spread_windows(count, len(stream), config.model.seq_len)
+    windows = spread_windows(count, len(stream), config.gpt.seq_len)
     mine = range(count)[rank * micro_batch : (rank + 1) * micro_batch]
-    return _eval_batch(stream, manifest.vocab_size, windows, mine, micro_batch, config.model.seq_len)
+    return _eval_batch(stream, manifest.vocab_size, windows, mine, micro_batch, config.gpt.seq_len)
 
 
 def spread_windows(count: int, tokens: int, length: int) -> NDArray[np.int64]:

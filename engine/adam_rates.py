@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.agree import over_ranks
-from engine.fragments import Fragments, slices
+from engine.fragments import Fragments
+from engine.sums import slices
 
 # The upper half of a float32's bits orders positive numbers as their values do: a bin for each positive bfloat16.
 SHIFT, BINS = 16, 1 << 15

@@ -26,23 +26,25 @@ KERNELS = {
 SOFTMAX = {"aten::_softmax", "aten::_safe_softmax"}
 
 
-def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) -> str:
-    """The kernel's name: flash, flash_cpu, efficient, cudnn or math; "unknown" if what ran is none of them.
+def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) -> str | None:
+    """The kernel's name: flash, flash_cpu, efficient, cudnn or math; "unknown" if what ran is none of them. None for images.
 
     It is read off one call of the model's own attention, with the shapes, dtypes, mask and dropout of a micro-step. torch
     chooses by these, by the device, and by what was switched off in this process. On a CPU, compiled blocks were seen to take
     the same kernel.
     """
+    if config.unit == "images":
+        return None
     # The inputs are of the dtype that the weights have in the forward pass; autocast, below, lowers them further.
     dtype = torch.bfloat16 if TABLE[config.precision].weights == "bfloat16" else torch.float32
-    length = config.model.seq_len
+    length = config.gpt.seq_len
     # New weights and dropout draw random numbers. The run's own generators must not notice.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        attention = Attention(config.model).to(device, dtype)
-        x = torch.zeros(micro_batch, length, config.model.n_embd, device=device, dtype=dtype, requires_grad=True)
+        attention = Attention(config.gpt).to(device, dtype)
+        x = torch.zeros(micro_batch, length, config.gpt.n_embd, device=device, dtype=dtype, requires_grad=True)
         # With a mask torch chooses another kernel; which document a token is of does not matter for that.
         tokens = torch.zeros(micro_batch, length, device=device, dtype=torch.long)
-        mask = None if config.data.cross_document_attention else document_mask(tokens, 0)
+        mask = None if config.text.cross_document_attention else document_mask(tokens, 0)
         autocast = autocast_dtype(config.precision)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None), _Operators() as seen:
             attention(x, mask)

@@ -5,6 +5,7 @@
         exp_avg.safetensors      Adam's first moment; SGD has momentum_buffer or none
         exp_avg_sq.safetensors   Adam's second moment; torch.optim.NAME has a file for each name in its state
         ema_0.99.safetensors     and so on, where averages.ema asks for them
+        buffers.safetensors      running statistics of batch normalisation, and a head that is not trained
         manifest.json            step, counters, experiment, SHA-256 and size of each file
 
 A checkpoint exists when its manifest does: it is written last, into a temporary folder that is then renamed, and
@@ -29,6 +30,7 @@ from configs.schema import Checkpoint as CheckpointConfig
 from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
 from record.checkpoint_manifest import (
+    BUFFERS,
     DAMAGED,
     MANIFEST,
     SUPERSEDED,
@@ -83,7 +85,7 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
     # What is there, what is wanted, and whether anything is missing that cannot begin anew.
     manifest = read_manifest(path)
     there = {name.removesuffix(".safetensors") for name in manifest.files}
-    wanted = set(fragments.kinds) if moments else {"weights"}
+    wanted = set(fragments.kinds) if moments else {"weights", BUFFERS} & set(fragments.kinds)
     missing = sorted(wanted - there)
     if missing and (not branch or not set(missing) <= set(fragments.averages.kinds)):
         raise InputError(
@@ -95,6 +97,8 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             if kind in fragments.named_state:
                 fragments.load_by_name(kind, file.keys(), file.get_tensor)
+            elif kind == BUFFERS:
+                fragments.load_buffers(file.get_tensor)
             else:
                 fragments.load(kind, file.get_tensor)
     # Averages that a branch asks for and its trunk had not begin here.

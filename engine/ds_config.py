@@ -24,7 +24,7 @@ def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
     ds_norm = stage == 3 or config.precision == "bf16-master"
     # The batch is said three times, and DeepSpeed refuses numbers that do not multiply: the plan's must.
     return {
-        "train_batch_size": config.sequences_per_step,
+        "train_batch_size": config.examples_per_step,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.micro_steps,
         "gradient_clipping": 0.0,

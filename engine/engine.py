@@ -29,6 +29,7 @@ from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
 from engine.launch import World
 from engine.matrices import Matrices
+from engine.running_statistics import RunningStatistics
 from optim.algorithms import build_optimizer, check_rounding, moments
 from optim.rules import Pieces, check_rule, rule_of
 from optim.stochastic import Piece, StochasticRounding, rounding_of, with_rounding
@@ -72,6 +73,7 @@ class Engine:
         # At stage 0 in half precision DeepSpeed steps once on zero gradients, which decays the weights before the first batch.
         if sum(map(bool, self.optimizer.state.values())) != begun:
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
+        self.statistics = RunningStatistics(self.ds)  # of batch normalisation
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
         self.matrices = (
@@ -110,6 +112,7 @@ class Engine:
         for m, micro in enumerate(zip(inputs, targets, strict=True)):
             # On a CPU a step can take minutes, and to ask costs no synchronisation.
             if m and self.ds.device.type == "cpu" and self.any_rank(wish()):
+                self.statistics.drop()
                 return Backward(math.nan, stop=True, abandoned=True)
             self._seed_dropout(batch.step, m * self.world.ranks + self.world.rank)
             loss = self.ds(*micro)
@@ -168,7 +171,8 @@ class Engine:
         self.ds.step()
 
     def leave_out(self) -> None:
-        """End DeepSpeed's step without an update: gradients zero and the optimiser idle."""
+        """End DeepSpeed's step without an update: gradients zero and the optimiser idle, and no statistics move."""
+        self.statistics.drop()
         self.fragments.zero_gradients()
         zero.step_without_update(self.ds, self.optimizer)
 
@@ -210,35 +214,37 @@ class Engine:
     @torch.no_grad()
     def evaluate(
         self, batches: list[EvalBatch], wish: Wish = lambda: False, sums: Tensor | None = None
-    ) -> float | None:
-        """Mean loss over the targets that count, of fixed batches, equally many on every rank.
+    ) -> dict[str, float] | None:
+        """Means over the targets that count, of fixed batches, equally many on every rank: `loss`, and `error` of a classifier.
 
         Touches no training state: no dropout, no random draw, no gradient. None where a rank wished to stop meanwhile.
         `sums`: zeros, float64 (windows,), filled with each window's summed loss, the same on every rank.
         """
         self.ds.eval()
-        # Sum of losses and count of targets: a mean of means would weigh the last, shorter batch too much.
-        total = torch.zeros(2, dtype=torch.float64, device=self.ds.device)
+        names = self.ds.module.measured
+        # Sums and count of targets: a mean of means would weigh the last, shorter batch too much.
+        total = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.ds.device)
         for batch in batches:
             # All ranks leave together, or one would wait for the others' parameters at stage 3.
             if self.any_rank(wish()):
                 self.ds.train()
                 return None
             inputs, targets = self.on_device(batch)
-            if sums is None:
+            if sums is None and len(names) == 1:
                 total[0] += self.ds(inputs, targets)
             else:
+                values = self.ds(inputs, targets, by_target=True).view(-1, len(names))
+                total[:-1] += values.sum(0)
+            if sums is not None:
                 # Added in float64 window by window; their float32 sum stays what it is in any other evaluation.
-                losses = self.ds(inputs, targets, by_token=True)
-                total[0] += losses.sum()
-                places = batch.places
-                sums[places.start : places.stop] = losses.view(len(inputs), -1).double().sum(1)[: len(places)]
-            total[1] += batch.counted
+                places, losses = batch.places, values[:, 0].view(len(inputs), -1)
+                sums[places.start : places.stop] = losses.double().sum(1)[: len(places)]
+            total[-1] += batch.counted
         over_ranks(total)
         if sums is not None:
             over_ranks(sums)  # a window is one rank's alone: the others have zero there
         self.ds.train()
-        return (total[0] / total[1]).item()
+        return dict(zip(names, (total[:-1] / total[-1]).tolist(), strict=True))
 
     def on_device(self, batch: EvalBatch) -> tuple[Tensor, Tensor]:
         """Inputs and targets where the model is."""
@@ -248,7 +254,7 @@ class Engine:
     def _forward_dtypes(self) -> dict[str, str]:
         """The dtypes of a matrix product and of the loss, seen in a forward pass over the model's own example."""
         seen: dict[str, str] = {}
-        linear = next(module for module in self.ds.module.modules() if isinstance(module, nn.Linear))
+        linear = next(module for module in self.ds.module.modules() if isinstance(module, nn.Linear | nn.Conv2d))
         hook = linear.register_forward_hook(lambda _m, _i, output: seen.update(matmul=dtype_name(output.dtype)))
         self.ds.eval()
         with torch.compiler.set_stance("force_eager"):  # hooks see nothing inside compiled code
@@ -261,7 +267,7 @@ class Engine:
 
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """Masks are a pure function of (seed, step, global micro-step), so nothing about them needs saving."""
-        if self.config.model.dropout:
+        if getattr(self.config.model, "dropout", 0.0):
             key = hashlib.sha256(f"dropout/{self.config.seeds.dropout}/{step}/{micro_step}".encode()).digest()
             torch.manual_seed(int.from_bytes(key[:8], "little") >> 1)
 

@@ -21,12 +21,12 @@ from configs.schema import Optim
 from engine import zero
 from engine.agree import over_ranks
 from engine.dtypes import dtype_name
+from engine.sums import square_sums
 from engine.zero import Fragment
 from optim.algorithms import moments, state_by_name, zero_state
 from optim.averages import Averages
 from optim.torch_named import from_saved, to_saved
-
-NORM_CHUNK = 1 << 16
+from record.checkpoint_manifest import BUFFERS
 
 
 class Fragments:
@@ -141,7 +141,19 @@ class Fragments:
             raise RuntimeError(
                 f"the state of {self.config.algorithm} has {sorted(more)} too, which it had not when it was tried out"
             )
-        return ("weights", *self.moments, *self.named_state, *self.averages.kinds)
+        buffers = (BUFFERS,) if self.buffers() else ()
+        return ("weights", *self.moments, *self.named_state, *self.averages.kinds, *buffers)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the network has beside its parameters, whole and the same on every rank: running statistics, a frozen head."""
+        state = self.ds.module.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in state.items() if name not in self.shapes}
+
+    @torch.no_grad()
+    def load_buffers(self, read: Callable[[str], Tensor]) -> None:
+        """Set them from what `read(name)` gives."""
+        for name, buffer in self.buffers().items():
+            buffer.copy_(read(name))
 
     @contextmanager
     def swapped(self, kind: str) -> Iterator[None]:
@@ -201,6 +213,12 @@ class Fragments:
 
     def gather(self, kind: str, to: int) -> dict[str, Tensor] | None:
         """Whole tensors of one kind, by name, on the CPU of rank `to`; None on the other ranks. Moves bytes, no sums."""
+        if kind == BUFFERS:
+            return (
+                {name: buffer.cpu().clone() for name, buffer in self.buffers().items()}
+                if dist.get_rank() == to
+                else None
+            )
         # One parameter at a time, so that no rank but `to` holds more than a piece of it beside its own.
         mine, rank = {f.name: f for f in self.local}, dist.get_rank()
         whole: dict[str, Tensor] = {}
@@ -278,23 +296,3 @@ class Fragments:
 
     def _flats(self) -> list[Tensor]:
         return zero.flat_masters(self.ds, self.stage, self.optimizer)
-
-
-def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat tensors of one length, 2^22 elements at a time: what is computed of an embedding is not held whole."""
-    return zip(*(tensor.split(1 << 22) for tensor in tensors), strict=True)
-
-
-def square_sums(tensors: list[Tensor]) -> Tensor:
-    """Sum of squares of each tensor, float64 (len(tensors),).
-
-    In chunks: over 4·10⁷ elements at once, torch's float32 norm on a CPU is 0.3 % too small.
-    """
-    # One call for all chunks of all tensors: a call each would take longer than the sums, where tensors are small.
-    chunks = [tensor.split(NORM_CHUNK) for tensor in tensors]
-    norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
-    # Chunks are added in float64.
-    squares = torch.stack(norms).double().square()
-    if len(squares) == len(tensors):  # a chunk each: nothing to add
-        return squares
-    return torch.stack([piece.sum() for piece in squares.split([len(pieces) for pieces in chunks])])

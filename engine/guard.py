@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 
 from configs.schema import RunConfig
+from data.any_manifest import AnyManifest
 from data.loader import Prefetcher
-from data.manifest import Manifest
 from data.verify import DamagedDataError, Hashing
 from engine.agree import from_every_rank, on_first_rank
 
@@ -23,7 +23,7 @@ TURN_S = 5.0  # how long the ranks wait for the hashes before they ask each othe
 class DataGuard:
     """`wish` is this rank's alone, for the step's own agreement; `check` and `compared` are collective."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest, rank: int) -> None:
+    def __init__(self, config: RunConfig, manifest: AnyManifest, rank: int) -> None:
         beside = config.data.verify is True and rank == 0
         self._hashing = Hashing(Path(config.data.path), manifest) if beside else None
         self._beside_training = config.data.verify is True

@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 
 from configs.errors import InputError
+from configs.images import ImageModel
 from configs.schema import RunConfig
+from data.any_manifest import AnyManifest
+from data.manifest import Manifest
 from engine.dtypes import autocast_dtype
+from model.classifier import Classifier
 from model.gpt import GPT
 
 logger = logging.getLogger(__name__)
@@ -22,11 +26,20 @@ logger = logging.getLogger(__name__)
 
 def build_model(config: RunConfig, eot: int | None, device: torch.device) -> GPT:
     """The network of a configuration, its weights not yet set. `eot`: the token that ends the data's documents (None: unknown)."""
-    assert eot is not None or config.data.cross_document_attention, "the plan refuses this"
+    assert eot is not None or config.text.cross_document_attention, "the plan refuses this"
     # Attention stays within a document only where the configuration says so; the token then marks where one ends.
-    separate_at = None if config.data.cross_document_attention else eot
+    separate_at = None if config.text.cross_document_attention else eot
     autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
-    return GPT(config.model, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
+    return GPT(config.gpt, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
+
+
+def build_network(config: RunConfig, manifest: AnyManifest, device: torch.device) -> GPT | Classifier:
+    """The network of a run on this data."""
+    if isinstance(manifest, Manifest):
+        return build_model(config, manifest.eot, device)
+    assert isinstance(config.model, ImageModel)
+    mean, deviation = ([255 * value for value in values] for values in (manifest.mean, manifest.deviation))
+    return Classifier(config.model, mean, deviation, autocast_dtype(config.precision))
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
@@ -44,7 +57,7 @@ def is_compiled(config: RunConfig, device: torch.device) -> bool:
         raise InputError(f"parallel.compile needs {' and '.join(missing)}; install it, or leave parallel.compile out")
     # What the configuration says counts. Left open (null), it is compiled on CUDA only, and never with dropout: compiled
     # dropout draws other random numbers.
-    if setting is not None or device.type != "cuda" or config.model.dropout:
+    if setting is not None or device.type != "cuda" or config.gpt.dropout:
         return bool(setting)
     if missing:
         logger.warning("without %s the blocks are not compiled, and the run is slower", " and ".join(missing))

@@ -22,7 +22,7 @@ from data.loader import EvalBatch
 from engine.adam_rates import rate_columns
 from engine.agree import over_ranks
 from engine.engine import Engine
-from engine.fragments import slices, square_sums
+from engine.sums import slices, square_sums
 from engine.zero import Fragment
 
 
@@ -149,7 +149,7 @@ class Probe:
         over_ranks(sums)
         over_ranks(largest, dist.ReduceOp.MAX)
         # How many windows it was says which: they are spread evenly over the split (data/loader.probe_batch).
-        return [*(sums[:3] / sums[3]).tolist(), largest.item(), sums[3].item() / self.engine.config.model.seq_len]
+        return [*(sums[:3] / sums[3]).tolist(), largest.item(), sums[3].item() / self.engine.config.targets_per_example]
 
     def _note(self, gradient: Tensor) -> None:
         self.micro += square_sums([gradient.detach().flatten()])[0]
@@ -158,15 +158,15 @@ class Probe:
         """McCandlish et al. (1812.06162, appendix A): |G|² and tr Σ without bias, from micro-batches and the whole batch."""
         if not self.engine.config.log.noise_scale:
             return {}
-        plan, length = self.engine.plan, self.engine.config.model.seq_len
+        plan, length = self.engine.plan, self.engine.config.targets_per_example
         over_ranks(self.micro)
         pieces = plan.micro_steps * plan.ranks
         # A hook sees the gradient of loss·ranks/tokens_per_step; times the micro-steps it is that of the micro-batch's mean.
         small, big = self.micro.item() / pieces * plan.micro_steps**2, self.big
-        b, whole = plan.micro_batch * length, plan.sequences_per_step * length
+        b, whole = plan.micro_batch * length, plan.examples_per_step * length
         square, trace = (whole * big - b * small) / (whole - b), (small - big) / (1 / b - 1 / whole)
         row = {"probe/gradient_square": square, "probe/gradient_trace": trace}
-        return row | ({"probe/noise_scale_tokens": trace / square} if square > 0 else {})
+        return row | ({f"probe/noise_scale_{self.engine.config.unit}": trace / square} if square > 0 else {})
 
 
 def _quantities(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,16 @@ import torch
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
-from configs.windows import final_windows, windows_in, windows_read
-from data.loader import EvalBatch, Prefetcher, TrainData, eval_batches, probe_batch, step_batches
-from data.manifest import Manifest
-from data.verify import verify_split
+from configs.windows import windows_read
+from data.loader import Prefetcher
 from engine import checkpoint
 from engine.agree import on_first_rank
 from engine.attention import attention_kernel
-from engine.dtypes import set_matmul_precision
 from engine.engine import Engine, Wish
-from engine.guard import DataGuard
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
-from engine.network import build_model
+from engine.network import build_network
+from engine.supply import OpenData
 from record.blocks import WEIGHTS, in_blocks, write_blocks
 from record.environment import environment
 from record.metrics import TENSOR_NORM
@@ -36,24 +34,6 @@ from record.run import RunFolder
 from record.watch import LossWatch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OpenData:
-    """A run's prepared data, opened: what its updates read, and on this rank its fixed validation batches and what probes see.
-
-    `final`: the batches of the run's end, the same list without eval.final_tokens. `val_tokens`: of the whole split.
-    `described`: what a start records of the data.
-    """
-
-    train: TrainData
-    validation: list[EvalBatch]
-    final: list[EvalBatch]
-    val_tokens: int
-    probe: EvalBatch
-    guard: DataGuard
-    eot: int | None
-    described: dict[str, Any]
 
 
 @dataclass
@@ -68,7 +48,7 @@ class Training:
     engine: Engine
     progress: Progress
     recorder: Recorder
-    attention: str
+    attention: str | None
     memory_before: int | None
     norms: dict[str, float] = field(default_factory=dict)
 
@@ -78,12 +58,7 @@ class Training:
 
     def batches(self) -> Prefetcher:
         """The batches of the updates still to do, from a prefetch thread."""
-        plan, world, progress = self.plan, self.world, self.progress
-        return Prefetcher(
-            step_batches(
-                self.data.train, progress.step, progress.order_digest, plan.micro_batch, world.rank, world.ranks
-            )
-        )
+        return Prefetcher(self.data.batches(self.progress.step, self.progress.order_digest))
 
     def windows_after(self, step: int) -> int:
         """How far in its order the run has read after `step` updates."""
@@ -119,16 +94,14 @@ class Training:
         sums: dict[str, list[float]] = {}
         # The weights first, then each average in their place; a wish to stop ends it without a row.
         for kind in (WEIGHTS, *fragments.averages.kinds):
-            with fragments.swapped(kind) if kind != WEIGHTS else nullcontext():
+            with self._seen_as(kind):
                 measured = self._losses("" if kind == WEIGHTS else f"_{kind}", wish)
             if measured is None:
                 return False
             losses, sums[kind] = measured
             row |= losses
         if step == self.plan.steps:
-            blocks = in_blocks(
-                step, self.config.model.seq_len, windows_in(self.data.val_tokens, self.config.model.seq_len), sums
-            )
+            blocks = in_blocks(step, self.config.targets_per_example, self.data.val_examples, sums)
             # Before the row: a start that finds the row takes the evaluation as done.
             on_first_rank(lambda: write_blocks(self.folder.blocks, blocks))
         row["time/eval_s"] = time.perf_counter() - began
@@ -139,24 +112,33 @@ class Training:
 
     def _losses(self, suffix: str, wish: Wish) -> tuple[dict[str, float], list[float]] | None:
         """The losses of the weights as they stand, as columns, and at the run's end those of its windows; None as `evaluate`."""
-        validation, final = self.data.validation, self.data.final
-        if self.progress.step < self.plan.steps:
-            loss = self.engine.evaluate(validation, wish)
-            return None if loss is None else ({f"val/loss{suffix}": loss}, [])
-        windows = final_windows(self.config, self.data.val_tokens)
-        sums = torch.zeros(windows, dtype=torch.float64, device=self.world.device)
+        data, at_end = self.data, self.progress.step == self.plan.steps
+        sums = torch.zeros(data.final_examples if at_end else 0, dtype=torch.float64, device=self.world.device)
         # Two passes where the end has windows of its own: val/loss stays over the same ones, in the same batches, all along.
-        row = {}
-        if final is not validation:
-            loss = self.engine.evaluate(validation, wish)
-            if loss is None:
+        passes = [
+            ("val/", data.validation),
+            ("train_eval/", data.train_eval),
+            ("val/final_", data.final if at_end else []),
+        ]
+        row: dict[str, float] = {}
+        for prefix, batches in passes:
+            last = at_end and batches is data.final
+            if not batches or (prefix == "val/final_" and data.final is data.validation):
+                continue
+            means = self.engine.evaluate(batches, wish, sums if last else None)
+            if means is None:
                 return None
-            row[f"val/loss{suffix}"] = loss
-        loss = self.engine.evaluate(final, wish, sums)
-        if loss is None:
-            return None
-        row[f"val/final_loss{suffix}" if row else f"val/loss{suffix}"] = loss
+            row |= {f"{prefix}{name}{suffix}": mean for name, mean in means.items()}
         return row, sums.tolist()
+
+    @contextmanager
+    def _seen_as(self, kind: str) -> Iterator[None]:
+        """Within, the forward pass sees an average, with the running statistics that belong to it."""
+        if kind == WEIGHTS:
+            yield
+            return
+        with self.engine.fragments.swapped(kind), self.engine.statistics.re_estimated(self.data.estimation()):
+            yield
 
     def save(self) -> Path:
         """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured.
@@ -217,25 +199,6 @@ class Training:
         }
 
 
-def open_data(config: RunConfig, manifest: Manifest, plan: Plan, world: World) -> OpenData:
-    """Open a run's data; writes nothing. InputError if it is damaged, or the device lacks the precision."""
-    # Before any product: TF32 is a switch of the process.
-    set_matmul_precision(config.precision, world.device)
-    if config.data.verify == "before" and world.rank == 0:
-        for split in (manifest.train, manifest.val):
-            verify_split(Path(config.data.path), split)
-    train = TrainData(config.data.path, manifest, config, plan.first_window)
-    share = (config.data.path, manifest, config, plan.micro_batch, world.rank, world.ranks)
-    validation = final = eval_batches(*share)
-    # Read at the start too: damage is told before the run, and not after it.
-    if config.eval.final_tokens is not None:
-        final = eval_batches(*share, final_windows(config, manifest.val.tokens))
-    guard = DataGuard(config, manifest, world.rank)
-    return OpenData(
-        train, validation, final, manifest.val.tokens, probe_batch(*share), guard, manifest.eot, manifest.described()
-    )
-
-
 def begin(
     config: RunConfig, plan: Plan, folder: RunFolder, world: World, data: OpenData, recorder: Recorder
 ) -> Training:
@@ -243,7 +206,7 @@ def begin(
     # Memory is measured from here on; what libraries took before is no part of it.
     forget_peak(world.device)
     before = peak_bytes(world.device)
-    model = build_model(config, data.eot, world.device)
+    model = build_network(config, data.manifest, world.device)
     kernel = attention_kernel(config, plan.micro_batch, world.device)
     model.init_weights(config.seeds.init)
     engine = Engine(model, config, plan, world)
@@ -253,5 +216,5 @@ def begin(
     forget_peak(world.device)
     # At step 0, as if nothing had ever been saved; engine/resume.py sets it to where the run goes on.
     watch = LossWatch(config.numerics.spike_deviations, config.numerics.divergence_margin)
-    progress = Progress(data.train.start_digest, plan.first_window, watch)
+    progress = Progress(data.start_digest, plan.first_window, watch)
     return Training(config, plan, folder, world, data, engine, progress, recorder, kernel, before)

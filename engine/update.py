@@ -85,6 +85,7 @@ def update(
     rule.after_step(pieces, kept, t)
     if rule.moves_weights:
         engine.fragments.refresh()  # the forward pass reads copies of the weights
+    engine.statistics.move()  # of batch normalisation, where there is one
     engine.average()
 
     # The state moves on, and the row is written.
@@ -130,9 +131,9 @@ def _record(training: Training, row: dict[str, Any], seconds: float, probe: Prob
     if probe is not None:
         seconds -= probe.seconds
         training.recorder.add_probe(step, probe.finish())
-    rate = config.batch.tokens_per_step / seconds
-    row |= {"time/step_s": seconds, "perf/tokens_per_s": rate}
-    flops = rate * training.plan.flops_per_token
+    rate = config.units_per_step / seconds
+    row |= {"time/step_s": seconds, f"perf/{config.unit}_per_s": rate}
+    flops = rate * training.plan.flops_per_unit
     mfu = cost.mfu(flops, device_name(device), config.precision, training.world.ranks)
     if mfu is not None:
         row["perf/mfu"] = mfu

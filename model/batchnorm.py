@@ -124,7 +124,7 @@ class Statistics:
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Within, the buffers may become those of other weights; at the end they are as before, and notes of within are gone."""
-        before, notes = self.read(), self.notes
+        before, (notes, self.notes) = self.read(), (self.notes, [])
         try:
             yield
         finally:

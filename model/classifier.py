@@ -54,6 +54,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    measured = ("loss", "error")  # what by_target gives of each target
 
     def __init__(
         self,
@@ -66,8 +67,8 @@ class Classifier(nn.Module):
         super().__init__()
         assert len(mean) == len(deviation) == config.channels
         self.config, self.autocast, self.compiled = config, autocast, compiled
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.body = BODIES[config.kind](config)
         self.head = (FrozenLinear if config.scale_invariant else nn.Linear)(self.body.features, config.classes)
         self.statistics = Statistics(self)

@@ -92,6 +92,8 @@ class GPT(nn.Module):
     Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
     """
 
+    measured = ("loss",)  # what by_target gives of each target
+
     def __init__(
         self,
         config: Model,
@@ -117,17 +119,18 @@ class GPT(nn.Module):
             for block in self.blocks:
                 block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
-    def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False, by_token: bool = False) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False, by_target: bool = False) -> Tensor:
         """Summed cross-entropy (float32 scalar) of inputs (B, T) and targets (B, T).
 
-        With `statistics`, for probes, logit_statistics instead; with `by_token`, for evaluation, each target's own, float32 (B·T,).
+        With `statistics`, for probes, logit_statistics instead; with `by_target`, for evaluation, each target's own loss, float32
+        (B·T,).
         """
         targets = targets.flatten()
         with self._autocast(inputs.device):
             x = self.hidden(inputs).flatten(0, 1)  # (B·T, C)
             if statistics:
                 return logit_statistics(x, self.head_weight, targets)
-        if by_token:
+        if by_target:
             return cross_entropies(x, self.head_weight, targets, self.autocast, self.compiled)
         z_loss = self.z_loss if self.training else 0.0
         return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)

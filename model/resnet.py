@@ -14,6 +14,8 @@ from configs.image_tensors import STAGES, block_shapes
 from configs.images import ImageModel
 from model.batchnorm import batch_norm
 
+FEWEST_LAST = 16  # channels of a network whose feature maps have them last
+
 
 class PreActivationBlock(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))). Where the shape changes, a 1 × 1 convolution of the first relu stands for x."""
@@ -119,7 +121,9 @@ def channels_last(x: Tensor) -> Tensor:
     A ResNet18 of width 16 needs a fifth less time so on a CPU, one of width 64 as much as before. Shapes stay as they are. The
     stem's output is the place: an image of one channel is in both orders at once, and its convolution would choose the other.
     """
-    return x.contiguous(memory_format=torch.channels_last)
+    # oneDNN's strided 1 × 1 convolution of fewer channels writes outside its memory in the backward pass (oneDNN#6035, seen in
+    # torch 2.13.0 as "corrupted double-linked list"): fewer than 8 with AVX2, than 16 with AVX-512. In the other order it does not.
+    return x.contiguous(memory_format=torch.channels_last if x.shape[1] >= FEWEST_LAST else torch.contiguous_format)
 
 
 def _extra_norm(config: ImageModel, channels: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """metrics.jsonl: append-only rows, one per update, and their reader.
 
-Every row has `step` (updates done) and `tokens` (tokens those updates read). Row s holds of update s:
+Every row has `step` (updates done) and `tokens` (tokens those updates read), of a run on images `images`. Row s holds of update s:
 
     train/loss            mean cross-entropy over the update's global tokens, before the update (nats)
     optim/lr              learning rate, read back from the optimiser
@@ -11,7 +11,7 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read). Ro
     weights/norm_decayed  the same over the tensors that decay
     norm/<tensor>         the same of one tensor, with log.tensor_norms
     time/step_s           seconds of the update: data, forward, backward, optimiser, norms; not a probe's look at it
-    perf/tokens_per_s     tokens_per_step over it
+    perf/tokens_per_s     tokens_per_step over it; perf/images_per_s of images
     perf/mfu              model FLOPs utilisation, a fraction; only on devices whose peak is known (configs/cost.py)
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
 
@@ -153,8 +153,10 @@ def check_row(row: dict[str, Any], last: int) -> dict[str, Any]:
     step = row["step"]
     if type(step) is not int or not 0 <= step <= last:  # a bool is an int to isinstance, and would be step 1
         raise TypeError(f"step is {step!r:.40}" + (f", not from 0 to {last}" if last < LARGEST else ""))
-    if type(row.get("tokens", 0)) is not int or not isinstance(row.get("event", ""), str):
-        raise TypeError("tokens is not an integer, or event no text")
+    if any(type(row.get(unit, 0)) is not int for unit in ("tokens", "images")) or not isinstance(
+        row.get("event", ""), str
+    ):
+        raise TypeError("tokens or images is not an integer, or event no text")
     bad = row.get("nonfinite", [])
     if not isinstance(bad, list) or not all(isinstance(name, str) for name in bad):
         raise TypeError("nonfinite is no list of names")

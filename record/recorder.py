@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.schema import RunConfig
+from configs.schema import RunConfig, Unit
 from record.metrics import MetricsLog
 from record.mirror import WandbMirror
 from record.run import RunFolder
@@ -20,21 +20,23 @@ class Recorder:
         self,
         log: MetricsLog | None,
         mirror: WandbMirror | None,
-        tokens_per_step: int,
+        units_per_step: int,
         probes: MetricsLog | None = None,
+        unit: Unit = "tokens",
     ) -> None:
-        self._log, self._mirror, self._tokens_per_step, self._probes = log, mirror, tokens_per_step, probes
+        self._log, self._mirror, self._probes = log, mirror, probes
+        self._unit, self._units_per_step = unit, units_per_step
         self._rows: list[dict[str, Any]] = []
         self._probe_rows: list[dict[str, Any]] = []
 
     def add(self, step: int, row: dict[str, Any]) -> None:
-        self._rows.append({"step": step, "tokens": step * self._tokens_per_step, **row})
+        self._rows.append({"step": step, self._unit: step * self._units_per_step, **row})
         if row.get("event") == "resume":
             self._probe_rows.append(self._rows[-1])
 
     def add_probe(self, step: int, row: dict[str, Any]) -> None:
         """The mirror gets what is not of a single tensor."""
-        self._probe_rows.append({"step": step, "tokens": step * self._tokens_per_step, **row})
+        self._probe_rows.append({"step": step, self._unit: step * self._units_per_step, **row})
 
     def flush(self, sync: bool = False) -> None:
         """Write what was added; with `sync` it is on disk afterwards."""
@@ -64,7 +66,7 @@ def open_recorder(config: RunConfig, folder: RunFolder) -> Recorder:
     settings = config.model_dump(mode="json")
     mirror = WandbMirror(config.log.wandb, folder.path, config.name, settings, config.log.wandb_kinds)
     probes = MetricsLog(folder.probes) if config.log.probe_every else None
-    return Recorder(MetricsLog(folder.metrics), mirror, config.batch.tokens_per_step, probes)
+    return Recorder(MetricsLog(folder.metrics), mirror, config.units_per_step, probes, config.unit)
 
 
 def _of_a_tensor(key: str) -> bool:

@@ -8,10 +8,11 @@ from itertools import islice
 
 from configs.plan import make_plan
 from configs.schema import RunConfig
-from data.loader import StepBatch, step_batches
-from data.manifest import Manifest
+from data.any_manifest import AnyManifest
+from data.loader import StepBatch
 from engine.launch import World
-from engine.training import Training, begin, open_data
+from engine.supply import open_data
+from engine.training import Training, begin
 from engine.update import update
 from record.recorder import Recorder
 from record.run import RunFolder
@@ -28,13 +29,11 @@ class Step:
     digest: str
 
 
-def make_training(config: RunConfig, manifest: Manifest, world: World) -> Training:
+def make_training(config: RunConfig, manifest: AnyManifest, world: World) -> Training:
     """A run at step 0 that records nothing."""
     plan = make_plan(config, world.ranks, manifest.summary())
     data = open_data(config, manifest, plan, world)
-    return begin(
-        config, plan, RunFolder("no such run"), world, data, Recorder(None, None, config.batch.tokens_per_step)
-    )
+    return begin(config, plan, RunFolder("no such run"), world, data, Recorder(None, None, config.units_per_step))
 
 
 def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
@@ -51,7 +50,4 @@ def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
 
 def batch_of(training: Training, step: int) -> StepBatch:
     """This rank's batch of an update, with the digest of an order that was read from its start."""
-    plan, world = training.plan, training.world
-    return next(
-        islice(step_batches(training.data.train, 0, None, plan.micro_batch, world.rank, world.ranks), step, None)
-    )
+    return next(islice(training.data.batches(0, training.data.start_digest), step, None))

@@ -81,7 +81,7 @@ def loss_by_window(run: Path, kind: str, manifest: Manifest) -> list[float]:
     """Of the weights at the end, one window at a time, by torch's own cross-entropy in float64."""
     chosen = choose(str(run))
     config = RunConfig.model_validate_json((run / "config.json").read_text())
-    model = build_loaded(config, manifest.eot, chosen.tensors(kind), torch.device("cpu"))
+    model = build_loaded(config, manifest, chosen.tensors(kind), torch.device("cpu"))
     stream, length = TokenStream(Path(config.data.path), manifest.val.shards, manifest.dtype), config.model.seq_len
     count = final_windows(config, len(stream))
     tokens = torch.empty(count, length + 1, dtype=torch.long)

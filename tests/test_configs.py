@@ -52,7 +52,7 @@ def test_p1_recipe() -> None:
     config = load_config(CONFIGS / "gpt124m_wd0.1.json")[0]
     plan = make_plan(config, 8, None)
     assert plan.n_parameters == 50304 * 768 + 256 * 768 + 12 * (12 * 768 * 768 + 2 * 768) + 768
-    assert plan.tokens == 3_276_800_000
+    assert plan.units == 3_276_800_000
     assert plan.lr_sum == pytest.approx(16.49, abs=5e-3)
     assert plan.decay_sum == pytest.approx(1.65, abs=5e-3)
     assert plan.groups["decayed"].parameters == plan.n_parameters - 25 * 768

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).parent / "identities.json"
 DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)  # no real data: its digest is part of every id
 FIGURES = (
-    "micro_batch", "micro_steps", "first_window", "n_parameters", "flops_per_token", "state_bytes", "activation_bytes",
+    "micro_batch", "micro_steps", "first_window", "n_parameters", "flops_per_unit", "state_bytes", "activation_bytes",
     "communication_bytes", "checkpoint_bytes", "checkpoints", "lr_sum", "decay_sum",
 )  # fmt: skip
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "config.schema.json")

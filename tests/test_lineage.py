@@ -129,7 +129,7 @@ def test_planned_origin() -> None:
     planned, real = planned_origin(trunk, data, 0, 20, f"{TRUNK}@20"), find_origin(config, None)
     assert real is not None
     assert (planned.step, planned.windows, planned.experiment) == (real.step, real.windows, real.experiment)
-    assert planned.windows == windows_read(trunk, 20) == 20 * trunk.sequences_per_step
+    assert planned.windows == windows_read(trunk, 20) == 20 * trunk.examples_per_step
     assert make_plan(config, 1, data, planned).first_window == make_plan(config, 1, data, real).first_window
 
 

@@ -11,7 +11,7 @@ import torch
 
 from configs.schema import Model, RunConfig
 from configs.tensors import tensor_table
-from engine.fragments import square_sums
+from engine.sums import square_sums
 from model.gpt import GPT
 from model.loss import cross_entropy_sum
 from optim.algorithms import build_optimizer

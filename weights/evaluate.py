@@ -14,30 +14,65 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from configs.images import ImageData
 from configs.schema import RunConfig
-from data.loader import eval_batches
+from configs.windows import epoch_images
+from data import image_loader
+from data.any_manifest import AnyManifest
+from data.image_manifest import ImageManifest
+from data.loader import EvalBatch, eval_batches
 from data.manifest import Manifest
+from model.classifier import Classifier
 from record.checkpoints import parse_address
 from weights.read import build_loaded, choose, choose_device, config_with_data
 
 
 @torch.no_grad()
-def validation_loss(config: RunConfig, manifest: Manifest, weights: dict[str, Tensor], device: torch.device) -> float:
-    """Mean loss of these weights over the run's validation windows, in nats per token."""
-    model = build_loaded(config, manifest.eot, weights, device)
-    total, count = 0.0, 0
-    # Of one rank, this is the share of every rank: all windows.
-    for batch in eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1):
-        inputs, targets = (torch.from_numpy(ids).to(device) for ids in (batch.inputs, batch.targets))  # (b, T) each
-        total += model(inputs, targets).item()
+def validation_means(
+    config: RunConfig, manifest: AnyManifest, weights: dict[str, Tensor], averaged: bool, device: torch.device
+) -> dict[str, float]:
+    """Over the run's validation data: `val/loss`, in nats per token or image, and of images `val/error`.
+
+    `averaged`: the weights were never trained, so that running statistics are estimated anew in a pass over the training images.
+    """
+    model = build_loaded(config, manifest, weights, device)
+    if averaged and isinstance(model, Classifier) and model.statistics.layers:
+        passes = _image_batches(config, manifest, "train")
+        model.statistics.re_estimate(model, (torch.from_numpy(batch.inputs).to(device) for batch in passes))
+    totals, count = torch.zeros(len(model.measured), dtype=torch.float64), 0
+    for batch in _validation(config, manifest):
+        inputs, targets = (torch.from_numpy(half).to(device) for half in (batch.inputs, batch.targets))  # (b, …) each
+        by_target = len(model.measured) > 1
+        found = model(inputs, targets, by_target=True).sum(0) if by_target else model(inputs, targets)
+        totals += found.double().cpu()
         count += batch.counted
-    return total / count
+    return {f"val/{name}": total / count for name, total in zip(model.measured, totals.tolist(), strict=True)}
+
+
+def _validation(config: RunConfig, manifest: AnyManifest) -> Iterable[EvalBatch]:
+    """Of one rank this is the share of every rank: all windows, or all images."""
+    if isinstance(manifest, Manifest):
+        return eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1)
+    return _image_batches(config, manifest, "val")
+
+
+def _image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["train", "val"]) -> Iterable[EvalBatch]:
+    """The images of a run's evaluations, or of the pass in which an average's statistics are estimated."""
+    assert isinstance(manifest, ImageManifest)
+    assert isinstance(config.data, ImageData)
+    subset, count = None, config.eval.images
+    if split == "train":
+        subset, count = config.data.train_images, epoch_images(config, manifest.train.images)
+    micro_batch = config.batch.micro_batch or min(config.examples_per_step, 256)
+    return image_loader.eval_batches(config.data.path, manifest, micro_batch, 0, 1, count, split, subset=subset)
 
 
 def parse_steps(text: str) -> list[int]:
@@ -56,12 +91,13 @@ def evaluate(address: str, average: str | None, kind: str, data: Path | None) ->
         raise InputError(f"--average {average}: expected a run without @STEP, found {address}")
     chosen = choose(address, parse_steps(average) if average is not None else ())
     config, manifest = config_with_data(chosen.run, data)
-    loss = validation_loss(config, manifest, chosen.tensors(kind), choose_device())
+    averaged = kind != "weights" or len(chosen.paths) > 1
+    weights = {**chosen.tensors(kind), **chosen.buffers()}
     return {
         "run": str(chosen.run.path),
         "steps": chosen.steps,
         "weights": kind,
-        "val/loss": loss,
+        **validation_means(config, manifest, weights, averaged, choose_device()),
         "left_out": [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out],
     }
 

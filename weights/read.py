@@ -18,11 +18,12 @@ from configs.errors import InputError
 from configs.load import read_json, validate, with_absolute_data
 from configs.precision import TABLE
 from configs.schema import RunConfig
-from data.manifest import Manifest, read_manifest
+from data.any_manifest import AnyManifest, manifest_of
 from engine.dtypes import set_matmul_precision
-from engine.network import build_model
+from engine.network import build_network
+from model.classifier import Classifier
 from model.gpt import GPT
-from record.checkpoint_manifest import SUFFIX, verify
+from record.checkpoint_manifest import BUFFERS, SUFFIX, verify
 from record.checkpoint_manifest import read_manifest as read_checkpoint
 from record.checkpoints import find, find_sound, parse_address, step_of
 from record.run import RunFolder
@@ -46,6 +47,11 @@ class Chosen:
     def tensors(self, kind: str = "weights") -> dict[str, Tensor]:
         """As `mean_tensors` of these checkpoints. InputError if one lacks this kind."""
         return mean_tensors(self.paths, kind, verified=True)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the network has beside its weights; of several checkpoints that of the last. Empty where there is nothing."""
+        has_some = BUFFERS in read_checkpoint(self.paths[-1]).kinds
+        return load_file(self.paths[-1] / f"{BUFFERS}{SUFFIX}") if has_some else {}
 
 
 def choose(address: str, steps: Sequence[int] = ()) -> Chosen:
@@ -89,7 +95,7 @@ def mean_tensors(paths: Sequence[Path], kind: str = "weights", verified: bool = 
     return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
 
 
-def config_with_data(folder: RunFolder, data: Path | None = None) -> tuple[RunConfig, Manifest]:
+def config_with_data(folder: RunFolder, data: Path | None = None) -> tuple[RunConfig, AnyManifest]:
     """A run's configuration, over its data where that lies now (`data`; None: where the run says), and the data's manifest.
 
     InputError if no prepared data lies there, or other data than the run was trained on.
@@ -98,7 +104,7 @@ def config_with_data(folder: RunFolder, data: Path | None = None) -> tuple[RunCo
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(data)})})
     config = with_absolute_data(config)
-    manifest = read_manifest(config.data.path)
+    manifest = manifest_of(config)
     if manifest is None:
         named_by = "" if data is not None else f", which {folder.config} names"
         raise InputError(f"no prepared data in {config.data.path}{named_by}; say with --data DIR where it lies now")
@@ -106,14 +112,16 @@ def config_with_data(folder: RunFolder, data: Path | None = None) -> tuple[RunCo
     return config, manifest
 
 
-def build_loaded(config: RunConfig, eot: int | None, weights: dict[str, Tensor], device: torch.device) -> GPT:
+def build_loaded(
+    config: RunConfig, manifest: AnyManifest, weights: dict[str, Tensor], device: torch.device
+) -> GPT | Classifier:
     """The run's model with these weights, in the run's precision, ready to evaluate. InputError if they are those of another.
 
-    `eot`: the token that ends the documents of its data. Weights are cast to the dtype that the forward pass uses; what
-    the precision says of matrix products is set for the whole process.
+    `manifest`: of its data. `weights`: of a network for images the buffers too. They are cast to the dtype that the forward pass
+    uses; what the precision says of matrix products is set for the whole process.
     """
     set_matmul_precision(config.precision, device)
-    model = build_model(config, eot, device).eval()
+    model = build_network(config, manifest, device).eval()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

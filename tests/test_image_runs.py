@@ -1,0 +1,307 @@
+"""Runs on images: the engine against a plain loop at every ZeRO stage, statistics, resume, what a run folder says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from configs.errors import InputError
+from configs.identity import experiment
+from configs.load import merge, validate
+from configs.plan import make_plan
+from configs.schema import RunConfig
+from data.image_manifest import ImageManifest, read_image_manifest
+from data.prepare_images import main as prepare
+from engine import checkpoint
+from engine.launch import World, start_world
+from engine.network import build_network
+from engine.supply import open_data
+from engine.update import update
+from record.checkpoint_manifest import BUFFERS
+from record.metrics import read_metrics
+from record.progress import Progress
+from tests.live import batch_of, make_training, train_steps
+from tests.processes import finish, start
+from tests.ranks import run_ranks
+from weights.evaluate import evaluate
+
+Make = Callable[..., RunConfig]
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"kind": "resnet18", "image_size": 8, "classes": 4, "width": 2},
+    "data": {"kind": "images", "path": "set by the fixture"},
+    "optim": {
+        "algorithm": "sgd",
+        "momentum": 0.0,
+        "lr": 0.1,
+        "weight_decay": 0.02,
+        "decay_rule": "l2_coupled",
+        "grad_clip": 0.0,
+        "decay_mask": "all",
+    },
+    "schedule": {"kind": "constant", "steps": 12},  # two epochs of 6: 101 images leave 5 over
+    "batch": {"images_per_step": 16, "micro_batch": 4},
+    "averages": {"ema": [0.9]},
+    "eval": {"every": 6, "train_images": 20},
+}
+INVARIANT = {"model": {"batchnorm": "plain", "scale_invariant": True}}
+NETWORKS: list[dict[str, Any]] = [
+    {},
+    INVARIANT,
+    {"model": {"kind": "vgg16", "batchnorm": "none"}, "optim": {"lr": 0.01}},
+    {"model": {"kind": "resnet32", "batchnorm": "plain"}, "optim": {"momentum": 0.9}},
+    {"model": {"kind": "mlp", "width": 16}, "precision": "bf16-mixed"},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageManifest]:
+    """125 images of 8 × 8 in four classes, each with a colour of its own under noise; 101 are for training."""
+    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(4):
+        (root / "files" / str(label)).mkdir(parents=True)
+        for number in range(32 if label else 29):
+            pixels = draw.integers(0, 60, (8, 8, 3)) + 60 * np.array([label & 1, label >> 1, label])
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "files" / str(label) / f"{number}.png")
+    assert prepare(["--source", "folder", "--input", str(root / "files"), "--out", str(root / "out")]) == 0
+    manifest = read_image_manifest(root / "out")
+    assert manifest is not None
+    return root / "out", manifest
+
+
+@pytest.fixture(scope="module")
+def make(tiny_images: tuple[Path, ImageManifest]) -> Make:
+    """Makes a small configuration over these images."""
+
+    def make_config(*overrides: dict[str, Any]) -> RunConfig:
+        given = merge(TINY, {"data": {"path": str(tiny_images[0])}})
+        for override in overrides:
+            given = merge(given, override)
+        return validate(given, "test")
+
+    return make_config
+
+
+def plain(config: RunConfig, manifest: ImageManifest, world: World) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and ends of a loop of its own: coupled decay, momentum, statistics by micro-batch in order."""
+    data = open_data(config, manifest, make_plan(config, 1, manifest.summary()), world)
+    network: Any = build_network(config, manifest, torch.device("cpu"))
+    network.init_weights(config.seeds.init)
+    network.train()
+    velocity = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    losses = []
+    for batch in data.batches(0, data.start_digest):
+        total = 0.0
+        for micro in zip(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), strict=True):
+            loss = network(*micro)
+            (loss / config.examples_per_step).backward()
+            total += loss.item()
+        network.statistics.fold(network.statistics.take())
+        with torch.no_grad():
+            for name, p in network.named_parameters():
+                velocity[name].mul_(config.optim.momentum).add_(p.grad + config.optim.weight_decay * p)
+                p.sub_(config.optim.lr * velocity[name])
+                p.grad = None
+        losses.append(total / config.examples_per_step)
+    return losses, network.state_dict()
+
+
+def ends(configs: list[RunConfig], manifest: ImageManifest) -> list[Any]:
+    world, found = start_world("images", 120, None), []
+    for config in configs:
+        training = make_training(config, manifest, world)
+        steps = train_steps(training, range(config.schedule.steps))
+        fragments = training.engine.fragments
+        found.append(([s.loss for s in steps], fragments.gather("weights", 0), fragments.gather(BUFFERS, world.rank)))
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_equals_a_plain_loop(tiny_images: tuple[Path, ImageManifest], make: Make, ranks: int) -> None:
+    """Breaks if at some ZeRO stage, on one rank or two, an update or a running statistic is another than in a loop that knows
+    none of these, or the ranks' statistics differ."""
+    torch.set_num_threads(1)
+    cases = [
+        (fields, stage)
+        for number, fields in enumerate(NETWORKS)
+        for stage in ((0, 3), (1, 2), (0, 2), (0, 1), (3, 0))[number]
+    ]
+    configs = [make(fields, {"parallel": {"zero_stage": stage}}) for fields, stage in cases]
+    references = run_ranks(1, references_of, [make(fields) for fields in NETWORKS], tiny_images[1])[0]
+    answers = run_ranks(ranks, ends, configs, tiny_images[1])
+    for (fields, stage), number in zip(cases, range(len(cases)), strict=True):
+        losses, weights, buffers = answers[0][number]
+        expected, state = references[NETWORKS.index(fields)]
+        bound = 3e-3 if fields.get("precision") else 2e-5
+        assert losses == pytest.approx(expected, rel=bound), (fields, stage)
+        for name, tensor in {**weights, **buffers}.items():
+            error = (tensor.double() - state[name].double()).norm() / state[name].double().norm().clamp_min(1e-6)
+            assert error <= 10 * bound, f"{fields}, stage {stage}: {name} is {error:.1e} off"
+        assert weights.keys() | buffers.keys() == state.keys()
+        for other in answers[1:]:
+            assert all(torch.equal(buffers[name], other[number][2][name]) for name in buffers)
+
+
+def references_of(configs: list[RunConfig], manifest: ImageManifest) -> list[Any]:
+    world = start_world("plain", 120, None)
+    return [plain(config, manifest, world) for config in configs]
+
+
+def resumed(before: list[RunConfig], after: list[RunConfig], manifest: ImageManifest, folder: str) -> list[Any]:
+    """Per pair: every kind that a checkpoint holds after six updates, and after three, a checkpoint, a new engine, three more."""
+    world, found = start_world("images", 120, None), []
+    for number, (config, later) in enumerate(zip(before, after, strict=True)):
+        whole = make_training(config, manifest, world)
+        train_steps(whole, range(3))
+        path = checkpoint.save(Path(folder) / str(number), 3, whole.engine.fragments, whole.progress.counters(), {})
+        train_steps(whole, range(3, 6))
+        again = make_training(later, manifest, world)
+        again.progress = Progress.of(checkpoint.load(path, again.engine.fragments), config.numerics)
+        train_steps(again, range(3, 6))
+        found.append([{k: t.engine.fragments.gather(k, 0) for k in t.engine.fragments.kinds} for t in (whole, again)])
+    return found
+
+
+@pytest.mark.engine
+def test_resume_and_resharding(tiny_images: tuple[Path, ImageManifest], make: Make, tmp_path: Path) -> None:
+    """Breaks if a stop changes a bit of the weights, of their average or of the running statistics; or another ZeRO stage more
+    than rounding."""
+    torch.set_num_threads(1)
+    stages = [(0, 0), (1, 1), (2, 2), (3, 3), (0, 3), (3, 1), (1, 2), (2, 0)]
+    fields = [NETWORKS[number % 2] for number in range(len(stages))]
+    before, after = (
+        [make(f, {"parallel": {"zero_stage": s[half]}}) for f, s in zip(fields, stages, strict=True)] for half in (0, 1)
+    )
+    for (one, other), (whole, again) in zip(
+        stages, run_ranks(2, resumed, before, after, tiny_images[1], str(tmp_path))[0], strict=True
+    ):
+        assert set(whole) == {"weights", "ema_0.9", BUFFERS}
+        for kind, tensors in whole.items():
+            for name, tensor in tensors.items():
+                off = (tensor - again[kind][name]).norm()
+                assert off <= (0 if one == other else 1e-4 * tensor.norm() + 1e-5), (one, other, kind, name)
+
+
+def left_out(config: RunConfig, manifest: ImageManifest) -> list[Any]:
+    """The running statistics after one update, and after a second that is not finite; and what became of that."""
+    training = make_training(config, manifest, start_world("images", 120, None))
+    train_steps(training, range(1))
+    before = training.engine.fragments.gather(BUFFERS, 0)
+    hook = training.engine.ds.module.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    outcome = update(training, iter([batch_of(training, 1)]), look=lambda _: None)
+    hook.remove()
+    after = training.engine.fragments.gather(BUFFERS, 0)
+    train_steps(training, range(2, 3))
+    return [outcome.ended, before, after, training.engine.fragments.gather(BUFFERS, 0)]
+
+
+@pytest.mark.engine
+def test_an_update_left_out_moves_no_statistics(tiny_images: tuple[Path, ImageManifest], make: Make) -> None:
+    """Breaks if batches of an update that never was are in the running statistics, then or after the next update."""
+    config = make({"numerics": {"nonfinite": "skip"}})
+    ended, before, after, later = run_ranks(1, left_out, config, tiny_images[1])[0]
+    assert ended == "skipped"
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(after[name], later[name]) for name in after)
+
+
+@pytest.mark.engine
+def test_a_run(make: Make, tmp_path: Path) -> None:
+    """Breaks if a run's folder speaks of tokens, lacks errors, an average is evaluated with others' statistics, or a stop between
+    changes a row."""
+    torch.set_num_threads(1)
+    config = make({"log": {"every": 1, "probe_every": 6}, "checkpoint": {"every": 6}})
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    finish(start(path, tmp_path / "whole"))
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]}
+    plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert plan["images"] == 12 * 16
+    assert plan["images_per_step"] == 16
+    assert not [key for key in [*plan, *rows[12]] if "token" in key]
+    assert rows[12]["images"] == 192
+    for what in ("val/loss", "val/error", "train_eval/loss", "train_eval/error"):
+        for kind in ("", "_ema_0.9"):
+            assert math.isfinite(rows[12][what + kind])
+    # Seen from outside: the weights with their statistics, and the average with statistics of its own.
+    for kind in ("weights", "ema_0.9"):
+        found, suffix = evaluate(str(tmp_path / "whole"), None, kind, None), "" if kind == "weights" else f"_{kind}"
+        assert found["val/loss"] == pytest.approx(rows[12][f"val/loss{suffix}"], rel=1e-5)
+        assert found["val/error"] == rows[12][f"val/error{suffix}"]
+    # The same run, begun again from its checkpoint in the midst.
+    (tmp_path / "again").mkdir()
+    finish(start(path, tmp_path / "again"))
+    finish(start(path, tmp_path / "again", "--resume", "must", "--step", "6"))
+    again = {row["step"]: row for row in read_metrics(tmp_path / "again" / "metrics.jsonl")[0]}
+    for step, row in rows.items():
+        same = {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))}
+        assert {k: again[step].get(k) for k in same} == same
+
+
+def test_what_names_a_run(make: Make) -> None:
+    """Breaks if what changes a run on images is not in its identity, or what does not is."""
+    fields = experiment(make(), "d")
+    assert fields["batch"] == {"images_per_step": 16, "micro_batch": 4}, "statistics are those of a micro-batch"
+    assert fields["model"]["kind"] == "resnet18"
+    assert fields["data"] == {"kind": "images", "digest": "d"}
+    assert experiment(make({"data": {"epochs": 9, "verify": False}}), "d") == fields
+    without = {"model": {"batchnorm": "none"}}
+    assert "micro_batch" not in experiment(make(without), "d")["batch"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"model": {"kind": "gpt"}}, "model.n_layer is required"),
+        ({"data": {"kind": "tokens"}}, "model.kind resnet18 learns from images, and data.kind is tokens"),
+        ({"model": {"kind": "resnet20"}}, "'vgg16' or 'mlp', or 'gpt'"),
+        ({"model": {"wdth": 3}}, "unknown key 'model.wdth'; did you mean 'width'"),
+        ({"batch": {"micro_batch": 1}}, "one image has no variance"),
+        ({"batch": {"micro_batch": None}}, "batch.micro_batch is required with batch normalisation"),
+        ({"batch": {"tokens_per_step": 16}}, "batch.tokens_per_step does nothing where data.kind is images"),
+        ({"batch": {"images_per_step": None}}, "batch.images_per_step is required"),
+        ({"eval": {"tokens": 64}}, "eval.tokens does nothing where data.kind is images"),
+        ({"optim": {"z_loss": 0.1}}, "optim.z_loss does nothing"),
+        ({"precision": "bf16-true", "parallel": {"zero_stage": 1}}, "use one of fp32, tf32, bf16-mixed"),
+        ({"parallel": {"compile": True}}, "have no compiled blocks"),
+        ({"model": {"scale_invariant": True}}, "set batchnorm plain"),
+        ({"model": {"hidden_layers": 3}}, "hidden_layers does nothing in a resnet18"),
+    ],
+)
+def test_what_means_nothing_is_refused(make: Make, override: dict[str, Any], message: str) -> None:
+    """Breaks if a field that does nothing, or cannot work, is taken without a word."""
+    with pytest.raises(InputError) as caught:
+        make(override)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            {"model": {"image_size": 9}},
+            "the images in {} are of 3 × 8 × 8 (channels, height, width), and the network is for 3 × 9 × 9",
+        ),
+        ({"model": {"classes": 5}}, "are of 4 classes, model.classes is 5; set it to 4"),
+        ({"batch": {"images_per_step": 128}}, "batch.images_per_step 128 is more than the 101 training images"),
+        ({"data": {"train_images": 102}}, "data.train_images 102 exceeds the 101 training images"),
+        ({"data": {"epochs": 1}}, "schedule.steps 12 need more than data.epochs 1 of 6 steps each; at most 6 steps"),
+    ],
+)
+def test_data_that_does_not_fit(
+    make: Make, tiny_images: tuple[Path, ImageManifest], override: dict[str, Any], message: str
+) -> None:
+    """Breaks if a run begins on images of another kind, or on too few."""
+    with pytest.raises(InputError) as caught:
+        make_plan(make(override), 1, tiny_images[1].summary())
+    assert message.format(tiny_images[0]) in str(caught.value)
