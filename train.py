@@ -8,12 +8,12 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 preempted. Under a lau
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import logging
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,12 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(
-    config: RunConfig,
-    given: dict[str, Any],
-    manifest: AnyManifest,
-    plan: Plan,
-    folder: RunFolder,
-    args: argparse.Namespace,
+    config: RunConfig, given: dict[str, Any], manifest: AnyManifest, plan: Plan, folder: RunFolder, args: Namespace
 ) -> State:
     """Set up the engine, train, and leave a status that says how it ended."""
     from engine.stopping import StopRequest, launcher_ancestors
