@@ -16,10 +16,11 @@ from configs.identity import experiment, run_id
 from configs.micro_batch import choose_micro_batch, memory_cautions
 from configs.origin import Leader, Origin, factors_by_tensor, first_window, planned_factors
 from configs.precision import TABLE
-from configs.prepared import Prepared, check_prepared, examples_available
+from configs.prepared import ImageSummary, Prepared, check_prepared, examples_available
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig, Unit
 from configs.tensors import tensor_table
+from configs.windows import epoch_images
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
     device_bytes: int | None  # the memory of the GPU that was seen; None: there was none
     micro_steps: int  # forward passes per rank and update: the derived accumulation
     steps: int
+    steps_per_epoch: int | None  # of images: an epoch's whole batches
     units: int  # tokens or images of the run
     units_available: int | None
     first_window: int  # where in the order the run begins: after what a branch's trunk has read
@@ -69,6 +71,8 @@ class Plan:
             "flops_per_unit": f"flops_per_{one}",
             "examples_per_step": f"{'sequences' if self.unit == 'tokens' else self.unit}_per_step",
         }
+        if self.steps_per_epoch is None:
+            del fields["steps_per_epoch"]
         fields = {names.get(name, name): value for name, value in fields.items() if name != "unit"}
         del fields["leader"]
         fields["origin"] = self.origin.as_dict() if self.origin else None
@@ -105,6 +109,7 @@ def make_plan(
         experiment=fields,
         run_id=run_id(fields) if fields is not None else None,
         ranks=ranks,
+        steps_per_epoch=_steps_per_epoch(config, data),
         unit=config.unit,
         examples_per_step=config.examples_per_step,
         micro_batch=micro_batch,
@@ -128,6 +133,12 @@ def make_plan(
         origin=origin,
         leader=leader,
         cautions=cautions(config, data, groups) + memory_cautions(config, ranks, micro_batch, device_bytes),
+    )
+
+
+def _steps_per_epoch(config: RunConfig, data: Prepared | None) -> int | None:
+    return (
+        epoch_images(config, data.train_images) // config.examples_per_step if isinstance(data, ImageSummary) else None
     )
 
 

@@ -10,6 +10,7 @@ from configs import cost
 from configs.cost import GIB
 from configs.echo import cut
 from configs.equilibrium import e_folds, why_no_e_folds
+from configs.images import ImageData
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
@@ -32,7 +33,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             + (f"sequence(s) × {config.targets_per_example} tokens" if plan.unit == "tokens" else "image(s)"),
         ),
         *([("micro-batch", f"chosen: {plan.micro_batch_from}")] if config.batch.micro_batch is None else []),
-        ("steps", f"{plan.steps:,}{_left_out(config)}"),
+        ("steps", f"{plan.steps:,}{_left_out(config)}{_epochs(plan)}"),
         (f"{plan.unit} of the run", f"{plan.units:,} ({available})"),
         *([("left for branches", _room(config, plan))] if plan.units_available is not None else []),
         *(
@@ -70,6 +71,12 @@ def _draws_gpt(config: RunConfig) -> bool:
     return config.branch is None and config.unit == "tokens"
 
 
+def _epochs(plan: Plan) -> str:
+    if plan.steps_per_epoch is None:
+        return ""
+    return f", {plan.steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,} whole batches"
+
+
 def _left_out(config: RunConfig) -> str:
     if config.unit == "images":
         return ""
@@ -79,6 +86,8 @@ def _left_out(config: RunConfig) -> str:
 
 def _room(config: RunConfig, plan: Plan) -> str:
     """How far a branch of this run's end could read on."""
+    if isinstance(config.data, ImageData) and config.data.epochs is None:
+        return "any number of steps: data.epochs is null"
     read = windows_read(config, plan.steps, plan.first_window)
     steps = ((plan.units_available or 0) // config.targets_per_example - read) // plan.examples_per_step
     if steps < 1:

@@ -30,13 +30,14 @@ def test_dry_run_of_every_shipped_configuration(path: Path, capsys: pytest.Captu
     """Breaks if a shipped configuration is invalid, or its plan needs data or leaves out a promised figure."""
     assert main(["--config", str(path), "--dry-run", "--set", f"data.path={tmp_path / 'absent'}"]) == 0
     text = capsys.readouterr().out
+    unit = load_config(path)[0].unit
     for fact in (
-        "tokens per step",
+        f"{unit} per step",
         "micro-step",
         "steps",
         "not prepared: run python -m data.prepare",
         "λ =",
-        "FLOPs per token",
+        f"FLOPs per {unit[:-1]}",
         "memory per device",
         "checkpoint(s)",
         "Ση ",

@@ -14,13 +14,16 @@ import pytest
 
 from configs.load import load_config
 from configs.plan import make_plan
-from configs.prepared import DataSummary
+from configs.prepared import DataSummary, ImageSummary
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 
 ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).parent / "identities.json"
-DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)  # no real data: its digest is part of every id
+# No real data: its digest is part of every id.
+DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)
+RANKS = {"tokens": (1, 8), "images": (1,)}  # batch normalisation has one micro-batch
+IMAGES = ImageSummary("0" * 64, (1, 28, 28), 10, 4000, 1000)
 FIGURES = (
     "micro_batch", "micro_steps", "first_window", "n_parameters", "flops_per_unit", "state_bytes", "activation_bytes",
     "communication_bytes", "checkpoint_bytes", "checkpoints", "lr_sum", "decay_sum",
@@ -31,7 +34,7 @@ SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.json"))
 
 def figures(config: RunConfig, ranks: int = 1) -> list[Any]:
     """The plan's figures, then each group: tensors, parameters, λ."""
-    plan = make_plan(config, ranks, DATA)
+    plan = make_plan(config, ranks, DATA if config.unit == "tokens" else IMAGES)
     groups = [[name, g.tensors, g.parameters, g.weight_decay] for name, g in plan.groups.items()]
     return [plan.run_id, *(getattr(plan, name) for name in FIGURES), groups]
 
@@ -42,9 +45,9 @@ def table(path: Path) -> dict[str, list[Any]]:
         plans = {}
         for stage in range(4):
             config = load_config(path, [f"parallel.zero_stage={stage}"])[0]
-            plans |= {f"stage {stage}, {ranks} ranks": figures(config, ranks) for ranks in (1, 8)}
+            plans |= {f"stage {stage}, {ranks} ranks": figures(config, ranks) for ranks in RANKS[config.unit]}
         return plans
-    _, stages = expand(path, Path("runs"), lambda _: DATA)
+    _, stages = expand(path, Path("runs"), lambda path: IMAGES if "mnist5k" in path else DATA)
     return {cell.folder.name: figures(cell.config) for cell in all_cells(stages)}
 
 
