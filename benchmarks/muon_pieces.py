@@ -174,7 +174,7 @@ def measured(path: str, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def _bare(config: RunConfig, device: torch.device, times: list[float]) -> None:
-    times += update_seconds(config, 0, device, max(1, min(config.sequences_per_step, 8)), 4)
+    times += update_seconds(config, 0, device, max(1, min(config.examples_per_step, 8)), 4)
 
 
 def _rank(rank: int, ranks: int, port: int, results: Any, arguments: tuple[Any, ...]) -> None:

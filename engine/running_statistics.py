@@ -50,15 +50,13 @@ class RunningStatistics:
             return
         with self._of_network.set_aside():
             self._ds.train()
-            done = 0
-            for batch in batches:
-                inputs, targets = (torch.from_numpy(half).to(self._ds.device) for half in (batch.inputs, batch.targets))
-                with torch.no_grad():
-                    self._ds(inputs, targets)
-                notes = _of_all_ranks(self._of_network.take())
-                self._of_network.fold(notes, [1 / (done + i + 1) for i in range(len(notes))])
-                done += len(notes)
+            self._of_network.re_estimate(self._forward, batches, _of_all_ranks)
             yield
+
+    def _forward(self, batch: EvalBatch) -> int:
+        inputs, targets = (torch.from_numpy(half).to(self._ds.device) for half in (batch.inputs, batch.targets))
+        self._ds(inputs, targets)
+        return len(inputs)
 
 
 def _of_all_ranks(notes: Tensor) -> Tensor:

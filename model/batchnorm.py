@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from configs.errors import InputError
 
 MOMENTUM, EPS = 0.1, 1e-5  # torch's defaults, and P1's
+Batch = TypeVar("Batch")
 
 
 class BatchNorm(nn.Module):
@@ -133,25 +135,26 @@ class Statistics:
 
     @torch.no_grad()
     def re_estimate(
-        self, network: nn.Module, batches: Iterable[Tensor], gather: Callable[[Tensor], Tensor] = lambda notes: notes
+        self,
+        forward: Callable[[Batch], int],
+        batches: Iterable[Batch],
+        gather: Callable[[Tensor], Tensor] = lambda notes: notes,
     ) -> None:
         """Set the buffers to the averages over batches of images, for weights that were not trained: those of an average (P1).
 
-        A note of b images after n others has weight b / (n + b), as P1 takes it. That is the mean of the batches' variances: what
-        lies between the batches' means is in none of them. `gather`: the notes of one batch on all ranks, (1, F) → (ranks, F),
-        where every rank has b images of its own.
+        `forward` takes a batch through the network, which is in training mode, and says how many images it has. A note of b images
+        after n others has weight b / (n + b), as P1 takes it. That is the mean of the batches' variances: what lies between the
+        batches' means is in none of them. `gather`: the notes of one batch on all ranks, (1, F) → (ranks, F), where every rank has
+        b images of its own.
         """
-        was_training, kept, seen = network.training, self.notes, 0
-        network.train()
+        (kept, self.notes), seen = (self.notes, []), 0
         try:
-            for images in batches:
-                self.drop()
-                network.logits(images)  # type: ignore[operator]
-                notes, b = gather(self.take()), len(images)
+            for batch in batches:
+                b = forward(batch)
+                notes = gather(self.take())
                 self.fold(notes, [b / (seen + (i + 1) * b) for i in range(len(notes))])
                 seen += b * len(notes)
         finally:
-            network.train(was_training)
             self.notes = kept
 
     @property

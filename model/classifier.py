@@ -6,7 +6,7 @@ Shapes: B images, C channels, H height and width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -103,6 +103,15 @@ class Classifier(nn.Module):
         if self.training:
             self.statistics.add()
         return logits
+
+    def re_estimate(self, images: Iterable[Tensor], gather: Callable[[Tensor], Tensor] = lambda notes: notes) -> None:
+        """Set the running statistics to those of the weights as they are, over batches of images (model/batchnorm.py)."""
+        was_training = self.training
+        self.train()
+        try:
+            self.statistics.re_estimate(lambda batch: len(self.logits(batch)), images, gather)
+        finally:
+            self.train(was_training)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Pixels → mean 0 and deviation 1 in each channel, over the training images."""

@@ -210,7 +210,7 @@ def test_re_estimation_is_p1s() -> None:
         twin.logits(some)
         n += len(some)
     model.eval()
-    model.statistics.re_estimate(model, images.split(8))
+    model.re_estimate(images.split(8))
     assert not model.training
     assert not model.statistics.notes
     theirs = {name: buffer for name, buffer in twin.named_buffers() if "running" in name}
@@ -226,7 +226,7 @@ def test_re_estimation_over_ranks_and_back() -> None:
     images = torch.randint(0, 256, (32, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before, model.statistics.notes = model.statistics.read(), [torch.ones(model.statistics.size)]
     with model.statistics.set_aside():
-        model.statistics.re_estimate(model, images.split(8))
+        model.re_estimate(images.split(8))
         alone = model.statistics.read()
     assert all(torch.equal(before[name], buffer) for name, buffer in model.statistics.read().items())
     assert len(model.statistics.notes) == 1, "notes of the update under way"
@@ -239,5 +239,5 @@ def test_re_estimation_over_ranks_and_back() -> None:
         twin.logits(next(others))
         return torch.cat([notes, twin.statistics.take()])
 
-    model.statistics.re_estimate(model, images.split(8)[0::2], gather)
+    model.re_estimate(images.split(8)[0::2], gather)
     assert all(torch.equal(alone[name], buffer) for name, buffer in model.statistics.read().items())

@@ -67,10 +67,10 @@ def test_formula(tied: bool) -> None:
         found = dict(ours.named_parameters())[name].grad
         assert (found - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
     with torch.no_grad():
-        by_token = ours.eval()(inputs, targets, by_token=True)
+        by_target = ours.eval()(inputs, targets, by_target=True)
         statistics = ours(inputs, targets, statistics=True)
         torch.testing.assert_close(ours.logits(inputs).double(), logits, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(by_token.double(), each, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_target.double(), each, rtol=1e-5, atol=1e-6)
     expected = [each.sum().item(), logits.logsumexp(-1).sum().item()]
     assert statistics[:2].tolist() == pytest.approx(expected, rel=1e-6)
     assert statistics[3].item() == pytest.approx(logits.max().item(), rel=1e-5)

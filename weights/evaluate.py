@@ -46,7 +46,7 @@ def validation_means(
     model = build_loaded(config, manifest, weights, device)
     if averaged and isinstance(model, Classifier) and model.statistics.layers:
         passes = _image_batches(config, manifest, "train")
-        model.statistics.re_estimate(model, (torch.from_numpy(batch.inputs).to(device) for batch in passes))
+        model.re_estimate(torch.from_numpy(batch.inputs).to(device) for batch in passes)
     totals, count = torch.zeros(len(model.measured), dtype=torch.float64), 0
     for batch in _validation(config, manifest):
         inputs, targets = (torch.from_numpy(half).to(device) for half in (batch.inputs, batch.targets))  # (b, …) each
