@@ -90,9 +90,10 @@ def soak(
                 table[name].count += 1
                 table[name].survived += not problem
             say(f"{run.path.name} {run.case}: {len(run.faults)} faults, {problem or 'the same to the last bit'}")
-            if problem:
-                shutil.copytree(run.path, work / f"kept-{run.path.name}")
-            shutil.rmtree(run.path)
+            if run.path.exists():  # one that never came so far as to make it has its problem said
+                if problem:
+                    shutil.copytree(run.path, work / f"kept-{run.path.name}")
+                shutil.rmtree(run.path)
     return table
 
 

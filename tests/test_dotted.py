@@ -86,7 +86,7 @@ def test_zero_gradient_law(tiny_data: tuple[Path, Manifest], tiny_config: Config
         decay = {"independent": 0.05}.get(rule, 1.0) if getattr(RULES[rule], "USES_DECAY", True) else 0.0
         fields = {"decay_rule": rule, "weight_decay": decay, "lr": 0.05, "grad_clip": 0.0}
         configs.append(tiny_config(small, named(name, FULL[name], **fields)))
-    assert len(configs) == 6 * len(FULL)
+    assert len(configs) == 7 * len(FULL)
     for config, ends in zip(configs, run_ranks(1, ends_without_gradient, configs, tiny_data[1])[0], strict=True):
         assert_law(config, *ends)
 

@@ -69,14 +69,17 @@ def test_two_nodes_four_tasks(slurm: Cluster, tiny_config: Callable[..., RunConf
 def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
     or runs a cell twice."""
+    began = time.monotonic()
     room = Room(tmp_path, tiny_config(MIDDLE), axes={"seeds.*": [0, 1, 2]})
-    # Two minutes: in one, three runs that start at once on a slow machine come to nothing.
-    room.set_site(time="2", signal_s=10)
+    room.set_site(signal_s=180)
     (job,) = room.submit()
     requeued, orphaned, limited = cells = room.cells()
     wait(lambda: all(len(losses(cell.folder)) > 50 for cell in cells), timeout_s=400)
     (halted,) = (pid for pid, command in processes_with(str(limited.folder)).items() if "train.py" in command)
     os.kill(halted, signal.SIGSTOP)  # so that it is not done before its time is up; SLURM's warning wakes it
+    # Its time alone is short. Were it all runs', a slow machine would begin each of them again and again.
+    minutes = int((time.monotonic() - began) // 60) + 2  # of which less than signal_s are left
+    slurm.ask("scontrol", "update", f"JobId={job}_2", f"TimeLimit={minutes}")
     slurm.ask("scontrol", "requeue", f"{job}_0")
     node = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}_1")
     writer = (orphaned.folder / ".writer.json").read_text()
@@ -91,6 +94,8 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     assert (orphaned.folder / ".writer.json").read_text() == writer, (
         "the task outlives its slurmd, which finds it again"
     )
+    wait(lambda: "before the time limit; requeued" in room.logs(), timeout_s=300)
+    slurm.ask("scontrol", "update", f"JobId={job}_2", "TimeLimit=30")  # while it waits: its next start has time again
     room.wait(slurm, [job])
     straight = tmp_path / "straight"
     assert submit_command.main([str(room.sweep), "--runs", str(straight), "--local", "--jobs", "2"]) == 0
