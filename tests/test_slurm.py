@@ -70,7 +70,7 @@ def test_interrupted_cells(slurm: Cluster, tiny_config: Callable[..., RunConfig]
     """Breaks if a requeue in mid-run, a slurmd that dies and comes back, or the time limit loses work, changes a bit,
     or runs a cell twice."""
     began = time.monotonic()
-    room = Room(tmp_path, tiny_config(MIDDLE), axes={"seeds.*": [0, 1, 2]})
+    room = Room(tmp_path, tiny_config(MIDDLE, {"schedule": {"steps": 1200}}), axes={"seeds.*": [0, 1, 2]})
     room.set_site(signal_s=180)
     (job,) = room.submit()
     requeued, orphaned, limited = cells = room.cells()
