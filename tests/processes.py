@@ -56,7 +56,7 @@ def start(
 
 
 def finish(process: Process, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
 

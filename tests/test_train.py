@@ -198,7 +198,8 @@ def test_bad_input(straight: Path, config_file: ConfigFile, tmp_path: Path, tiny
         ([], tmp_path, "holds no run (there is no experiment.json in it), but config.json"),
         (["--set", "precision=tf32"], tmp_path / "new", "tf32 needs a CUDA device"),
     ]
-    processes = [start(config_file(), run_dir, *options) for options, run_dir, _ in cases]
+    config = config_file()  # written once: they all read it at one time
+    processes = [start(config, run_dir, *options) for options, run_dir, _ in cases]
     for process, (_, _, message) in zip(processes, cases, strict=True):
         output = finish(process, 2)
         assert message in output
