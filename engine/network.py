@@ -38,8 +38,7 @@ def build_network(config: RunConfig, manifest: AnyManifest, device: torch.device
     if isinstance(manifest, Manifest):
         return build_model(config, manifest.eot, device)
     assert isinstance(config.model, ImageModel)
-    mean, deviation = ([255 * value for value in values] for values in (manifest.mean, manifest.deviation))
-    return Classifier(config.model, mean, deviation, autocast_dtype(config.precision))
+    return Classifier(config.model, manifest.mean, manifest.deviation, autocast_dtype(config.precision))
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -156,6 +157,15 @@ def left_out(config: RunConfig, manifest: ImageManifest) -> list[Any]:
     after = training.engine.fragments.gather(BUFFERS, 0)
     train_steps(training, range(2, 3))
     return [outcome.ended, before, after, training.engine.fragments.gather(BUFFERS, 0)]
+
+
+def test_pixels_are_normalised(tiny_images: tuple[Path, ImageManifest], make_images: Make) -> None:
+    """Breaks if a network of a run sees pixels of another mean and deviation than 0 and 1, over the training images."""
+    network = build_network(make_images(), tiny_images[1], torch.device("cpu"))
+    raw = np.fromfile(tiny_images[0] / tiny_images[1].train.images_file, np.uint8).reshape(-1, *tiny_images[1].shape)
+    seen = network.normalised(torch.from_numpy(raw)).double()  # type: ignore[operator]
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
 @pytest.mark.engine
