@@ -114,8 +114,8 @@ def run(
         dist.destroy_process_group()
         return "preempted"
     data = on_every_rank(lambda: open_data(config, manifest, plan, world))
-    training: Training | None = None
     logger.info("%s", render_plan(config, plan))
+    training: Training | None = None
     with ExitStack() as stack:
         recorder = claim(folder, stack, config, plan, args.resume)
         try:

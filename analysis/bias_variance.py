@@ -28,7 +28,7 @@ from analysis.figures import BARS_DRAWN, Figure, Line, Panel, Style, bar, seeds_
 from analysis.grouped import grouped
 from analysis.pairing import Group, baseline_of
 from analysis.published import comparable, curves, published_line
-from analysis.runs import LAMBDA, Run
+from analysis.runs import LAMBDA, Run, nats
 from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
@@ -136,12 +136,17 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
         lines += seeds_together(placed, each, group.name, looks[group.name])
         rows = table[table["group"] == group.name]
         lines += _points(
-            rows, "branch", f"{group.name}, branch end", looks[group.name], _scale(group, options), aside=beside
+            rows,
+            "branch",
+            f"{group.name}, branch end",
+            looks[group.name],
+            options.per_step(group.runs[0]),
+            aside=beside,
         )
         cross = Style(looks[group.name].colour, "dashdot", looks[group.name].keys)
         for name in averages_in(rows):
             title = f"{group.name}, average over {updates_of(name)}"
-            lines += _points(rows, name, title, cross, _scale(group, options), aside=beside)
+            lines += _points(rows, name, title, cross, options.per_step(group.runs[0]), aside=beside)
         # only under runs of the paper's recipe
         published = curves("branches").get(group.runs[0].fields[LAMBDA]) if comparable(group.runs[0]) else None
         if published is not None:
@@ -149,16 +154,13 @@ def _curves(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], o
     # the first tenth of a trunk falls by several nats, and would flatten what is looked at
     late = [one.y if one.points else one.y[len(one.y) // 10 :] for one in lines if len(one.y)]
     low, high = min(np.nanmin(y) for y in late), max(np.nanmax(y) for y in late)
-    panel = Panel(options.xlabel, "validation loss (nats per token)", lines, limits=(float(low - 0.02), float(high)))
+    every = [run for group in groups for run in group.runs]
+    panel = Panel(options.xlabel, f"validation loss ({nats(every)})", lines, limits=(float(low - 0.02), float(high)))
     return Figure(
         "branches",
         f"Trunks (lines) and where their tiny-learning-rate branches end, at the step they start from. {BARS_DRAWN}",
         [panel],
     )
-
-
-def _scale(group: Group, options: Options) -> float:
-    return group.runs[0].fields["batch.tokens_per_step"] if options.tokens else 1
 
 
 def _points(
@@ -190,7 +192,7 @@ def _parts(groups: list[Group], table: pd.DataFrame, looks: dict[str, Style], op
         lines: list[Line] = []
         for i, group in enumerate(groups):
             rows, look = table[table["group"] == group.name], looks[group.name]
-            lines += _points(rows, part, group.name, look, _scale(group, options), aside=BESIDE**i)
+            lines += _points(rows, part, group.name, look, options.per_step(group.runs[0]), aside=BESIDE**i)
         panels.append(Panel(options.xlabel, f"{PARTS[part]} of the loss (nats)", lines, zero=True))
     caption = (
         f"Variance part: loss minus branch end. Bias part: branch end above that of {_best(table)}, seed by seed. "

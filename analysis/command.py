@@ -32,7 +32,7 @@ class Options:
     margin: float = SAME  # nats within which two losses, or gaps, are the same
     of_interest: float = OF_INTEREST  # nats, the smallest difference of losses that matters
     pilot_from: int = (
-        PILOT  # seeds from here up are a pilot's: they choose η and λ of several rules, and enter no claim
+        PILOT  # of several rules, seeds from here up are a pilot's: they choose η and λ, and enter no claim
     )
 
     @property
@@ -41,10 +41,15 @@ class Options:
 
     def placed(self, run: Run, curve: pd.Series) -> pd.Series:
         """The curve over what the x axis shows."""
-        # as the runs record it
+        return pd.Series(curve.to_numpy(), index=curve.index * self.per_step(run)) if self.tokens else curve
+
+    def per_step(self, run: Run) -> int:
+        """What a step is on the x axis: 1, or its tokens. InputError for a run that has none."""
         if not self.tokens:
-            return curve
-        return pd.Series(curve.to_numpy(), index=curve.index * run.fields["batch.tokens_per_step"])
+            return 1
+        if run.unit == "images":
+            raise InputError(f"--x tokens: {run.path} is a run on images, and has no tokens; leave --x out")
+        return int(run.fields["batch.tokens_per_step"])
 
 
 @dataclass

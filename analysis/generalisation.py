@@ -16,7 +16,7 @@ from analysis.compare import TRAIN, VALIDATION, ended, lost
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed, pairs
-from analysis.runs import Run
+from analysis.runs import Run, nats
 from analysis.statistics import final, interval, smooth
 
 
@@ -47,12 +47,13 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if measured:
         findings.append(
             f"Validation minus training loss at the end: {min(measured):+.4f} to {max(measured):+.4f} nats over "
-            f"{len(measured)} runs (other tokens, so a constant offset is the tokens' own)."
+            f"{len(measured)} runs (other {runs[0].unit}, so a constant offset is the {runs[0].unit}' own)."
         )
     # the verdict is a claim of its own, with the interval that it is made of
     findings += [claim.sentence for claim in claims]
     # equality is the diagonal: a point above it overfits
-    panel = Panel("training loss (nats per token)", "validation loss (nats per token)", lines, diagonal=True)
+    unit = nats(runs)
+    panel = Panel(f"training loss ({unit})", f"validation loss ({unit})", lines, diagonal=True)
     caption = "Every evaluation of every run, but for the first fifth; the grey line is equality."
     figure = Figure("generalisation", caption, [panel])
     return Result("generalisation", "Generalisation", findings, [figure], {"Gaps": pd.DataFrame(rows)}, notes, claims)

@@ -36,7 +36,7 @@ from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_
 from analysis.grouped import diverged_lines, grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed, missing_baselines
 from analysis.published import notes_on, published_lines
-from analysis.runs import LAMBDA, Run
+from analysis.runs import LAMBDA, Run, nats
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, smooth
 from analysis.worth import worth_of
@@ -55,7 +55,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     panels = []
     for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", [])):
         lines = _curves(groups, column, looks, options) + extra
-        panels.append(Panel(options.xlabel, f"{name} loss (nats per token)", lines, limits=after_the_start(lines)))
+        panels.append(Panel(options.xlabel, f"{name} loss ({nats(trunks)})", lines, limits=after_the_start(lines)))
     # the paper's points are of its training loss: under validation they would say another thing
     caption = f"Training loss (running mean) and validation loss. {SEEDS_DRAWN}"
     losses = Figure("loss", caption, panels)

@@ -32,7 +32,7 @@ from analysis.figures import Figure, Line, Panel, Style, after_the_start
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
 from analysis.hypotheses import LEVEL, count_p_value, least_count_p_value
 from analysis.pairing import Group, pairs
-from analysis.runs import LAMBDA, PRECISION, RATE, Run
+from analysis.runs import LAMBDA, PRECISION, RATE, Run, nats
 from analysis.statistics import smooth
 from analysis.worth import worth_of
 
@@ -62,7 +62,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     # every panel: means of sound runs, and each diverged run by itself
     losses = _lines(groups, looks, options, _losses)
     panels = [
-        Panel(options.xlabel, "training loss (nats per token)", losses, limits=after_the_start(losses)),
+        Panel(options.xlabel, f"training loss ({nats(runs)})", losses, limits=after_the_start(losses)),
         Panel(
             options.xlabel,
             "norm of the weights ‖w‖",

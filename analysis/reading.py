@@ -29,7 +29,7 @@ from record.run import LARGEST, UNKNOWN
 
 # Fields that the analyses compute with: the least value, and whether a run must have it.
 NUMBERS = {LAMBDA: (0.0, True), RATE: (0.0, True), "numerics.divergence_margin": (0.0, False)}
-COUNTS = {"schedule.steps": True, "batch.tokens_per_step": True, "model.n_embd": False}
+COUNTS = {"schedule.steps": True, "model.n_embd": False}
 TEXTS = (PRECISION, "optim.algorithm", "branch.origin", "branch.lr_by_norm_of", "schedule.match.reference")
 
 
@@ -89,7 +89,8 @@ def check_fields(fields: dict[str, Any]) -> None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
             raise InputError(f"config.json: {name} is {value!r:.40}, not a number from {least:g} up")
-    for name, needed in COUNTS.items():
+    unit = "images" if fields.get("data.kind") == "images" else "tokens"
+    for name, needed in {**COUNTS, f"batch.{unit}_per_step": True}.items():
         if (needed or name in fields) and (type(fields.get(name)) is not int or fields[name] < 1):
             raise InputError(f"config.json: {name} is {fields.get(name)!r:.40}, not a count")
     for name in TEXTS:

@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from configs.errors import InputError
+from configs.images import ImageModel
 from configs.schema import Model
 from configs.tensors import tensor_table
 from record.archive_file import is_archive
@@ -119,12 +120,18 @@ class Run:
     def kinds(self) -> dict[str, str]:
         """What each tensor is for, by the model that the run recorded; empty where that is no model of ours."""
         # of the recorded fields only those that today's schema has: a run of another version may have more
-        names = {f"model.{name}": name for name in Model.model_fields}
+        section = ImageModel if self.unit == "images" else Model
+        names = {f"model.{name}": name for name in section.model_fields}
         try:
-            model = Model.model_validate({names[key]: value for key, value in self.fields.items() if key in names})
+            model = section.model_validate({names[key]: value for key, value in self.fields.items() if key in names})
         except ValidationError:
             return {}
         return {name: tensor.kind for name, tensor in tensor_table(model).items()}
+
+    @property
+    def unit(self) -> str:
+        """What its batches are counted in: tokens or images."""
+        return "images" if self.fields.get("data.kind") == "images" else "tokens"
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
@@ -155,6 +162,12 @@ class Run:
         if self.n_parameters is None or not isinstance(steps, int) or not isinstance(batch, int):
             return None
         return steps * batch / self.n_parameters
+
+
+def nats(runs: list[Run]) -> str:
+    """The unit of these runs' losses, for an axis."""
+    units = {run.unit for run in runs}
+    return f"nats per {units.pop().removesuffix('s')}" if len(units) == 1 else "nats"
 
 
 def seeds_text(seeds: dict[str, Any]) -> str:

@@ -38,6 +38,12 @@ def _data(run: Run) -> str:
     # an older version recorded the digest alone
     if not data:
         return f"digest {str(digest)[:12]}" if digest else ""
+    if "train_images" in data:
+        size = f"{data['train_images']:,} training and {data.get('val_images', 0):,} validation images"
+        shape = " × ".join(map(str, data.get("shape", ())))
+        wrong = f", {data['wrong_labels']:,} training labels wrong on purpose" if data.get("wrong_labels") else ""
+        what = f"{size} of {data.get('classes')} classes, {shape}{wrong}"
+        return f"{data.get('source')}, {what}, digest {str(data.get('digest'))[:12]}"
     numbers = {name: value for name, value in data.items() if isinstance(value, int)}
     split = "{train_tokens:,} training and {val_tokens:,} validation tokens in {train_documents:,} and {val_documents:,} documents"
     needed = {"train_tokens", "val_tokens", "train_documents", "val_documents"}
@@ -46,18 +52,24 @@ def _data(run: Run) -> str:
 
 
 def _model(run: Run) -> str:
+    parameters = f", {run.n_parameters:,} parameters" if run.n_parameters else ""
+    if run.unit == "images":
+        kind, width, norm = (run.fields.get(f"model.{name}") for name in ("kind", "width", "batchnorm"))
+        return f"{kind} of width {width}, batch normalisation {norm}{parameters}"
     names = ("n_layer", "n_embd", "n_head", "seq_len", "vocab_size")
     layers, width, heads, context, vocabulary = (run.fields.get(f"model.{name}") for name in names)
-    parameters = f", {run.n_parameters:,} parameters" if run.n_parameters else ""
     return f"{layers} layers of width {width}, {heads} heads, context {context}, vocabulary {vocabulary}{parameters}"
 
 
 def _length(run: Run) -> str:
-    steps, batch = run.fields.get("schedule.steps"), run.fields.get("batch.tokens_per_step")
+    unit = run.unit
+    steps, batch = run.fields.get("schedule.steps"), run.fields.get(f"batch.{unit}_per_step")
     if not isinstance(steps, int) or not isinstance(batch, int):
         return ""
     horizon = f", {run.tokens_per_parameter:,.3g} tokens per parameter" if run.tokens_per_parameter else ""
-    return f"{steps:,} updates of {batch:,} tokens{horizon}"
+    epoch = run.plan.get("steps_per_epoch")
+    epochs = f", {steps / epoch:.4g} epochs" if isinstance(epoch, int) and epoch > 0 else ""
+    return f"{steps:,} updates of {batch:,} {unit}{horizon}{epochs}"
 
 
 def _rule(run: Run) -> str:

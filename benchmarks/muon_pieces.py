@@ -42,11 +42,8 @@ from engine.agree import over_ranks
 from engine.launch import start_world
 from engine.matrices import Matrices, homes
 
-MODELS = (
-    "configs/quickstart.json",
-    "configs/gpt_micro.json",
-    "configs/gpt124m_wd0.1.json",
-)  # the last is counted alone
+# The last is counted alone.
+MODELS = ("configs/quickstart.json", "configs/gpt_micro.json", "configs/gpt124m_wd0.1.json")
 MOMENTUM = 0.95
 RESULT = RESULTS / "muon_pieces.json"
 CASES = {"whole": "torch's Muon on every rank (stage 0)", "flat": "stages 1–2", "each": "stage 3"}

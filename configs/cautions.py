@@ -30,8 +30,9 @@ PADDING, PADDING_ROWS = 0.1, 64
 
 def cautions(config: RunConfig, data: Prepared | None, groups: Mapping[str, Group]) -> tuple[str, ...]:
     """Everything worth a second look before the first step; empty for a configuration without surprises."""
-    of_text = (*_start(config), *_vocabulary(config, data)) if config.unit == "tokens" else ()
-    return (*of_text, *_decay(config, groups), *(_gains(config) if config.unit == "tokens" else ()))
+    if config.unit == "images":  # the others are of a transformer's start, vocabulary and gains
+        return tuple(_decay(config, groups))
+    return (*_start(config), *_vocabulary(config, data), *_decay(config, groups), *_gains(config))
 
 
 def _start(config: RunConfig) -> list[str]:

@@ -29,9 +29,8 @@ def experiment(
     fields = _experiment_fields(config)
     fields.setdefault("data", {})["digest"] = data_digest
     model = config.model
-    if (
-        isinstance(model, Model) and model.init_std == P1_INIT_STD
-    ):  # the default at every width once: it names runs of then
+    # Once the default at every width: it names runs of then.
+    if isinstance(model, Model) and model.init_std == P1_INIT_STD:
         del fields["model"]["init_std"]
     # Dropout's masks are drawn per micro-batch, and batch normalisation normalises over one.
     if model.dropout if isinstance(model, Model) else model.batchnorm != "none":

@@ -32,9 +32,8 @@ def image_activation_bytes(model: ImageModel, precision: str, micro_batch: int) 
         else:
             # Its input, which a shortcut has in common with the convolution beside it, and the copy that is cast.
             kept += inputs * ((0 if layer.kind == "shortcut" else wide) + cast)
-    if (
-        model.kind == "vgg16"
-    ):  # each maximum keeps its input, four times its output, and where the largest was, in 8 bytes
+    # Each maximum keeps its input, four times its output, and where the largest was, in 8 bytes.
+    if model.kind == "vgg16":
         pooled = [b.d_in * b.size_in**2 for a, b in _neighbours(layers) if a.size > b.size_in or b.kind == "head"]
         kept += sum(pooled) * (4 * wide + 8)
     # Gradients on their way, and what kernels make for themselves: of the largest feature map.
@@ -45,8 +44,7 @@ def image_activation_bytes(model: ImageModel, precision: str, micro_batch: int) 
 
 def _neighbours(layers: list[Layer]) -> list[tuple[Layer, Layer]]:
     """Each layer that multiplies, with the next one that does."""
-    maps = [layer for layer in layers if layer.kind != "norm"]
-    return list(pairwise(maps))
+    return list(pairwise(layer for layer in layers if layer.kind != "norm"))
 
 
 def _weights(layer: Layer) -> int:

@@ -41,13 +41,12 @@ class Layer:
     def weight_shape(self) -> tuple[int, ...]:
         if self.kind == "norm":
             return (self.d_out,)
-        return (
-            (self.d_out, self.d_in) if self.kind in ("hidden", "head") else (self.d_out, self.d_in, *[self.kernel] * 2)
-        )
+        positions = () if self.kind in ("hidden", "head") else (self.kernel, self.kernel)
+        return (self.d_out, self.d_in, *positions)
 
 
 def image_tensors(model: ImageModel) -> dict[str, TensorSpec]:
-    """Every trainable tensor, in the order of named_parameters(). A frozen head is none: the engine never steps or saves it."""
+    """Every trainable tensor, in the order of named_parameters(). A frozen head is none: no optimiser steps it."""
     tensors, bare = {}, model.batchnorm == "none"
     for layer in image_layers(model):
         norm, head = layer.kind == "norm", layer.kind == "head"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.images import ImageModel
+from configs.images import ImageData, ImageModel
 from configs.schema import Data, RunConfig
 from configs.windows import epoch_images, eval_windows, image_epochs, train_windows, windows_read
 
@@ -98,6 +98,7 @@ def _check_images(config: RunConfig, data: ImageSummary, first: int) -> None:
     """InputError where the images are of another kind than the network is for, or too few."""
     model, path = config.model, config.data.path
     assert isinstance(model, ImageModel)
+    assert isinstance(config.data, ImageData)
     wanted = (model.channels, model.image_size, model.image_size)
     if data.shape != wanted:
         raise InputError(
@@ -108,13 +109,18 @@ def _check_images(config: RunConfig, data: ImageSummary, first: int) -> None:
         raise InputError(
             f"the images in {path} are of {data.classes} classes, model.classes is {model.classes}; set it to {data.classes}"
         )
-    asked = getattr(config.data, "train_images", None) or 0
-    if asked > data.train_images:
-        raise InputError(f"data.train_images {asked} exceeds the {data.train_images} training images in {path}")
+    trained = config.data.train_images or data.train_images
+    for name, asked, there, what in (
+        ("data.train_images", config.data.train_images, data.train_images, "training"),
+        ("eval.train_images", config.eval.train_images, trained, "training"),
+        ("eval.images", config.eval.images, data.val_images, "validation"),
+    ):
+        if asked is not None and asked > there:
+            raise InputError(f"{name} {asked} exceeds the {there} {what} images in {path}; set it to at most {there}")
     if epoch_images(config, data.train_images) == 0:
         raise InputError(
-            f"batch.images_per_step {config.examples_per_step} is more than the {asked or data.train_images} training images of "
-            f"{path}: an epoch has no whole batch; set it to at most {asked or data.train_images}"
+            f"batch.images_per_step {config.examples_per_step} is more than the {trained} training images of "
+            f"{path}: an epoch has no whole batch; set it to at most {trained}"
         )
     needed, available = windows_read(config, config.schedule.steps, first), examples_available(config, data, first)
     if config.data.epochs is not None and needed > available:

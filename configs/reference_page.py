@@ -34,8 +34,8 @@ def _add_section(
         for other in others:
             many = "[]" if field.get("type") == "array" else ""
             kind = named[other]["properties"]["kind"] if len(others) > 1 else {}
-            of_kind = f" (kind {_values(kind)})" if kind else ""
-            inner.append((f"{prefix}{name}{many}", of_kind, named[other]))
+            title = f" (kind {_values(kind)})" if kind else ""
+            inner.append((f"{prefix}{name}{many}", title, named[other]))
         if "description" in field:  # a plain section has no meaning of its own: its table says it
             rows.append(_row(f"{prefix}{name}", field, name in required))
     if prefix:
@@ -44,8 +44,8 @@ def _add_section(
     if prefix and about:
         parts.append(f"{about}\n")
     parts += ["| field | values | default | id | meaning |", "|---|---|---|---|---|", *rows, ""]
-    for path, kind_of_it, other_section in inner:
-        _add_section(parts, named, f"{path}.", other_section, kind_of_it)
+    for path, title, other_section in inner:
+        _add_section(parts, named, f"{path}.", other_section, title)
 
 
 def _sections_of(field: dict[str, Any]) -> list[str]:

@@ -24,6 +24,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         if plan.units_available is not None
         else f"data not prepared: run {prepare_command(config)}"
     )
+    has_one_std = plan.unit == "tokens" and not config.branch  # of a network for images each layer has its own
+    example = "window" if plan.unit == "tokens" else "image"
     lines = [
         ("run", f"{config.name}-{plan.run_id or '(id follows from the data)'}"),
         ("precision", f"{config.precision}, ZeRO stage {config.parallel.zero_stage}, {plan.ranks} rank(s)"),
@@ -37,7 +39,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         (f"{plan.unit} of the run", f"{plan.units:,} ({available})"),
         *([("left for branches", _room(config, plan))] if plan.units_available is not None else []),
         *(
-            [("branch", f"of {config.branch.origin}, from window {plan.first_window:,} of the order")]
+            [("branch", f"of {config.branch.origin}, from {example} {plan.first_window:,} of the order")]
             if config.branch
             else []
         ),
@@ -48,7 +50,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
             for name, g in plan.groups.items()
         ),
         (f"FLOPs per {plan.unit[:-1]}", f"{plan.flops_per_unit:,}; {plan.flops_per_unit * plan.units:.3g} for the run"),
-        *([("initial weights", f"standard deviation {config.gpt.init_std:.4g}")] if _draws_gpt(config) else []),
+        *([("initial weights", f"standard deviation {config.gpt.init_std:.4g}")] if has_one_std else []),
         (
             "memory per device",
             f"{plan.state_bytes / GIB:.2f} GiB of state + {plan.activation_bytes / GIB:.2f} GiB of activations"
@@ -64,11 +66,6 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         *(("warning", text) for text in plan.cautions),
     ]
     return "\n".join(f"{label:<20} {text}" for label, text in lines)
-
-
-def _draws_gpt(config: RunConfig) -> bool:
-    """Whether the run begins with weights of one standard deviation."""
-    return config.branch is None and config.unit == "tokens"
 
 
 def _epochs(plan: Plan) -> str:

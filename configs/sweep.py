@@ -120,7 +120,8 @@ def load_sweep(path: str | Path) -> Sweep:
 def expand(path: str | Path, runs: Path, summary: Summary, overrides: list[str] | None = None) -> tuple[Sweep, Stages]:
     """The cells of a sweep file by stage, in order; their folders lie in `runs`/<sweep>/.
 
-    `summary(data.path)` gives the Prepared of prepared data, or None. `overrides` are `section.key=value` for every run.
+    `summary(data.path)` gives what a plan needs to know of prepared data, or None. `overrides` are `section.key=value` for every
+    run.
     Raises InputError that names the cell.
     """
     sweep = load_sweep(path)

@@ -62,9 +62,8 @@ class ImageStream:
     def read(self, ids: Ids, out: Images) -> None:
         """Fill out (n, C, H, W) with the images of these numbers (n,)."""
         assert len(self) > ids.max() >= ids.min() >= 0, ids
-        np.take(
-            self._images, self._places(ids), axis=0, out=out, mode="clip"
-        )  # the mode in which numpy writes to `out` itself
+        # In this mode numpy writes to `out` itself.
+        np.take(self._images, self._places(ids), axis=0, out=out, mode="clip")
 
     def labels(self, ids: Ids) -> Targets:
         """The labels of these images, (n,). InputError for one beyond the classes: the file is damaged."""

@@ -6,8 +6,6 @@ Files, beside it: `train_images.u8`, uint8 (N, C, H, W) row by row; `train_label
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from configs.errors import InputError
 from configs.prepared import ImageSummary
-from data.manifest import FILE
+from data.manifest import FILE, digest_of
 from record.files import plain_name, read_object
 
 FORMAT = 1
@@ -83,9 +81,9 @@ class ImageManifest(BaseModel):
 
     def with_digest(self) -> ImageManifest:
         """The same with its digest and checksum, which are made from all the rest."""
-        with_digest = self.model_copy(update={"digest": _sha256(self._content())})
+        with_digest = self.model_copy(update={"digest": digest_of(self._content())})
         return with_digest.model_copy(
-            update={"checksum": _sha256(with_digest.model_dump(mode="json", exclude={"checksum"}))}
+            update={"checksum": digest_of(with_digest.model_dump(mode="json", exclude={"checksum"}))}
         )
 
     def _content(self) -> dict[str, Any]:
@@ -141,7 +139,3 @@ def read_image_manifest(folder: str | Path) -> ImageManifest | None:
     if not manifest.intact:
         raise InputError(f"{path} was changed after preparation (its digest does not fit); prepare the data again")
     return manifest
-
-
-def _sha256(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

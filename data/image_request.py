@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from data.image_folder import open_folder
 from data.image_parquet import LAYOUTS, open_parquet
 from data.image_sources import SOURCES, ImageSource
 from data.image_tables import TABLES, open_parts, open_table
+from data.inputs import files_named
 
 VAL_FRACTION, MOST_HELD_OUT = 0.2, 10_000  # by default; as many as CIFAR's own test split has
 
@@ -114,11 +114,8 @@ def _files(patterns: list[str], suffix: str) -> list[Path]:
     files: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            matching = [file for file in path.rglob(f"*{suffix}") if file.is_file()]
-        else:  # a name that exists is that file, also where it has a glob's characters
-            candidates = [path] if path.exists() else map(Path, glob.glob(pattern, recursive=True))
-            matching = [file for file in candidates if file.is_file()]
+        below = [file for file in path.rglob(f"*{suffix}") if file.is_file()]
+        matching = below if path.is_dir() else files_named(pattern)
         if not matching:
             what = f"is a folder that holds no *{suffix}" if path.is_dir() else "matches no file"
             raise InputError(f"--input {pattern!r} {what}")

@@ -75,13 +75,19 @@ def _matches(kind: str, patterns: Sequence[str], option: str, inputs: Inputs) ->
                 wanted = "text file" if kind == "text" else f"file named *{' or *'.join(SUFFIXES[kind])}"
                 raise InputError(f"{option} {pattern!r} is a folder that holds no {wanted}")
             inputs.notes.append(f"{pattern}: {_count(matching)}, {_names(matching)}")
-        else:  # a name that exists is that file, also where it has a glob's characters
-            candidates = [path] if path.exists() else map(Path, glob.glob(pattern, recursive=True))
-            matching = [candidate for candidate in candidates if candidate.is_file()]
+        else:
+            matching = files_named(pattern)
             if not matching:
                 raise InputError(f"{option} {pattern!r} matches no file")
         files.update(matching)
     return sorted(files)
+
+
+def files_named(pattern: str) -> list[Path]:
+    """The file of this name, or those that the glob matches: a name that exists is that file, also with a glob's characters."""
+    path = Path(pattern)
+    candidates = [path] if path.exists() else map(Path, glob.glob(pattern, recursive=True))
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
 def _in_folder(kind: str, folder: Path, inputs: Inputs) -> list[Path]:

@@ -68,7 +68,7 @@ class Manifest(BaseModel):
 
     def with_digest(self) -> Manifest:
         """The same with its digest and checksum, which are made from all the rest."""
-        with_digest = self.model_copy(update={"digest": _sha256(self._content())})
+        with_digest = self.model_copy(update={"digest": digest_of(self._content())})
         return with_digest.model_copy(update={"checksum": with_digest._sum()})
 
     def _content(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Manifest(BaseModel):
 
     def _sum(self) -> str:
         """Empty for format 1, whose digest covers everything."""
-        return "" if self.format == 1 else _sha256(self.model_dump(mode="json", exclude={"checksum"}))
+        return "" if self.format == 1 else digest_of(self.model_dump(mode="json", exclude={"checksum"}))
 
     @property
     def intact(self) -> bool:
@@ -138,5 +138,6 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     return manifest
 
 
-def _sha256(fields: dict[str, Any]) -> str:
+def digest_of(fields: dict[str, Any]) -> str:
+    """SHA-256 of the fields' canonical JSON."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -130,10 +130,13 @@ class Probe:
 
     @torch.no_grad()
     def _model(self) -> dict[str, float]:
-        """Loss, largest logit, mean log of the softmax's normaliser, top-1 error, over the probe's tokens; averages' loss."""
+        """Loss, largest logit, mean log of the softmax's normaliser, top-1 error, over the probe's windows; averages' loss.
+
+        Not that of an average where there is batch normalisation: to estimate its statistics takes a pass over the training images.
+        """
         names = ("loss", "logsumexp", "top1_error", "max_logit", "windows")
         row = {f"probe/{name}": value for name, value in zip(names, self._statistics(), strict=True)}
-        for kind in self.fragments.averages.kinds:
+        for kind in () if self.engine.statistics.are_kept else self.fragments.averages.kinds:
             with self.fragments.swapped(kind):
                 row[f"probe/loss_{kind}"] = self._statistics()[0]
         return row

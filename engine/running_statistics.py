@@ -25,6 +25,11 @@ class RunningStatistics:
         statistics = getattr(ds.module, "statistics", None)
         self._of_network = statistics if statistics is not None and statistics.layers else None
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether the network has batch normalisation."""
+        return self._of_network is not None
+
     def move(self) -> None:
         """Move them on by this update's micro-batches.
 

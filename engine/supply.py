@@ -30,7 +30,8 @@ class OpenData:
 
     `batches(step, digest)`: those of the updates from `step` on, with the order's digest before it.
     `final`: the batches of the run's end, the same list without eval.final_tokens. `final_examples`: how many they hold.
-    `val_examples`: of the whole split. `described`: what a start records of the data.
+    `val_examples`: of the whole split. Of images, `train_eval`: training images without augmentation (eval.train_images), and
+    `estimation()`: the pass in which an average's running statistics are estimated. `described`: what a start records of the data.
     """
 
     manifest: AnyManifest
@@ -40,10 +41,8 @@ class OpenData:
     final: list[EvalBatch]
     final_examples: int
     val_examples: int
-    train_eval: list[EvalBatch]  # of images: training images, without augmentation (eval.train_images)
-    estimation: Callable[
-        [], Iterator[EvalBatch]
-    ]  # of images: the pass that an average's running statistics are estimated in
+    train_eval: list[EvalBatch]
+    estimation: Callable[[], Iterator[EvalBatch]]
     probe: EvalBatch
     guard: DataGuard
     described: dict[str, Any]

@@ -115,17 +115,12 @@ class Training:
         data, at_end = self.data, self.progress.step == self.plan.steps
         sums = torch.zeros(data.final_examples if at_end else 0, dtype=torch.float64, device=self.world.device)
         # Two passes where the end has windows of its own: val/loss stays over the same ones, in the same batches, all along.
-        passes = [
-            ("val/", data.validation),
-            ("train_eval/", data.train_eval),
-            ("val/final_", data.final if at_end else []),
-        ]
+        passes = [("val/", data.validation)]
+        passes += [("train_eval/", data.train_eval)] if data.train_eval else []
+        passes += [("val/final_", data.final)] if at_end and data.final is not data.validation else []
         row: dict[str, float] = {}
         for prefix, batches in passes:
-            last = at_end and batches is data.final
-            if not batches or (prefix == "val/final_" and data.final is data.validation):
-                continue
-            means = self.engine.evaluate(batches, wish, sums if last else None)
+            means = self.engine.evaluate(batches, wish, sums if at_end and batches is data.final else None)
             if means is None:
                 return None
             row |= {f"{prefix}{name}{suffix}": mean for name, mean in means.items()}

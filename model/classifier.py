@@ -32,8 +32,9 @@ BODIES: dict[str, type[nn.Module]] = {
 class FrozenLinear(nn.Linear):
     """A linear map that is not trained: weight and bias are buffers.
 
-    named_parameters() then lists what is trained and nothing else, as the tensor table does; optimiser, ZeRO and checkpoints never
-    meet it. It is drawn from the init seed like a trained one, on every rank and on a resume, and nothing moves it afterwards.
+    named_parameters() then lists what is trained and nothing else, as the tensor table does; optimiser and ZeRO never meet it. It
+    is drawn from the init seed like a trained one, on every rank, and nothing moves it afterwards. Checkpoints hold it beside the
+    running statistics, so that a branch with another init seed has its trunk's.
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -46,8 +47,7 @@ class FrozenLinear(nn.Linear):
 class Classifier(nn.Module):
     """The network. `mean` and `deviation` of the training images' pixels by channel, in units of 255: constants.
 
-    `autocast` is the dtype of convolutions and matrix products under bf16-mixed, None otherwise. `compiled`: the body by
-    torch.compile, as one.
+    `autocast` is the dtype of convolutions and matrix products under bf16-mixed, None otherwise. No part is compiled.
 
     Autocast lives inside forward because DeepSpeed switches off autocast that surrounds its engine on CUDA.
     """
@@ -55,6 +55,7 @@ class Classifier(nn.Module):
     mean: Tensor
     deviation: Tensor
     measured = ("loss", "error")  # what by_target gives of each target
+    compiled, compiled_modules = False, ()
 
     def __init__(
         self,
@@ -62,19 +63,15 @@ class Classifier(nn.Module):
         mean: Sequence[float],
         deviation: Sequence[float],
         autocast: torch.dtype | None = None,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         assert len(mean) == len(deviation) == config.channels
-        self.config, self.autocast, self.compiled = config, autocast, compiled
+        self.config, self.autocast = config, autocast
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.body = BODIES[config.kind](config)
         self.head = (FrozenLinear if config.scale_invariant else nn.Linear)(self.body.features, config.classes)
         self.statistics = Statistics(self)
-        self.compiled_modules = (type(self.body),) if compiled else ()
-        if compiled:  # its forward, not the module: the parameters keep their names
-            self.body.forward = torch.compile(self.body.forward, fullgraph=True, dynamic=False)
 
     def forward(self, inputs: Tensor, targets: Tensor, statistics: bool = False, by_target: bool = False) -> Tensor:
         """Summed cross-entropy (float32 scalar) of images (B, C, H, H), uint8, and targets (B,); a target of −100 does not count.
@@ -90,10 +87,8 @@ class Classifier(nn.Module):
         wrong = (logits.argmax(-1) != targets) & counted
         if by_target:
             return torch.stack([losses, wrong.float()], 1)
-        log_z, largest = (
-            logits.logsumexp(-1)[counted],
-            logits[counted].max() if counted.any() else losses.new_tensor(-math.inf),
-        )
+        log_z = logits.logsumexp(-1)[counted]
+        largest = logits[counted].max() if counted.any() else losses.new_tensor(-math.inf)
         return torch.stack([losses.double().sum(), log_z.double().sum(), wrong.sum().double(), largest.double()])
 
     def logits(self, inputs: Tensor) -> Tensor:

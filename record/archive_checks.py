@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from record.files import plain_name
-from record.metrics import check_row
+from record.metrics import UNITS, check_row
 from record.run import LARGEST, UNKNOWN, parse_status
 
 MOST_BYTES = 1 << 28  # of a file: a run of 600,000 updates with 20 measurements has a fifth of it
@@ -55,14 +55,17 @@ def check_columns(schema: pa.Schema) -> None:
     """TypeError for columns that no archive has."""
     if len(set(schema.names)) < len(schema.names):
         raise TypeError("two columns have one name")
-    for name in ("step", "tokens"):
+    units = [unit for unit in UNITS if unit in schema.names]
+    if len(units) != 1:
+        raise TypeError(f"it counts {' and '.join(units) or 'neither'}, and an archive counts {' or '.join(UNITS)}")
+    for name in ("step", *units):
         if schema.field(name).type != pa.int64():
             raise TypeError(f"column {name} holds {schema.field(name).type}, not integers")
     probes = schema.field("probes").type
     if not pa.types.is_map(probes) or probes.key_type != pa.string() or probes.item_type not in NUMBERS[1:]:
         raise TypeError(f"column probes holds {probes}, not a map of names to numbers")
     for field in schema:
-        if field.name not in ("step", "tokens", "probes") and field.type not in NUMBERS:
+        if field.name not in ("step", *units, "probes") and field.type not in NUMBERS:
             raise TypeError(f"column {field.name[:80]!r} holds {str(field.type)[:80]}, not numbers")
 
 

@@ -2,7 +2,7 @@
 
 Parquet, compressed by zstd: one row per step, the rows in force (record/metrics.py). Columns:
 
-    step, tokens    integers
+    step, tokens    integers; of a run on images step, images
     measurements    by name: float32; but float64 for val/…, of which there are few and whose differences are small, and for a
                     column with a value that float32 does not hold to 7 digits; integers stay integers
     probes          a map from name to float32, null where the step was not probed (record/probe_columns.py)
@@ -39,7 +39,7 @@ from record.archive_checks import (
     check_steps,
 )
 from record.files import parse_json, read_regular
-from record.metrics import Log
+from record.metrics import UNITS, Log
 
 FORMAT = 1
 SUFFIX = ".parquet"
@@ -77,8 +77,9 @@ def pack(archive: Archive) -> bytes:
         )
     rows, probed = ({row["step"]: row for row in log.rows} for log in (archive.log, archive.probes))
     steps = sorted(rows.keys() | probed.keys())
-    tokens = [(rows.get(step) or probed[step]).get("tokens") for step in steps]
-    columns = {"step": pa.array(steps, pa.int64()), "tokens": pa.array(tokens, pa.int64())}
+    ours = [rows.get(step) or probed[step] for step in steps]
+    unit = "images" if any("images" in row for row in ours) else "tokens"
+    columns = {"step": pa.array(steps, pa.int64()), unit: pa.array([row.get(unit) for row in ours], pa.int64())}
     for name in dict.fromkeys(name for row in rows.values() for name, value in row.items() if _measured(name, value)):
         columns[name] = _column(name, [rows.get(step, {}).get(name, ...) for step in steps])
     columns["probes"] = _maps([probed.get(step) for step in steps])
@@ -106,7 +107,7 @@ def _measured(name: str, value: Any) -> bool:
 
 def _rest(rows: Any) -> list[Row]:
     """Of every row what is no measurement; rows without such are left out."""
-    kept = [{n: v for n, v in row.items() if not _measured(n, v) and n not in ("step", "tokens")} for row in rows]
+    kept = [{n: v for n, v in row.items() if not _measured(n, v) and n not in ("step", *UNITS)} for row in rows]
     return [{"step": row["step"], **rest} for row, rest in zip(rows, kept, strict=True) if rest]
 
 
@@ -196,11 +197,12 @@ def unpack(content: bytes, place: str) -> Archive:
 
 
 def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
-    steps, tokens = table["step"].to_pylist(), table["tokens"].to_pylist()
+    unit = next(unit for unit in UNITS if unit in table.column_names)
+    steps, counts = table["step"].to_pylist(), table[unit].to_pylist()
     check_steps(steps)
     rows: dict[int, Row] = {
-        step: {"step": step} | ({} if count is None else {"tokens": count})
-        for step, count in zip(steps, tokens, strict=True)
+        step: {"step": step} | ({} if count is None else {unit: count})
+        for step, count in zip(steps, counts, strict=True)
     }
     probed = {
         step: rows[step] | {name: _recorded(value) for name, value in pairs}
@@ -208,7 +210,7 @@ def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
         if pairs is not None
     }
     for name in table.column_names:
-        if name in ("step", "tokens", "probes"):
+        if name in ("step", unit, "probes"):
             continue
         for step, value in zip(steps, table[name].to_pylist(), strict=True):
             if value is not None:

@@ -23,9 +23,8 @@ MANIFEST = "manifest.json"
 # What a manifest is renamed to, so that its checkpoint is none any more, though its files stay.
 DAMAGED, SUPERSEDED = "manifest.damaged.json", "manifest.superseded.json"
 SUFFIX = ".safetensors"  # of the file that holds one kind of tensor: weights, exp_avg, ema_0.99, …
-BUFFERS = (
-    "buffers"  # a kind of what is no parameter: running statistics of batch normalisation, a head that is not trained
-)
+# A kind of what is no parameter: running statistics of batch normalisation, a head that is not trained.
+BUFFERS = "buffers"
 
 CheckpointState = Literal["complete", "incomplete", "damaged", "set aside"]
 

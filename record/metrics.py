@@ -47,6 +47,7 @@ from typing import Any
 from record.files import parse_json, read_regular
 from record.run import LARGEST
 
+UNITS = ("tokens", "images")  # what a row counts beside its step
 TENSOR_NORM = "norm/"  # the column of one tensor's norm: norm/blocks.0.attn.qkv.weight
 WORST = 5  # so many damaged lines and missing pieces of one file are named, the others counted
 HIGHEST = sys.float_info.max
@@ -153,9 +154,7 @@ def check_row(row: dict[str, Any], last: int) -> dict[str, Any]:
     step = row["step"]
     if type(step) is not int or not 0 <= step <= last:  # a bool is an int to isinstance, and would be step 1
         raise TypeError(f"step is {step!r:.40}" + (f", not from 0 to {last}" if last < LARGEST else ""))
-    if any(type(row.get(unit, 0)) is not int for unit in ("tokens", "images")) or not isinstance(
-        row.get("event", ""), str
-    ):
+    if not all(type(row.get(unit, 0)) is int for unit in UNITS) or not isinstance(row.get("event", ""), str):
         raise TypeError("tokens or images is not an integer, or event no text")
     bad = row.get("nonfinite", [])
     if not isinstance(bad, list) or not all(isinstance(name, str) for name in bad):

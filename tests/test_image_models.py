@@ -31,10 +31,10 @@ def config_of(kind: str, **fields: Any) -> ImageModel:
     return ImageModel.model_validate({"kind": kind, "width": 4, "image_size": 12, "channels": 2, "classes": 5} | fields)
 
 
-def classifier(kind: str, autocast: torch.dtype | None = None, compiled: bool = False, **fields: Any) -> Classifier:
+def classifier(kind: str, autocast: torch.dtype | None = None, **fields: Any) -> Classifier:
     """A small network away from its first weights and statistics, so that each of them matters."""
     config = config_of(kind, **fields)
-    model = Classifier(config, [0.47, 0.35][: config.channels], [0.23, 0.27][: config.channels], autocast, compiled)
+    model = Classifier(config, [0.47, 0.35][: config.channels], [0.23, 0.27][: config.channels], autocast)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

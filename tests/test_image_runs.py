@@ -33,21 +33,34 @@ from weights.evaluate import evaluate
 Make = Callable[..., RunConfig]
 STEPS = 3  # of a comparison: batch normalisation over few values makes the error of rounding grow
 INVARIANT = {"model": {"batchnorm": "plain", "scale_invariant": True}}
+# At most seeds some input of a ReLU is zero but for rounding, which then decides whether a gradient passes: a processor's own
+# rounding changed the third loss by 2 %. At these seeds it did not matter when every weight was off by up to 6e-7 of itself
+# after each update, six times with other errors, in float64.
 NETWORKS: list[dict[str, Any]] = [
-    {},
-    INVARIANT,
-    {"model": {"kind": "vgg16", "batchnorm": "none"}, "optim": {"lr": 0.01}},
-    {"model": {"kind": "resnet32", "batchnorm": "plain"}, "optim": {"momentum": 0.9}},
+    {"seeds": {"init": 17}},
+    {**INVARIANT, "seeds": {"init": 12}},
+    {"model": {"kind": "vgg16", "batchnorm": "none"}, "optim": {"lr": 0.01}, "seeds": {"init": 5}},
+    {
+        "model": {"kind": "resnet32", "batchnorm": "plain"},
+        "optim": {"momentum": 0.9},
+        "batch": {"images_per_step": 8},
+        "seeds": {"init": 24},
+    },
     {"model": {"kind": "mlp", "width": 16}, "precision": "bf16-mixed"},
 ]
 
 
 def plain(config: RunConfig, manifest: ImageManifest, world: World) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and ends of a loop of its own: coupled decay, momentum, statistics by micro-batch in order."""
+    """Losses and ends of a loop of its own: coupled decay, momentum, statistics by micro-batch in order.
+
+    In float64 where the run is in float32.
+    """
     data = open_data(config, manifest, make_plan(config, 1, manifest.summary()), world)
     network: Any = build_network(config, manifest, torch.device("cpu"))
     network.init_weights(config.seeds.init)
     network.train()
+    if config.precision == "fp32":
+        network.double()
     velocity = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
     losses = []
     for batch in islice(data.batches(0, data.start_digest), STEPS):

@@ -1,8 +1,8 @@
 """Weights out of a run: `python -m weights.export RUN[@STEP] --to safetensors --out DIR`.
 
-Writes `model.safetensors`, float32 by parameter name with tied weights once, whatever the precision, ZeRO stage or
-number of ranks of the run, and `config.json`, the model section of its configuration. Without @STEP it takes the newest sound
-checkpoint, and names newer ones that are damaged or set aside.
+Writes `model.safetensors`, float32 by parameter name with tied weights once, whatever the precision, ZeRO stage or number of ranks
+of the run, of a network for images its running statistics too; and `config.json`, the model section of its configuration. Without
+@STEP it takes the newest sound checkpoint, and names newer ones that are damaged or set aside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ def export(run: Path, step: int | None, out: Path, kind: str = "weights") -> Pat
         raise InputError(f"{out} exists; choose another --out")
     folder = RunFolder(run)
     chosen = choose_in(folder, step)
-    weights = chosen.tensors(kind)
+    weights, buffers = chosen.tensors(kind), chosen.buffers()
+    if buffers and kind != "weights":
+        raise InputError(
+            f"{kind} of {run} has no running statistics of batch normalisation, which a network needs; `python -m "
+            "weights.evaluate` estimates them for an evaluation. Export weights"
+        )
+    weights |= buffers
     model = read_object(folder.config).get("model")
     if not isinstance(model, dict):
         raise InputError(f"{folder.config} has no section model")

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from weights.frozen import square_sum
 
-Groups = Mapping[
-    str, tuple[Iterable[str], float]
-]  # group → (names of its tensors, λ), as configs/groups.decay_groups has them
+# Group → (names of its tensors, λ), as configs/groups.decay_groups has them.
+Groups = Mapping[str, tuple[Iterable[str], float]]
 
 
 def norm(weights: Mapping[str, Tensor]) -> float:
