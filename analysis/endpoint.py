@@ -53,6 +53,21 @@ class Endpoint:
         return change.with_documents(documents_error(used)) if self.whole else change
 
 
+@dataclass(frozen=True)
+class LargePhase(Endpoint):
+    """The last value before the learning rate first falls below its peak: of two phases, the level that the first one held."""
+
+    def of(self, run: Run) -> float:
+        """That value; NaN where the run has none from there."""
+        rates, values = run.column("optim/lr"), run.column(self.column)
+        if rates.empty:
+            return float("nan")
+        # a row's weights are those after its update, so the first smaller rate is in them
+        fallen = rates[(rates < rates.max() * (1 - 1e-6)) & (rates.index > rates.idxmax())]
+        values = values[values.index < fallen.index[0]] if len(fallen) else values
+        return float(values.iloc[-1]) if len(values) else float("nan")
+
+
 def endpoint_of(groups: list[Group]) -> Endpoint:
     """The best endpoint that every run has which ended; the others have no end that could be compared."""
     runs = [run for group in groups for run in ended(group)]

@@ -1,9 +1,10 @@
-"""Runs on images: error, loss and norm over epochs; what rises and falls with η·λ; the best test error.
+"""Runs on images: error, loss and norm over epochs; what rises and falls with η·λ, or with η on the sphere; the best test error.
 
     python -m analysis overtraining 'runs/small_eta_lambda/*/' --out runs/overtraining
 
 The test split is the validation split. An average of the weights (averages.ema) stands beside the iterate it is of: a large η
 hides in the iterate's noise what the average has gained. Branches are fine-tuned runs, and stand at the epoch where they began.
+Where the learning rate has phases, what P1 says of a large one is asked before its first drop too.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import pandas as pd
 from analysis.branches import families
 from analysis.command import Options, Result
 from analysis.compare import is_ended
-from analysis.endpoint import Endpoint
+from analysis.endpoint import Endpoint, LargePhase
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
 from analysis.landscape import heat_maps
+from analysis.optimum_figure import optimum_figure
 from analysis.pairing import Group, by_rest, by_seed
 from analysis.products import Relation, optimum, relation
 from analysis.runs import LAMBDA, RATE, Run
@@ -75,26 +77,40 @@ def analyse(runs: list[Run], options: Options) -> Result:
     figures = [Figure("overtraining", caption, panels)]
     # an endpoint for each measurement, of the iterate and of each average
     ends = {
-        (quantity, kind): Endpoint(quantity.column + kind, _words(quantity, kind), "", quantity.unit)
+        (quantity, kind): Endpoint(quantity.column + kind, f"{_words(quantity, kind)} at the end", "", quantity.unit)
         for quantity in QUANTITIES
         for kind in kinds
         if any(len(run.column(quantity.column + kind)) for run in trunks)
     }
+    # after the drop all have one small η, and what a large one held is gone
+    in_phases = all(run.fields.get("schedule.kind") == "multistep" for run in trunks)
+    before = [
+        (quantity, LargePhase(end.column, f"{_words(quantity, kind)} before the drop", "", quantity.unit))
+        for (quantity, kind), end in ends.items()
+        if in_phases and quantity.expected
+    ]
     for (quantity, kind), endpoint in ends.items():
         if quantity.mapped:
             name = "heat_" + (quantity.column + kind).replace("/", "_")
             figures += heat_maps(groups, endpoint, name, quantity.words)
     findings, rows = [], []
-    for rest, members in by_rest(groups, (LAMBDA, RATE)).items():
-        before = f"{rest}: " if rest else ""
+    asked = [*((quantity, end) for (quantity, _), end in ends.items()), *before]
+    tested = [end for quantity, end in asked if quantity is TEST_ERROR]
+    settings = by_rest(groups, (LAMBDA, RATE))
+    for rest, members in settings.items():
+        start = f"{rest}: " if rest else ""
         # relations within one setting of all other fields
-        related = [r for (q, _), e in ends.items() if (r := relation(members, e, q.expected)) is not None]
+        related = [found for q, end in asked if (found := relation(members, end, q.expected)) is not None]
         rows += [_row(rest, one) for one in related]
-        findings += [before + _told(one) for one in related if one.expected]
-        findings += [before + text for (q, _), e in ends.items() if q is TEST_ERROR and (text := _optimum(members, e))]
+        findings += [start + _told(one) for one in related if one.expected]
+        findings += [start + text for end in tested if (text := _optimum(members, end))]
+    figures += optimum_figure(settings, tested, [end for quantity, end in asked if quantity.expected])
     tables = {"At the end": _ends(groups, ends), "Rank correlation with ηλ": pd.DataFrame(rows)}
     if not rows:
-        notes.append("no relation with ηλ: that needs ended runs at four products of η and λ above 0 or more")
+        notes.append(
+            "no relation with ηλ: that needs ended runs at four products of η and λ above 0 or more, or, where no run has decay, "
+            "at four η"
+        )
     return Result("overtraining", "The over-training regime", findings, figures, tables, notes)
 
 
@@ -110,7 +126,7 @@ def _title(kind: str) -> str:
 
 
 def _words(quantity: Quantity, kind: str) -> str:
-    return f"{quantity.words} of the {_title(kind)} at the end"
+    return f"{quantity.words} of the {_title(kind)}"
 
 
 def _label(quantity: Quantity) -> str:
@@ -180,12 +196,17 @@ def _ends(groups: list[Group], ends: dict[tuple[Quantity, str], Endpoint]) -> pd
 
 
 def _row(rest: str, one: Relation) -> dict[str, object]:
-    row: dict[str, object] = {"measurement": one.endpoint.words, "ρ": one.text, "verdict": one.verdict}
+    row: dict[str, object] = {
+        "measurement": one.endpoint.words,
+        "with": one.along,
+        "ρ": one.text,
+        "verdict": one.verdict,
+    }
     return row | {"cells": one.cells, "seeds": one.rho.n} | ({"runs": rest} if rest else {})
 
 
 def _told(one: Relation) -> str:
-    return f"{one.endpoint.words} against ηλ over {one.cells} cells: ρ = {one.text}, {one.verdict}."
+    return f"{one.endpoint.words} against {one.along} over {one.cells} cells: ρ = {one.text}, {one.verdict}."
 
 
 def _optimum(members: list[Group], endpoint: Endpoint) -> str:
@@ -195,6 +216,6 @@ def _optimum(members: list[Group], endpoint: Endpoint) -> str:
         return ""
     sides = [f"{name} {side.text()}" for name, side in (("smallest", best.below), ("largest", best.above))]
     return (
-        f"The lowest {endpoint.words} over products ηλ is {best.value:.4f} at ηλ = {best.product:.3g}: {best.verdict} (the "
+        f"The lowest {endpoint.words} is {best.value:.4f} at {best.along} = {best.product:.3g}: {best.verdict} (the "
         f"{' and the '.join(sides)} above it)."
     )

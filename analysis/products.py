@@ -1,7 +1,8 @@
 """What depends on η·λ over a grid of runs: rank correlations with it, and whether the lowest value lies inside.
 
 P1 (arXiv 2310.04415, its grids): noise scale and training loss rise with ηλ, the Jacobian's norm falls, and the test error has an
-optimum between. Cells of λ = 0 have no such product, and are left out here.
+optimum between. Cells of λ = 0 have no such product, and are left out. Where no cell has decay (P1's runs on the sphere,
+Conjecture 3), the same is asked of η alone.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from analysis.levels import NEAR, rate_of
 from analysis.pairing import Group
 from analysis.statistics import LEAST_SEEDS, Interval, interval, seed_count
 
+PRODUCT = "ηλ"
 LEAST_PRODUCTS = 4  # of three products in a row, one order of six is monotone by chance
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Spearman's ρ between ηλ and a measurement over `cells` cells, of each seed by itself: mean and t interval over seeds, with
-    bounds cut at ±1. Cells of one ηλ share a rank, so that even a perfect order stays a little inside.
+    """Spearman's ρ between ηλ (or η: `along`) and a measurement over `cells` cells, of each seed by itself: mean and t interval
+    over seeds, with bounds cut at ±1. Cells of one ηλ share a rank, so that even a perfect order stays a little inside.
 
     `expected`: +1 where P1 has it rise, −1 fall, 0 where it says nothing."""
 
+    along: str
     endpoint: Endpoint
     cells: int
     rho: Interval
@@ -55,9 +58,11 @@ class Relation:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The lowest mean of a measurement over products. `below`, `above`: the smallest and the largest product's minus the lowest's,
-    in pairs of seeds. The product is chosen by the same seeds' means: of close ones the intervals are a little narrow."""
+    """The lowest mean of a measurement over products, or over η: `along`. `below`, `above`: the smallest and the largest product's
+    minus the lowest's, in pairs of seeds. The product is chosen by the same seeds' means: of close ones the intervals are a little
+    narrow."""
 
+    along: str
     product: float
     value: float
     below: Interval
@@ -74,18 +79,25 @@ class Optimum:
         return "inside" if min(self.below.low, self.above.low) > 0 else "undecided: an end is not told from the lowest"
 
 
+def along(groups: list[Group]) -> str:
+    """What these cells are ordered by: ηλ, or η where none of them has decay."""
+    return PRODUCT if any(group.decay > 0 for group in groups) else "η"
+
+
 def by_cell(groups: list[Group], endpoint: Endpoint) -> tuple[pd.DataFrame, NDArray[np.floating]]:
-    """The measurement at the end, a row a seed and a column a cell of λ above 0, without gaps; and each cell's ηλ.
+    """The measurement at the end, a row a seed and a column a cell of λ above 0, without gaps; and each cell's ηλ. Where no cell
+    has decay all are there, with their η.
 
     A cell without any ended run (all diverged) is left out for all seeds; then seeds that lack a cell are.
     """
-    cells = [group for group in groups if group.decay > 0]
+    decayed = along(groups) == PRODUCT
+    cells = [group for group in groups if group.decay > 0 or not decayed]
     ends = [pd.Series(endpoint.seed_losses(group), dtype=float) for group in cells]
     kept = [i for i, values in enumerate(ends) if len(values)]
     if not kept:
         return pd.DataFrame(), np.array([])
     table = pd.concat([ends[i] for i in kept], axis=1, keys=range(len(kept))).dropna()
-    return table, np.array([cells[i].decay * rate_of(cells[i]) for i in kept])
+    return table, np.array([rate_of(cells[i]) * (cells[i].decay if decayed else 1) for i in kept])
 
 
 def ranks(products: NDArray[np.floating]) -> NDArray[np.intp]:
@@ -99,6 +111,11 @@ def ranks(products: NDArray[np.floating]) -> NDArray[np.intp]:
     return places
 
 
+def by_line(table: pd.DataFrame, places: NDArray[np.intp]) -> NDArray[np.floating]:
+    """Of `by_cell`'s table and its cells' ranks: cells on one line of equal ηλ as their mean. A row a seed, a column a product."""
+    return np.stack([table.to_numpy()[:, places == place].mean(axis=1) for place in range(places.max() + 1)], axis=1)
+
+
 def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation | None:
     """None for fewer than LEAST_PRODUCTS different products, or where no seed has all cells."""
     table, products = by_cell(groups, endpoint)
@@ -110,7 +127,7 @@ def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation
         each = [float(stats.spearmanr(places, row).statistic) for row in table.to_numpy()]
     rho = interval(each)
     cut = Interval(rho.mean, max(rho.low, -1.0), min(rho.high, 1.0), rho.n, deviation=rho.deviation)
-    return Relation(endpoint, table.shape[1], cut, expected)
+    return Relation(along(groups), endpoint, table.shape[1], cut, expected)
 
 
 def optimum(groups: list[Group], endpoint: Endpoint) -> Optimum | None:
@@ -118,10 +135,9 @@ def optimum(groups: list[Group], endpoint: Endpoint) -> Optimum | None:
     table, products = by_cell(groups, endpoint)
     if table.empty or len(set(places := ranks(products))) < 3:
         return None
-    # cells on one line of equal ηλ are one: their mean, seed by seed
-    lines = np.stack([table.to_numpy()[:, places == place].mean(axis=1) for place in range(places.max() + 1)], axis=1)
+    lines = by_line(table, places)
     best = int(lines.mean(axis=0).argmin())
     ends = [interval(lines[:, end] - lines[:, best]) for end in (0, -1)]
     at_end = best in (0, lines.shape[1] - 1)
     product = float(products[places == best].mean())
-    return Optimum(product, float(lines[:, best].mean()), ends[0], ends[1], at_end)
+    return Optimum(along(groups), product, float(lines[:, best].mean()), ends[0], ends[1], at_end)

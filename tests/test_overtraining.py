@@ -55,6 +55,7 @@ def test_relations_and_optimum(grid: list[Run]) -> None:
     result = overtraining.analyse(grid, Options())
     table = result.tables["Rank correlation with ηλ"].set_index("measurement")
     assert (table["cells"] == 9).all()
+    assert set(table["with"]) == {"ηλ"}
     verdicts = table["verdict"]
     assert verdicts["training cross-entropy of the iterate at the end"] == "rises, as in P1"
     assert verdicts["Jacobian norm of the iterate at the end"] == "falls, as in P1"
@@ -103,6 +104,44 @@ def test_equal_products_are_one_rank() -> None:
     """Breaks if 0.1·0.02 and 0.2·0.01 have different ranks because of rounding, or different products one."""
     products = np.array([0.1 * 0.02, 0.2 * 0.01, 0.05 * 0.0401, 0.1 * 0.01, 0.004])
     assert ranks(products).tolist() == [1, 1, 1, 0, 2]
+
+
+def test_the_u_on_the_sphere(tmp_path: Path) -> None:
+    """Breaks if runs without decay are not ordered by η, their U is not found and drawn, or what the large phase held is read at
+    the end, where every η is small."""
+    paths = []
+    for place, lr in enumerate((0.1, 0.2, 0.4, 0.8)):
+        for seed in range(3):
+            held, luck = 0.3 * (1 + place), 0.001 * np.random.default_rng([seed, place]).standard_normal()
+            columns = {
+                "optim/lr": lambda s, k=lr: np.where(s > 50, k / 100, k),
+                "val/error": lambda s, k=0.1 + 0.02 * (place - 2) ** 2 + luck: k + 0 * s,
+                "train_eval/loss": lambda s, k=held + luck, e=0.05 - luck: np.where(s > 50, e, k),
+            }
+            paths.append(
+                write_run(
+                    tmp_path / f"{lr}-{seed}",
+                    seed=seed,
+                    steps=100,
+                    columns=columns,  # type: ignore[arg-type]
+                    optim={"lr": lr, "algorithm": "sgd", "decay_rule": "sphere"},
+                    schedule={"kind": "multistep"},
+                )
+            )
+    result = overtraining.analyse(load(*paths), Options())
+    table = result.tables["Rank correlation with ηλ"].set_index("measurement")
+    assert set(table["with"]) == {"η"}
+    assert table["verdict"]["training cross-entropy of the iterate before the drop"] == "rises, as in P1"
+    assert table["verdict"]["training cross-entropy of the iterate at the end"].startswith("undecided")
+    (best,) = (text for text in result.findings if text.startswith("The lowest test error"))
+    assert "at η = 0.4: inside" in best
+    (figure,) = (figure for figure in result.figures if figure.name == "optimum")
+    assert {panel.xlabel for panel in figure.panels} == {"η"}
+    errors, *others = figure.panels
+    assert errors.lines[0].x.tolist() == [0.1, 0.2, 0.4, 0.8]
+    assert errors.lines[0].y == pytest.approx([0.18, 0.12, 0.1, 0.12], abs=0.002)
+    (before,) = (panel for panel in others if "before the drop" in panel.ylabel)
+    assert before.lines[0].y == pytest.approx([0.3, 0.6, 0.9, 1.2], abs=0.002)
 
 
 def test_figures(grid: list[Run]) -> None:
