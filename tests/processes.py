@@ -97,7 +97,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     ]
 
 
-def wait(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None, timeout_s: float = 60) -> None:
+def wait(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None, timeout_s: float = 240) -> None:
     """Until `condition` holds, while `process` lives."""
     deadline = time.monotonic() + timeout_s
     while not condition():

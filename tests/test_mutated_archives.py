@@ -99,7 +99,7 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_mutated_archives(recorded: Path, tmp_path: Path) -> None:
     """Breaks if anything in an archive, each time something else, ends its readers or a report of others in a traceback, or if
     the file that is refused is not named."""

@@ -9,7 +9,7 @@ import pytest
 from tests.faults import FAULTS
 from tests.soak import CASES, soak
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]  # as long as chance makes it
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # as long as chance makes it
 
 
 def test_faults_leave_no_trace(tmp_path: Path) -> None:
