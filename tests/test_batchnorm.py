@@ -66,9 +66,8 @@ def test_is_torchs_bit_for_bit(shape: tuple[int, ...], affine: bool, memory_form
 def test_forward_moves_no_buffer_and_notes_in_order() -> None:
     """Breaks if a forward pass moves the buffers, evaluation leaves a note, or notes are mixed up among layers or passes."""
     network = nn.Sequential(BatchNorm(3), nn.Conv2d(3, 5, 1), BatchNorm(5, affine=False))
-    statistics, before = Statistics(network), None
+    statistics, seen = Statistics(network), []
     before = statistics.read()
-    seen = []
     for x in batches((8, 3, 4, 4), 3):
         hidden = network[1](network[0](x))
         network(x)

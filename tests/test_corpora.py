@@ -71,7 +71,8 @@ def test_hub_dataset_from_a_local_copy(tmp_path: Path) -> None:
 
 def test_hub_offline_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     """Breaks if a machine without network hangs, or is not told which files to fetch and how to read them."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # As HF_HUB_OFFLINE=1 sets it, which is read at the import: another test may have imported it.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     begun = time.perf_counter()
     assert main(["--source", "openwebtext", "--out", str(tmp_path / "out"), "--revision", "abc"]) == 2
     assert time.perf_counter() - begun < 30

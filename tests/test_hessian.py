@@ -87,7 +87,10 @@ def test_top_eigenvalue_is_the_largest_not_the_farthest() -> None:
 
 
 def saddle() -> tuple[Frozen, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """z = (0, −a·b²·x) at a = 1: where the right class is 1, −ln p rises with a·b², and curves by −ℓ′ downwards."""
+    """z = (0, Σ a·tanh²(b·x) − Σ b²), the right class 0: −ln p rises with z₁, and −b² curves it downwards by more than all else.
+
+    Its network, its data and all eigenvalues of its Hessian, ascending.
+    """
 
     class Product(nn.Module):
         def __init__(self) -> None:

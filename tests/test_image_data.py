@@ -99,8 +99,8 @@ def test_grey_among_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_parts_are_read_in_blocks(packed: bool, tmp_path: Path) -> None:
-    """Breaks if CIFAR-5m's parts are read whole, in the order of the alphabet, or with their planes mistaken."""
+def test_parts_in_the_order_of_their_numbers(packed: bool, tmp_path: Path) -> None:
+    """Breaks if CIFAR-5m's parts are read in the order of the alphabet, with their planes mistaken, or packed ones as bytes."""
     images = random_pictures((5, 4, 3), 30)  # H, W, C
     labels = np.arange(30) % 10
     for part, rows in (("part0", slice(0, 10)), ("part2", slice(10, 20)), ("part10", slice(20, 30))):
@@ -109,7 +109,7 @@ def test_parts_are_read_in_blocks(packed: bool, tmp_path: Path) -> None:
     assert manifest.shape == (3, 5, 4)
     assert manifest.classes[0::9] == ["airplane", "truck"]
     (train, train_labels), (val, _) = (arrays(tmp_path / "out", manifest, split) for split in ("train", "val"))
-    assert len(train), len(val) == (20, 10)
+    assert (len(train), len(val)) == (20, 10)
     rows = [int(np.flatnonzero((images.transpose(0, 3, 1, 2) == one).all(axis=(1, 2, 3)))[0]) for one in train]
     assert rows == sorted(rows)
     assert train_labels.tolist() == labels[rows].tolist()

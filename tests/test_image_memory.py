@@ -11,6 +11,7 @@ import pytest
 from configs.image_cost import image_activation_bytes
 from configs.images import ImageModel
 from engine.memory import CLEAR_REFS
+from tests.processes import ROOT
 
 MEASURE = """
 import re, sys, torch
@@ -43,6 +44,7 @@ def test_activations_are_counted(kind: str, batchnorm: str, precision: str) -> N
     config = ImageModel(kind=kind, width=16, image_size=32, classes=10, batchnorm=batchnorm)
     command = [sys.executable, "-c", MEASURE, config.model_dump_json(), precision, "64"]
     # Every large tensor is mapped by itself and given back when it is freed: what is resident is what is in use.
-    environ = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONPATH": os.getcwd()}
-    measured = int(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    environ = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    measured = int(ended.stdout)
     assert measured <= image_activation_bytes(config, precision, 64) <= 1.5 * measured, measured / 2**20

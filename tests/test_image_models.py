@@ -41,8 +41,10 @@ def classifier(kind: str, autocast: torch.dtype | None = None, **fields: Any) ->
         for tensor in model.parameters():
             if tensor.dim() == 1:
                 tensor += 0.3 * torch.rand(tensor.shape, generator=generator)
+        # Near those of the images: by means of 0 and variances of 1 nothing passes the last ReLU of a deep network.
+        model.re_estimate([images_of(config)[0]])
         model.statistics.set(
-            {n: b + 0.3 * torch.rand(b.shape, generator=generator) for n, b in model.statistics.read().items()}
+            {n: b * (0.8 + 0.4 * torch.rand(b.shape, generator=generator)) for n, b in model.statistics.read().items()}
         )
     return model
 
@@ -124,7 +126,8 @@ def test_logits_are_the_references(kind: str, norms: dict[str, Any]) -> None:
         for training in (True, False):
             model.train(training)
             expected = reference(model, pixels)
-            scale = expected.abs().max().item()  # without normalisation logits are in the hundreds
+            scale = expected.abs().max().item()  # those of a deep network may be large
+            assert expected.std(0).min() > 0.003 * scale, "a network that tells no image from another shows nothing"
             torch.testing.assert_close(model.logits(pixels), expected, rtol=1e-4, atol=1e-5 * max(1.0, scale))
         losses = expected.logsumexp(-1) - expected[range(len(targets)), targets]
         torch.testing.assert_close(model(pixels, targets), losses.sum(), rtol=1e-5, atol=1e-4)
@@ -212,7 +215,7 @@ def test_scale_invariant(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("model.batchnorm.EPS", 1e-14)
     model = classifier(kind, batchnorm="plain", scale_invariant=True, image_size=16, width=8).double()
-    pixels, targets = images_of(model.config, 16)
+    (pixels, targets), a = images_of(model.config, 16), 32.0
     assert isinstance(model.head, FrozenLinear)
     assert not any(name.startswith("head") for name, _ in model.named_parameters())
 
@@ -224,12 +227,11 @@ def test_scale_invariant(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, gradients = measured()
     for name, parameter in model.named_parameters():
         before = parameter.detach().clone()
-        for a in (4.0, 32.0):
-            parameter.data = before * a
-            scaled, others = measured()
-            torch.testing.assert_close(scaled, logits, rtol=0, atol=1e-5)
-            relative = (others[name] * a - gradients[name]).norm() / gradients[name].norm()
-            assert relative < 1e-5, (name, a, relative)
+        parameter.data = before * a
+        scaled, others = measured()
+        torch.testing.assert_close(scaled, logits, rtol=0, atol=1e-5)
+        relative = (others[name] * a - gradients[name]).norm() / gradients[name].norm()
+        assert relative < 1e-5, (name, relative)
         parameter.data = before
         radial = (gradients[name] * before).sum() / (gradients[name].norm() * before.norm())
         assert abs(radial) < 1e-6, name

@@ -23,7 +23,7 @@ N, SHAPE = 53, (3, 6, 5)  # of the training split below
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageManifest]:
-    """53 training and 13 validation images of 3 classes, all different, higher than wide; 10 labels are wrong on purpose."""
+    """53 training and 13 validation images of 3 classes, all different, higher than wide; 11 labels are wrong on purpose."""
     return prepared_pictures(tmp_path_factory.mktemp("pictures"), SHAPE, [26, 21, 19], label_noise=0.2)
 
 

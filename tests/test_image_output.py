@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,7 @@ from tests.pictures import (
     write_parquet,
     write_part,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.processes import ROOT, wait
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
@@ -205,13 +203,14 @@ sys.exit(main({command!r}))"""
     first = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    until = time.monotonic() + 60
-    while not (tmp_path / "started").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert main(command) == 2
-    assert "another preparation is writing" in capsys.readouterr().err
-    (tmp_path / "go").touch()
-    assert first.wait(60) == 0
+    try:
+        wait((tmp_path / "started").exists, first)
+        assert main(command) == 2
+        assert "another preparation is writing" in capsys.readouterr().err
+        (tmp_path / "go").touch()
+        assert first.wait(60) == 0
+    finally:
+        first.kill()  # else it would wait for ever where something above failed
     assert read_image_manifest(tmp_path / "out") is not None
 
 
@@ -232,7 +231,7 @@ sys.exit(main({command!r}))"""
 
 def test_a_hub_out_of_reach_is_nobodys_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if a lost network, once the files are known, is a traceback, or is called a damaged file."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it at the import
     layout = LAYOUTS["cifar10"]
     for name, kind in ((f"{HUB}uoft-cs/cifar10@0123/train.parquet", OSError), ("/nowhere/train.parquet", InputError)):
         with pytest.raises(kind, match=re.escape(f"{name} is not a parquet file that can be read: ")):

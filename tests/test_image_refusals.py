@@ -286,7 +286,7 @@ def test_the_hub_out_of_reach(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a machine without network waits for long, or its user does not learn how to bring the files."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it at the import
     said = refused(tmp_path, capsys, "--source", "cifar10")
     assert said.startswith("dataset uoft-cs/cifar10 at revision main cannot be reached")
     assert "`hf download uoft-cs/cifar10" in said

@@ -45,9 +45,10 @@ def cell(root: Path, lr: float, decay: float, seed: int, **more: Any) -> Path:
     )
 
 
-@pytest.fixture
-def grid(tmp_path: Path) -> list[Run]:
-    return load(*(cell(tmp_path, lr, decay, seed) for lr in RATES for decay in DECAYS for seed in range(3)))
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    root = tmp_path_factory.mktemp("grid")
+    return load(*(cell(root, lr, decay, seed) for lr in RATES for decay in DECAYS for seed in range(3)))
 
 
 def test_relations_and_optimum(grid: list[Run]) -> None:
