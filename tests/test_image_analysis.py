@@ -28,6 +28,7 @@ MLP: dict[str, Any] = {
 }
 Make = Callable[..., RunConfig]
 NOT_OF_RUNS = {"advise", "theory", "gate", "report"}
+UNFIT = ["bias_variance", "rules"]  # there are no branches of these runs, and they are of one rule
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def image_runs(make_images: Make, tmp_path_factory: pytest.TempPathFactory) -> l
 def test_every_analysis(image_runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if an analysis that fits runs on images cannot read them, calls their unit tokens, or says another thing of their
     archives."""
-    names, said = [str(path) for path in image_runs], {}
+    names, said, unfit = [str(path) for path in image_runs], {}, []
     assert archive([*names, "--out", str(tmp_path / "archives")]) == 0
     capsys.readouterr()
     for name in sorted(set(CATALOGUE) - NOT_OF_RUNS):
@@ -58,12 +59,15 @@ def test_every_analysis(image_runs: list[Path], tmp_path: Path, capsys: pytest.C
             codes.append(analyse([name, *given, "--out", str(tmp_path / out / name)]))
             output = capsys.readouterr()
             said[out] = (output.out + output.err).replace(out, "").replace("/archives/", "/").replace(".parquet", "")
-        assert codes[0] == codes[1], said
+        assert codes in ([0, 0], [2, 2]), said
+        unfit += [name] * (codes[0] == 2)
+        assert said["of_folders"] == said["of_archives"], name
         assert "Traceback" not in said["of_folders"], name
         assert "per token" not in said["of_folders"], name
         tables = [sorted((tmp_path / out / name).glob("*_table*.csv")) for out in ("of_folders", "of_archives")]
         for ours, theirs in zip(*tables, strict=True):
             assert ours.read_text() == theirs.read_text(), ours.name
+    assert unfit == UNFIT
     assert (tmp_path / "of_folders" / "overtraining" / "overtraining.csv").is_file()
     assert "epoch" in (tmp_path / "of_folders" / "overtraining" / "overtraining.svg").read_text()
 
