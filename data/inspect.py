@@ -1,4 +1,4 @@
-"""Look at prepared data: `python -m data.inspect DIR`. Shows the manifest, verifies every hash, decodes random windows."""
+"""Look at prepared data: `python -m data.inspect DIR`. Shows the manifest, verifies every hash, and random windows or images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import InputError
-from data.manifest import Manifest, read_manifest
+from data.any_manifest import read_any_manifest
+from data.image_manifest import ImageManifest
+from data.image_view import pictures, render_images
+from data.manifest import Manifest
 from data.shards import TokenStream
 from data.tokenizer import load_tokenizer
 from data.verify import verify_split
@@ -51,22 +54,29 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m data.inspect", description="Show, verify and sample prepared data."
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--windows", type=int, default=3, help="random windows to decode")
+    parser.add_argument("--windows", type=int, default=3, help="random windows of tokens to decode")
     parser.add_argument("--length", type=int, default=64, help="tokens of a window")
+    parser.add_argument("--images", type=int, default=3, help="random training images to draw")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-verify", action="store_true", help="do not hash the shards")
+    parser.add_argument("--no-verify", action="store_true", help="do not hash the files")
     args = parser.parse_args(argv)
     try:
-        manifest = read_manifest(args.folder)
-        if manifest is None:
-            raise InputError(f"{args.folder} holds no prepared data (no manifest.json)")
-        print(render(args.folder, manifest))
+        manifest = read_any_manifest(args.folder)
+        print(
+            render_images(args.folder, manifest)
+            if isinstance(manifest, ImageManifest)
+            else render(args.folder, manifest)
+        )
         if not args.no_verify:
             verify_split(args.folder, manifest.train)
             verify_split(args.folder, manifest.val)
             print(f"{'hashes':<10} all as in the manifest")
-        if args.windows:
-            print("\n".join(windows(args.folder, manifest, args.windows, args.length, args.seed)))
+        if isinstance(manifest, ImageManifest):
+            texts = pictures(args.folder, manifest, args.images, args.seed)
+        else:
+            texts = windows(args.folder, manifest, args.windows, args.length, args.seed)
+        if texts:
+            print("\n".join(texts))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
