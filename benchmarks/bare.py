@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 
+import numpy as np
 import torch
 
 from benchmarks.made import IDS
 from benchmarks.spans import Spans
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
-from engine.network import build_model
+from data.image_loader import ImageStream
+from data.image_manifest import ImageManifest
+from engine.network import build_model, build_network
 from model.linear import product
 
 
@@ -39,6 +42,44 @@ def update_seconds(
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.optim.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        loss.item()  # waits for the device, as the check for non-finite values does
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+def image_update_seconds(config: RunConfig, manifest: ImageManifest, device: torch.device, updates: int) -> list[float]:
+    """The same of a network for images, with SGD and coupled decay: all training images in memory, drawn by a permutation of
+    torch's, and no DeepSpeed, data order, metrics or norms.
+
+    Averages of the weights are kept where the configuration has some: they are part of what is trained.
+    """
+    stream = ImageStream(config.data.path, manifest, "train")
+    every, pixels = np.arange(len(stream)), np.empty((len(stream), *manifest.shape), np.uint8)
+    stream.read(every, pixels)
+    images, labels = (torch.from_numpy(half).to(device) for half in (pixels, stream.labels(every)))
+    network = build_network(config, manifest, device)
+    network.init_weights(0)
+    network.to(device).train()
+    weights = list(network.parameters())
+    optim, batch = config.optim, config.examples_per_step
+    optimizer = torch.optim.SGD(weights, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
+    averages = {decay: [w.detach().clone() for w in weights] for decay in config.averages.ema}
+    order = torch.randperm(len(images))[: len(images) // batch * batch].view(-1, batch).to(device)
+    seconds = []
+    for t in range(updates):
+        begun = time.perf_counter()
+        for micro in order[t % len(order)].split(config.batch.micro_batch or batch):
+            loss = network(images[micro], labels[micro]) / batch
+            loss.backward()
+        # torch's own normalisation moves its statistics in the forward pass, in the kernel that has made these notes.
+        network.statistics.drop()
+        if optim.grad_clip:
+            torch.nn.utils.clip_grad_norm_(weights, optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for decay, average in averages.items():
+                torch._foreach_lerp_(average, weights, 1 - decay)
         loss.item()  # waits for the device, as the check for non-finite values does
         seconds.append(time.perf_counter() - begun)
     return seconds

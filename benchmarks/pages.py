@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiments": cost_tables.experiments,
     "aims": speed_tables.aims,
     "loop": speed_tables.loop,
+    "images": speed_tables.images,
     "shares": speed_tables.shares,
     "means": speed_tables.means,
     "ranks": speed_tables.ranks,

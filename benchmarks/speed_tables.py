@@ -17,6 +17,13 @@ AIMS = [  # what, result file, key, at least
     ("124M, `fp32`: of the matmul rate", SINGLE, "fraction_of_matmul", 0.85),
     ("micro model, 256 wide: over nanoGPT's loop, compiled", MICRO, "ratio_to_peer", 1.5),
     ("DeepSpeed, data, logging: of the bare loop", MIXED, "ratio", 0.97),
+    (
+        "the same on images, ResNet18 of width 16: of a plain loop",
+        "images_step-resnet18-16-fp32-cpu.json",
+        "ratio",
+        0.97,
+    ),
+    ("the same on images, MLP of width 512: of a plain loop", "images_step-mlp-512-fp32-cpu.json", "ratio", 0.97),
 ]
 
 
@@ -59,10 +66,26 @@ def loop() -> str:
     return table(["result file", *columns], rows)
 
 
+def images() -> str:
+    """Every network for images that was measured."""
+    rows = []
+    for name, result in read_results("images_step-*.json").items():
+        device = result["device"] if result["device"] != "cpu" else f"{result['threads']} cores"
+        rates, rounds = result["images_per_s"], result["ratio_by_round"]
+        ratios = [
+            f"{result['ratio']:.3f}",
+            f"{min(rounds):.3f} to {max(rounds):.3f}",
+            f"{result['ratio_of_means']:.3f}",
+        ]
+        rows.append([f"`{name}`", device, f"{rates['train.py']:,.0f}", f"{rates['plain']:,.0f}", *ratios])
+    columns = ["device", "images/s", "plain loop", "ratio", "by round", "of means"]
+    return table(["result file", *columns], rows)
+
+
 def shares() -> str:
     """Where the time of an update goes."""
     rows = []
-    for name, result in read_results("train_step-*.json").items():
+    for name, result in (read_results("train_step-*.json") | read_results("images_step-*.json")).items():
         parts = [f"{part} {value:.1%}" for part, value in result["share_of_time"].items() if value >= 0.0005]
         rows.append([f"`{name}`", ", ".join(parts)])
     return table(["result file", "shares of an update"], rows)

@@ -42,8 +42,8 @@ from configs.load import load_config, merge, validate
 from configs.plan import Plan, make_plan
 from configs.precision import TABLE
 from configs.schema import Log, RunConfig
+from data.any_manifest import AnyManifest
 from data.loader import Prefetcher
-from data.manifest import Manifest
 from engine.dtypes import set_matmul_precision
 from engine.launch import World, device_name, start_world
 from engine.memory import keep_freed_memory
@@ -76,7 +76,7 @@ class NeverStop:
 class Bench:
     """One configuration on this machine."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest, plan: Plan, world: World, folder: Path) -> None:
+    def __init__(self, config: RunConfig, manifest: AnyManifest, plan: Plan, world: World, folder: Path) -> None:
         self.config, self.manifest, self.plan, self.world, self.folder = config, manifest, plan, world, folder
 
     def loop(self, name: str, spans: Spans | None = None) -> dict[int, float]:
@@ -142,6 +142,8 @@ def _watch(spans: Spans, training: Training) -> None:
     spans.watch(training.engine.ds, "backward", "backward")
     spans.watch(training.engine.ds, "step", "optimiser")
     spans.watch(training.engine.fragments, "square_norms", "norms")
+    spans.watch(training.engine.statistics, "move", "statistics")
+    spans.watch(training.engine, "average", "averages")
     spans.watch(training, "measure_norms", "logging")
     spans.watch(training.recorder, "add", "logging")
     spans.watch(training.recorder, "flush", "logging")

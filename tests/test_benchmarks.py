@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.cost_tables import estimate
 from benchmarks.outcome import RESULTS
 from benchmarks.pages import MARKED, TABLES, filled, pages
+from tests.pictures import prepared_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
@@ -57,6 +59,31 @@ def test_benchmark(module: str, options: list[str], keys: set[str], tmp_path: Pa
         assert result["spans_over_update"] == pytest.approx(1, abs=0.2)  # of the same updates
         assert {"forward", "backward", "optimiser", "data", "logging", "communication"} <= set(result["share_of_time"])
         assert 0.1 < result["fraction_of_matmul"] < 1.5
+
+
+def test_images_against_a_plain_loop(tmp_path: Path) -> None:
+    """Breaks if the benchmark of images no longer fits what it measures, or its ratio is not of its own seconds."""
+    folder, _ = prepared_pictures(tmp_path, (3, 9, 9), [40, 30])
+    network = {"kind": "mlp", "image_size": 9, "channels": 3, "classes": 2, "width": 8}
+    changes = {"model": network, "batch": {"images_per_step": 16, "micro_batch": 8}, "data.path": str(folder)}
+    command = [sys.executable, "-m", "benchmarks.images_step", "--steps", "5", "--rounds", "2"]
+    for key, value in changes.items():
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    out = tmp_path / "result.json"
+    found = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    result = json.loads(out.read_text())
+    median = {
+        name: statistics.median(s for updates in rounds for s in updates) for name, rounds in result["seconds"].items()
+    }
+    assert {name: 16 / s for name, s in median.items()} == pytest.approx(result["images_per_s"])
+    assert result["ratio"] == pytest.approx(median["plain"] / median["train.py"])
+    assert [len(rounds) for rounds in result["seconds"].values()] == [2, 2]
+    assert {len(updates) for rounds in result["seconds"].values() for updates in rounds} == {3}
+    assert {"forward", "backward", "statistics", "averages"} <= set(result["share_of_time"])
+    other = [*command, "--set", "optim.decay_rule=decoupled", "--out", str(out)]
+    found = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "the plain loop has SGD" in found.stderr
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
