@@ -121,6 +121,10 @@ def run(
         try:
             # Everything is built at step 0, and then set to where the run goes on.
             training = begin(config, plan, folder, world, data, recorder)
+            if config.measures.every is not None:
+                from weights.measures import measurer
+
+                training.measurer = on_every_rank(lambda: measurer(config, manifest, world.device))
             path = resume(training, args.resume, args.step)
             logger.info("%s: %s", folder.path, f"resumes from {path}" if path else "starts at step 0")
             on_first_rank(lambda: training.note_start(given))

@@ -48,9 +48,11 @@ QUANTITIES = (
     Quantity("train_eval/error", "training error", ""),
     Quantity("train_eval/loss", "training cross-entropy", "nats", expected=1, mapped=True),
     Quantity("weights/norm", "norm ‖w‖", ""),
-    # where a run's rows have them, of weights/jacobian.py and weights/noise.py
+    # where a run was measured (measures.every); names as in weights/measures.py
+    Quantity("measure/objective", "objective CE + ½λ‖w‖²", "nats"),
     Quantity("measure/jacobian_norm", "Jacobian norm", "", expected=-1, mapped=True),
     Quantity("measure/noise_scale", "noise scale σ²", "", expected=1, mapped=True),
+    Quantity("measure/hessian_trace", "Hessian trace", ""),
 )
 EPOCH = "steps_per_epoch"  # of a run's plan
 

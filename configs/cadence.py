@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from configs.schema import Checkpoint, Eval, Log
+from configs.schema import Checkpoint, Eval, Log, Measures
 
 START, START_EVERY = 100, 10  # a start is decided in its first updates: they are probed more often
 
@@ -25,6 +25,11 @@ def due_until(every: int, step: int) -> range:
 def is_evaluated(evaluation: Eval, step: int, steps: int) -> bool:
     """Whether a run of `steps` updates has a validation loss after `step`: always at its start and at its end."""
     return step in (0, steps) or is_due(evaluation.every, step)
+
+
+def is_measured(measures: Measures, step: int, steps: int) -> bool:
+    """Whether update `step` (from 1) of `steps` has measures of the weights after it: where there are any, also the last."""
+    return measures.every is not None and (step == steps or is_due(measures.every, step))
 
 
 def is_written(log: Log, step: int) -> bool:

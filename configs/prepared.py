@@ -112,6 +112,7 @@ def _check_images(config: RunConfig, data: ImageSummary, first: int) -> None:
     trained = config.data.train_images or data.train_images
     for name, asked, there, what in (
         ("data.train_images", config.data.train_images, data.train_images, "training"),
+        ("measures.images", config.measures.images if config.measures.every else None, trained, "training"),
         ("eval.train_images", config.eval.train_images, trained, "training"),
         ("eval.images", config.eval.images, data.val_images, "validation"),
     ):

@@ -111,6 +111,44 @@ class Averages(Section):
         return self
 
 
+class Measures(Section):
+    """Of runs on images: what weights.measures measures of a checkpoint, during the run. It draws nothing that training draws."""
+
+    every: int | None = setting(
+        None, "updates between measures, and once at the end of the run; null: none", operational=True, ge=1
+    )
+    images: int = setting(
+        500,
+        "training images, without augmentation, of every class equally many: the same each time and in every run on the same data "
+        "(P1: 5000)",
+        operational=True,
+        ge=1,
+    )
+    draws: Annotated[int, Field(ge=1, le=10_000)] | Literal["exact"] = setting(
+        2,
+        'random vectors of an image\'s Jacobian, a backward pass each; from 2 on the bias of its norm is known; "exact": a '
+        "backward pass for each class",
+        operational=True,
+    )
+    hessian: bool = setting(
+        False, "the Hessian's trace and largest eigenvalue too: up to 110 products over the images", operational=True
+    )
+    averages: bool = setting(
+        False,
+        "of every average (averages.ema) too, its running statistics estimated anew in a pass over the training images",
+        operational=True,
+    )
+
+    @model_validator(mode="after")
+    def _every_is_needed(self) -> Measures:
+        given = [name for name, field in Measures.model_fields.items() if getattr(self, name) != field.default]
+        if self.every is None and given:
+            raise InputError(
+                f"measures.{given[0]} does nothing without measures.every; set it, or leave the section out"
+            )
+        return self
+
+
 class Checkpoint(Section):
     every: int | None = setting(None, "updates between checkpoints; null: only at the end", operational=True, ge=1)
     at: tuple[int, ...] = setting((), "save after these steps too, and keep them", operational=True, max_length=10_000)

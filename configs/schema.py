@@ -18,9 +18,9 @@ from configs.images import ImageData, ImageModel
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
 from configs.precision import TABLE
-from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Numerics, Parallel, Seeds
+from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Measures, Numerics, Parallel, Seeds
 from configs.section import Section, setting
-from configs.units import check_images, check_pair, check_tokens
+from configs.units import check_images, check_measures, check_pair, check_tokens
 
 __all__ = [
     "P1_INIT_STD",
@@ -35,6 +35,7 @@ __all__ = [
     "Eval",
     "Log",
     "Match",
+    "Measures",
     "Model",
     "Numerics",
     "Optim",
@@ -95,6 +96,7 @@ class RunConfig(Section):
     parallel: Parallel = Parallel()
     eval: Eval = Eval()
     averages: Averages = Averages()
+    measures: Measures = Measures()
     checkpoint: Checkpoint = Checkpoint()
     numerics: Numerics = Numerics()
     log: Log = Log()
@@ -108,9 +110,10 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         check_pair(self.model, self.data)
         if isinstance(self.model, Model):
-            check_tokens(self.model, self.batch, self.eval, self.parallel)
+            check_tokens(self.model, self.batch, self.eval, self.measures, self.parallel)
         else:
             check_images(self.model, self.batch, self.eval, self.parallel, self.optim, self.precision)
+        check_measures(self.measures, self.averages)
         if TABLE[self.precision].weights == "bfloat16" and self.parallel.zero_stage == 0:
             raise InputError(
                 f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "

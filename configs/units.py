@@ -7,7 +7,7 @@ from configs.images import ImageModel
 from configs.learning import Data, Model
 from configs.optimisation import Optim
 from configs.precision import TABLE
-from configs.running import Batch, Eval, Parallel
+from configs.running import Averages, Batch, Eval, Measures, Parallel
 from configs.section import Section, nearest_multiples
 
 
@@ -21,10 +21,15 @@ def check_pair(model: Section, data: Section) -> None:
         )
 
 
-def check_tokens(model: Model, batch: Batch, evaluation: Eval, parallel: Parallel) -> None:
+def check_tokens(model: Model, batch: Batch, evaluation: Eval, measures: Measures, parallel: Parallel) -> None:
     """InputError where the fields of a run on tokens do not fit each other."""
     _refuse(batch, ("images_per_step",), "tokens")
     _refuse(evaluation, ("images", "train_images"), "tokens")
+    if measures.every is not None:
+        raise InputError(
+            "measures.every: measures are of classifiers of images, and data.kind is tokens; leave the section out (probes measure "
+            "a run on tokens: log.probe_every, log.noise_scale)"
+        )
     tokens, length = batch.tokens_per_step, model.seq_len
     if tokens is None:
         raise InputError("batch.tokens_per_step is required")
@@ -69,6 +74,14 @@ def check_images(
         raise InputError(
             "batch.micro_batch 1 with batch normalisation: one image has no variance; set it to 2 or more, or model.batchnorm "
             "none"
+        )
+
+
+def check_measures(measures: Measures, averages: Averages) -> None:
+    """InputError where averages shall be measured that are not kept."""
+    if measures.averages and not averages.ema:
+        raise InputError(
+            "measures.averages without averages.ema: there is no average; set it, or leave measures.averages out"
         )
 
 

@@ -172,6 +172,33 @@ def eval_batches(
         yield EvalBatch(pixels, targets, len(ids), places)
 
 
+def balanced(
+    folder: str | Path, manifest: ImageManifest, count: int, subset: int | None = None
+) -> tuple[Images, Targets]:
+    """`count` training images, (n, C, H, W) and the labels that are trained on (n,): of every class equally many, as far as it has
+    them.
+
+    They follow from the data and the count alone. In the order in which subsets are drawn, the classes take turns: the first image
+    of each class, the second of each, and so on. So a smaller count is inside a larger one, and a subset with enough images of
+    each class gives the same as the whole split. InputError for more images than there are.
+    """
+    stream = ImageStream(folder, manifest, "train", subset=subset)
+    if not 1 <= count <= len(stream):
+        raise InputError(f"{count} images of the {len(stream)} that are trained on; choose 1 to {len(stream)}")
+    ids = np.arange(len(stream), dtype=np.int64)
+    if len(stream) == manifest.train.images:  # no subset: the stream is in the order of the file, which may be sorted
+        ids = Permutation(len(stream), "subset")(ids)
+    labels = stream.labels(ids)
+    turns = np.empty_like(ids)  # how many images of its class come before an image
+    for label in range(stream.classes):
+        own = np.flatnonzero(labels == label)
+        turns[own] = np.arange(len(own))
+    chosen = np.argsort(turns, kind="stable")[:count]
+    pixels = np.empty((count, *manifest.shape), np.uint8)
+    stream.read(ids[chosen], pixels)
+    return pixels, labels[chosen]
+
+
 def _mapped(path: Path, dtype: str, images: int, shape: tuple[int, ...]) -> NDArray[Any]:
     """A file as an array (images, *shape), without read-ahead: a batch takes images from everywhere."""
     expected = images * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from configs.origin import branch_factor
 from configs.plan import Plan
@@ -26,6 +28,7 @@ from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_network
 from engine.supply import OpenData
 from record.blocks import WEIGHTS, in_blocks, write_blocks
+from record.checkpoint_manifest import BUFFERS
 from record.environment import environment
 from record.metrics import TENSOR_NORM
 from record.progress import Progress
@@ -35,10 +38,14 @@ from record.watch import LossWatch
 
 logger = logging.getLogger(__name__)
 
+# Whole weights with their buffers, and whether they are an average's → columns of a row.
+Measurer = Callable[[dict[str, Tensor], bool], dict[str, float]]
+
 
 @dataclass
 class Training:
-    """`norms`: the weights' norms as they are, once measured. `attention` and `memory_before` are for `describe`."""
+    """`norms`: the weights' norms as they are, once measured. `attention` and `memory_before` are for `describe`. `measurer`: with
+    measures.every what train.py gives, for this room knows nothing of what is done with weights."""
 
     config: RunConfig
     plan: Plan
@@ -51,6 +58,7 @@ class Training:
     attention: str | None
     memory_before: int | None
     norms: dict[str, float] = field(default_factory=dict)
+    measurer: Measurer | None = None
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -134,6 +142,18 @@ class Training:
             return
         with self.engine.fragments.swapped(kind), self.engine.statistics.re_estimated(self.data.estimation()):
             yield
+
+    def measure(self) -> dict[str, float]:
+        """The columns of config.measures, of the weights as they are, and where asked for of each average. Collective."""
+        began, fragments, measurer = time.perf_counter(), self.engine.fragments, self.measurer
+        assert measurer is not None, "nothing to measure with"
+        row: dict[str, float] = {}
+        for kind in (WEIGHTS, *(fragments.averages.kinds if self.config.measures.averages else ())):
+            # Rank 0 has the whole and measures; the others wait. So the number of ranks and the ZeRO stage change nothing.
+            whole = {**(fragments.gather(kind, 0) or {}), **(fragments.gather(BUFFERS, 0) or {})}
+            found = on_first_rank(partial(measurer, whole, kind != WEIGHTS))
+            row |= {name if kind == WEIGHTS else f"{name}_{kind}": value for name, value in found.items()}
+        return row | {"time/measures_s": time.perf_counter() - began}
 
     def save(self) -> Path:
         """A checkpoint of the current step, its rows on disk before it; older ones are deleted as configured.

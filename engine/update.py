@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from configs import cost
-from configs.cadence import is_probed, is_written
+from configs.cadence import is_measured, is_probed, is_written
 from configs.schedule import lr_at
 from data.loader import StepBatch
 from engine.engine import Backward, Wish
@@ -133,6 +133,8 @@ def _record(training: Training, row: dict[str, Any], seconds: float, probe: Prob
         training.recorder.add_probe(step, probe.finish())
     rate = config.units_per_step / seconds
     row |= {"time/step_s": seconds, f"perf/{config.unit}_per_s": rate}
+    if training.measurer is not None and is_measured(config.measures, step, training.plan.steps):
+        row |= training.measure()  # after the clock was read: it is no time of the update either
     flops = rate * training.plan.flops_per_unit
     mfu = cost.mfu(flops, device_name(device), config.precision, training.world.ranks)
     if mfu is not None:

@@ -31,6 +31,7 @@ from data.image_manifest import ImageManifest
 from data.loader import EvalBatch, eval_batches
 from data.manifest import Manifest
 from model.classifier import Classifier
+from model.gpt import GPT
 from record.checkpoints import parse_address
 from weights.read import build_loaded, choose, choose_device, config_with_data
 
@@ -41,12 +42,9 @@ def validation_means(
 ) -> dict[str, float]:
     """Over the run's validation data: `val/loss`, in nats per token or image, and of images `val/error`.
 
-    `averaged`: the weights were never trained, so that running statistics are estimated anew in a pass over the training images.
+    `averaged`: as `to_evaluate`.
     """
-    model = build_loaded(config, manifest, weights, device)
-    if averaged and isinstance(model, Classifier) and model.statistics.layers:
-        passes = _image_batches(config, manifest, "train")
-        model.re_estimate(torch.from_numpy(batch.inputs).to(device) for batch in passes)
+    model = to_evaluate(config, manifest, weights, averaged, device)
     totals, count = torch.zeros(len(model.measured), dtype=torch.float64), 0
     for batch in _validation(config, manifest):
         inputs, targets = (torch.from_numpy(half).to(device) for half in (batch.inputs, batch.targets))  # (b, …) each
@@ -55,6 +53,19 @@ def validation_means(
         totals += found.double().cpu()
         count += batch.counted
     return {f"val/{name}": total / count for name, total in zip(model.measured, totals.tolist(), strict=True)}
+
+
+@torch.no_grad()
+def to_evaluate(
+    config: RunConfig, manifest: AnyManifest, weights: dict[str, Tensor], averaged: bool, device: torch.device
+) -> GPT | Classifier:
+    """As read.build_loaded. `averaged`: the weights were never trained, so that running statistics of batch normalisation are
+    estimated anew, in a pass over the training images."""
+    model = build_loaded(config, manifest, weights, device)
+    if averaged and isinstance(model, Classifier) and model.statistics.layers:
+        passes = _image_batches(config, manifest, "train")
+        model.re_estimate(torch.from_numpy(batch.inputs).to(device) for batch in passes)
+    return model
 
 
 def _validation(config: RunConfig, manifest: AnyManifest) -> Iterable[EvalBatch]:
