@@ -39,6 +39,7 @@ def test_what_names_a_run(make_images: Make) -> None:
         ({"batch": {"micro_batch": None}}, "batch.micro_batch is required with batch normalisation"),
         ({"batch": {"tokens_per_step": 16}}, "batch.tokens_per_step does nothing where data.kind is images"),
         ({"batch": {"images_per_step": None}}, "batch.images_per_step is required"),
+        ({"measures": {"evry": 3}}, "unknown key 'measures.evry'; did you mean 'every'"),
         ({"eval": {"tokens": 64}}, "eval.tokens does nothing where data.kind is images"),
         ({"optim": {"z_loss": 0.1}}, "optim.z_loss does nothing"),
         ({"precision": "bf16-true", "parallel": {"zero_stage": 1}}, "use one of fp32, tf32, bf16-mixed"),
