@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost_tables, muon_pieces, noise_equilibrium, rule_table, speed_tables
+from benchmarks import cost_tables, image_experiments, muon_pieces, noise_equilibrium, rule_table, speed_tables
 from benchmarks.markdown import ROOT
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": cost_tables.memory,
     "logits": cost_tables.logits,
     "experiments": cost_tables.experiments,
+    "vision": image_experiments.experiments_on_images,
     "aims": speed_tables.aims,
     "loop": speed_tables.loop,
     "images": speed_tables.images,

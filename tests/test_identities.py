@@ -14,7 +14,7 @@ import pytest
 
 from configs.load import load_config
 from configs.plan import make_plan
-from configs.prepared import DataSummary, ImageSummary
+from configs.prepared import DataSummary, ImageSummary, Prepared
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
 
@@ -23,7 +23,16 @@ TABLE = Path(__file__).parent / "identities.json"
 # No real data: its digest is part of every id.
 DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)
 RANKS = {"tokens": (1, 8), "images": (1,)}  # batch normalisation has one micro-batch
-IMAGES = ImageSummary("0" * 64, (1, 28, 28), 10, 4000, 1000)
+IMAGES = {  # by the folder's name: shape, classes, training and validation images as data.prepare_images makes them
+    name: ImageSummary("0" * 64, *counts)
+    for name, counts in {
+        "mnist5k-noise": ((1, 28, 28), 10, 4_000, 1_000),
+        "cifar10": ((3, 32, 32), 10, 50_000, 10_000),
+        "cifar100": ((3, 32, 32), 100, 50_000, 10_000),
+        "tiny-imagenet": ((3, 64, 64), 200, 100_000, 10_000),
+        "cifar5m": ((3, 32, 32), 10, 5_942_661, 60_027),  # of 6,002,688, a hundredth for validation
+    }.items()
+}
 FIGURES = (
     "micro_batch", "micro_steps", "first_window", "n_parameters", "flops_per_unit", "state_bytes", "activation_bytes",
     "communication_bytes", "checkpoint_bytes", "checkpoints", "lr_sum", "decay_sum",
@@ -32,9 +41,13 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.json"))
 
 
+def summary(path: str) -> Prepared:
+    return IMAGES.get(Path(path).name, DATA)
+
+
 def figures(config: RunConfig, ranks: int = 1) -> list[Any]:
     """The plan's figures, then each group: tensors, parameters, λ."""
-    plan = make_plan(config, ranks, DATA if config.unit == "tokens" else IMAGES)
+    plan = make_plan(config, ranks, summary(config.data.path))
     groups = [[name, g.tensors, g.parameters, g.weight_decay] for name, g in plan.groups.items()]
     return [plan.run_id, *(getattr(plan, name) for name in FIGURES), groups]
 
@@ -47,7 +60,7 @@ def table(path: Path) -> dict[str, list[Any]]:
             config = load_config(path, [f"parallel.zero_stage={stage}"])[0]
             plans |= {f"stage {stage}, {ranks} ranks": figures(config, ranks) for ranks in RANKS[config.unit]}
         return plans
-    _, stages = expand(path, Path("runs"), lambda path: IMAGES if "mnist5k" in path else DATA)
+    _, stages = expand(path, Path("runs"), summary)
     return {cell.folder.name: figures(cell.config) for cell in all_cells(stages)}
 
 

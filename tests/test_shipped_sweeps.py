@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schedule import decay_sum
+from configs.schedule import decay_sum, lr_at
 from tests.processes import ROOT
 from tests.test_sweep import cells
 
@@ -31,6 +31,29 @@ def test_small_sweeps_have_the_papers_decay(name: str) -> None:
     )
     for value in paper:
         assert any(value == pytest.approx(other, rel=0.02) for other in small), (value, sorted(small))
+
+
+# P1's networks for images: large and small η, and λ.
+CORNERS = {
+    "vgg16_cifar10": (0.1, 0.01, 0.008),
+    "resnet18_cifar10": (0.08, 0.001, 0.0125),
+    "resnet34_cifar100": (0.15, 0.001, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners_are_the_papers(name: str) -> None:
+    """Breaks if a corner of P1's over-training runs has another η or λ, or its η falls at another epoch or not to 1e-4."""
+    large, small, weight_decay = CORNERS[name]
+    found = set()
+    for cell in cells(ROOT / "configs" / "sweeps" / f"p1_overtraining_{name}.json"):
+        config, half = cell.config, 500 * (50_000 // 128)
+        assert (config.schedule.steps, config.optim.momentum, config.units_per_step) == (2 * half, 0, 128)
+        assert (config.optim.decay_rule, config.optim.decay_mask) == ("l2_coupled", "all")
+        assert lr_at(config, half - 1) == config.optim.lr
+        assert lr_at(config, half) == lr_at(config, 2 * half - 1) == pytest.approx(1e-4, rel=1e-3)
+        found.add((config.optim.lr, config.optim.weight_decay))
+    assert found == {(lr, decay) for lr in (large, small) for decay in (0, weight_decay)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)

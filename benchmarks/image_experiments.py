@@ -1,0 +1,30 @@
+"""The table of P1's experiments on images: files, runs, and what they cost by FLOPs."""
+
+from __future__ import annotations
+
+from benchmarks.cost_tables import configs_of
+from benchmarks.markdown import table
+from configs import cost
+
+RATE = 2e13  # FLOP/s that a device is assumed to sustain: small convolutions in TF32 at 128 images a step, not measured
+EXPERIMENTS = [  # what, its sweep at P1's scale, and the small one that stands for it
+    ("four corners, VGG16 on CIFAR-10", "p1_overtraining_vgg16_cifar10", "small_overtraining"),
+    ("four corners, ResNet18 on CIFAR-10", "p1_overtraining_resnet18_cifar10", "small_overtraining"),
+    ("four corners, ResNet34 on CIFAR-100", "p1_overtraining_resnet34_cifar100", "small_overtraining"),
+    ("test error against η on the sphere", "p1_sphere", "small_sphere"),
+    ("average and fine-tuning along a run", "p1_flows", "small_flows"),
+    ("grid of η and λ, Tiny ImageNet", "p1_eta_lambda_tiny_imagenet", "small_eta_lambda"),
+    ("subsets of CIFAR-5m at fixed iterations", "p1_onepass_cifar5m", "small_onepass_images"),
+]
+
+
+def experiments_on_images() -> str:
+    """P1's experiments on images: runs, FLOPs and device-hours, and the small sweep that stands for each."""
+    rows = []
+    for name, large, small in EXPERIMENTS:
+        configs = configs_of(large)
+        hours = sum(cost.device_hours(config, RATE) for config in configs)
+        flops = f"{hours * 3600 * RATE:.1e}"
+        rows.append([name, f"`{large}.json`", len(configs), flops, f"{hours:,.0f}", f"`{small}.json`"])
+    columns = ["sweep at the paper's scale", "runs", "FLOPs", "device-hours", "small sweep"]
+    return table(["experiment", *columns], rows)
