@@ -6,12 +6,12 @@ windows; else the final training loss. These are of other tokens and differ by m
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.compare import TRAIN, VALIDATION, WHOLE, ended, over, same_windows
+from analysis.compare import TRAIN, VALIDATION, WHOLE, ended, is_ended, over, same_windows
 from analysis.document_noise import documents_error
 from analysis.pairing import Group, by_seed, pairs
 from analysis.runs import Run
@@ -66,6 +66,18 @@ class LargePhase(Endpoint):
         fallen = rates[(rates < rates.max() * (1 - 1e-6)) & (rates.index > rates.idxmax())]
         values = values[values.index < fallen.index[0]] if len(fallen) else values
         return float(values.iloc[-1]) if len(values) else float("nan")
+
+
+@dataclass(frozen=True)
+class FineTuned(Endpoint):
+    """At the end of the branch from a run's last checkpoint that has one. `branches`: (the trunk's folder, step) → branch."""
+
+    branches: Mapping[tuple[str, int], Run] = field(default_factory=dict, compare=False)
+
+    def of(self, run: Run) -> float:
+        """That value; NaN where no branch of this run has ended."""
+        own = {step: b for (path, step), b in self.branches.items() if path == str(run.path) and is_ended(b)}
+        return super().of(own[max(own)]) if own else float("nan")
 
 
 def endpoint_of(groups: list[Group]) -> Endpoint:

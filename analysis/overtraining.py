@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.branches import families
 from analysis.command import Options, Result
 from analysis.compare import is_ended
-from analysis.endpoint import Endpoint, LargePhase
+from analysis.endpoint import Endpoint, FineTuned, LargePhase
 from analysis.figures import Figure, Line, Panel, Style
 from analysis.grouped import Read, diverged_lines, grouped, mean_line, trunks_of
 from analysis.landscape import heat_maps
@@ -54,6 +54,7 @@ QUANTITIES = (
     Quantity("measure/noise_scale", "noise scale σ²", "", expected=1, mapped=True),
     Quantity("measure/hessian_trace", "Hessian trace", ""),
 )
+TUNED = "_fine-tuned"  # behind a column's name: of a run's branch
 EPOCH = "steps_per_epoch"  # of a run's plan
 
 
@@ -71,19 +72,14 @@ def analyse(runs: list[Run], options: Options) -> Result:
         for kind in kinds
         if any(quantity.column + kind in run.metrics for run in trunks)
     ]
-    tuned, more = _fine_tuned(runs, groups, looks, placed)
+    branches, more = families(runs)[1:] if any(run.origin for run in runs) else ({}, [])
+    tuned = _fine_tuned(branches, groups, looks, placed)
     panels += [Panel(xlabel, _label(TEST_ERROR), tuned, "fine-tuned, where its branch began")] if tuned else []
     notes += more
     panels = [panel for panel in panels if panel.lines]
     caption = "Means over seeds at every evaluation. Of an average the statistics of batch normalisation are its own."
     figures = [Figure("overtraining", caption, panels)]
-    # an endpoint for each measurement, of the iterate and of each average
-    ends = {
-        (quantity, kind): Endpoint(quantity.column + kind, f"{_words(quantity, kind)} at the end", "", quantity.unit)
-        for quantity in QUANTITIES
-        for kind in kinds
-        if any(len(run.column(quantity.column + kind)) for run in trunks)
-    }
+    ends = _endpoints(trunks, kinds, branches)
     # after the drop all have one small η, and what a large one held is gone
     in_phases = all(run.fields.get("schedule.kind") == "multistep" for run in trunks)
     before = [
@@ -114,6 +110,23 @@ def analyse(runs: list[Run], options: Options) -> Result:
             "at four η"
         )
     return Result("overtraining", "The over-training regime", findings, figures, tables, notes)
+
+
+def _endpoints(
+    trunks: list[Run], kinds: list[str], branches: dict[tuple[str, int], Run]
+) -> dict[tuple[Quantity, str], Endpoint]:
+    """One for each measurement, of the iterate and of each average; and the test error where the last branch of a run ended."""
+    ends: dict[tuple[Quantity, str], Endpoint] = {
+        (quantity, kind): Endpoint(quantity.column + kind, f"{_words(quantity, kind)} at the end", "", quantity.unit)
+        for quantity in QUANTITIES
+        for kind in kinds
+        if any(len(run.column(quantity.column + kind)) for run in trunks)
+    }
+    if branches:
+        # P1's U on the sphere is of these: no noise of a large η is left in them
+        words = f"{TEST_ERROR.words}, fine-tuned from the last branch"
+        ends[TEST_ERROR, TUNED] = FineTuned(TEST_ERROR.column, words, "", TEST_ERROR.unit, branches)
+    return ends
 
 
 def averages_of(runs: list[Run]) -> list[str]:
@@ -159,12 +172,9 @@ def _curves(groups: list[Group], looks: dict[str, Style], options: Options, colu
 
 
 def _fine_tuned(
-    runs: list[Run], groups: list[Group], looks: dict[str, Style], placed: Placed
-) -> tuple[list[Line], list[str]]:
+    branches: dict[tuple[str, int], Run], groups: list[Group], looks: dict[str, Style], placed: Placed
+) -> list[Line]:
     """A point for each checkpoint that has a branch: the mean over seeds of the branches' test error at their end."""
-    if not any(run.origin for run in runs):
-        return [], []
-    _, branches, notes = families(runs)
     lines = []
     for group in groups:
         # an unfinished branch has not annealed, and its error would be too high
@@ -180,7 +190,7 @@ def _fine_tuned(
             look = looks[group.name]
             x, y = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
             lines.append(Line(x, y, group.name, look.colour, look.dash, points=True, keys=look.keys))
-    return lines, notes
+    return lines
 
 
 def _ends(groups: list[Group], ends: dict[tuple[Quantity, str], Endpoint]) -> pd.DataFrame:

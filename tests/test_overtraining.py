@@ -186,6 +186,10 @@ def test_epochs_and_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (line,) = tuned.lines
     assert line.x.tolist() == [2, 4]
     assert line.y == pytest.approx([0.14, 0.18])
+    (row,) = overtraining.analyse(runs, Options()).tables["At the end"].to_dict("records")
+    # of the last checkpoint's branch, not of the first or of the trunk
+    assert row["test error, fine-tuned"] == pytest.approx(0.18)
+    assert row["test error, iterate"] == pytest.approx(0.3)
 
 
 def test_runs_without_errors_are_refused(tmp_path: Path) -> None:
