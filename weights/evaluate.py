@@ -63,7 +63,7 @@ def to_evaluate(
     estimated anew, in a pass over the training images."""
     model = build_loaded(config, manifest, weights, device)
     if averaged and isinstance(model, Classifier) and model.statistics.layers:
-        passes = _image_batches(config, manifest, "train")
+        passes = image_batches(config, manifest, "train")
         model.re_estimate(torch.from_numpy(batch.inputs).to(device) for batch in passes)
     return model
 
@@ -72,10 +72,10 @@ def _validation(config: RunConfig, manifest: AnyManifest) -> Iterable[EvalBatch]
     """Of one rank this is the share of every rank: all windows, or all images."""
     if isinstance(manifest, Manifest):
         return eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1)
-    return _image_batches(config, manifest, "val")
+    return image_batches(config, manifest, "val")
 
 
-def _image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["train", "val"]) -> Iterable[EvalBatch]:
+def image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["train", "val"]) -> Iterable[EvalBatch]:
     """The images of a run's evaluations, or of the pass in which an average's statistics are estimated."""
     assert isinstance(manifest, ImageManifest)
     assert isinstance(config.data, ImageData)
@@ -86,13 +86,13 @@ def _image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["tra
     return image_loader.eval_batches(config.data.path, manifest, micro_batch, 0, 1, count, split, subset=subset)
 
 
-def parse_steps(text: str) -> list[int]:
+def parse_steps(text: str, option: str = "--average") -> list[int]:
     """The steps of `--average 800,1000,1200`. InputError if they are not different steps with one comma between two."""
     parts = text.split(",")
     if not text.replace(",", "").isdecimal() or max(map(len, parts)) > 15:
-        raise InputError(f"--average {text}: expected steps with commas between")
+        raise InputError(f"{option} {text}: expected steps with commas between")
     if not all(parts) or len(set(map(int, parts))) < len(parts):
-        raise InputError(f"--average {text}: expected different steps, one comma between two")
+        raise InputError(f"{option} {text}: expected different steps, one comma between two")
     return [int(part) for part in parts]
 
 

@@ -8,7 +8,7 @@ Shapes: n examples, K classes. Probabilities are float64 on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,18 +27,14 @@ def probabilities(network: Frozen, batches: Batches, progress: bool = True) -> T
     return torch.cat([network.logits(network.parameters, inputs).double().softmax(1).cpu() for inputs, _ in passes])
 
 
-def ensemble(networks: Iterable[Frozen], batches: Batches, progress: bool = True) -> Tensor:
+def ensemble(snapshots: Sequence[Tensor]) -> Tensor:
     """The mean of the probabilities of several snapshots, (n, K): not the prediction of their mean weights.
 
-    Each has its own BatchNorm statistics. One at a time: an iterator that builds them holds one in memory. InputError for none.
+    Each is of its own weights with their own BatchNorm statistics. InputError for none.
     """
-    total, count = torch.zeros(0), 0
-    for network in networks:
-        found = probabilities(network, batches, progress)
-        total, count = (found if count == 0 else total + found), count + 1
-    if not count:
+    if not snapshots:
         raise InputError("an ensemble of no snapshot; give one or more")
-    return total / count
+    return torch.stack(list(snapshots)).mean(0)
 
 
 def total_variation(one: Tensor, other: Tensor) -> Tensor:
