@@ -104,8 +104,10 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slurm(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def slurm(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Cluster:
     """It, as what this test's commands speak to."""
+    grouped = not request.config.getoption("loadgroup", False) or request.node.nodeid.endswith("@slurm")
+    assert grouped, "--dist loadgroup does not keep xdist_group together: every worker would start a cluster of its own"
     monkeypatch.setenv("SLURM_CONF", two_nodes.env["SLURM_CONF"])
     return two_nodes
 
