@@ -1,10 +1,10 @@
-"""Runs on images: error, loss and norm over epochs; what rises and falls with η·λ, or with η on the sphere; the best test error.
+"""Runs on images: error, loss and norm over epochs; what goes with η·λ, or with η; the best test error.
 
     python -m analysis overtraining 'runs/small_eta_lambda/*/' --out runs/overtraining
 
 The test split is the validation split. An average of the weights (averages.ema) stands beside the iterate it is of: a large η
 hides in the iterate's noise what the average has gained. Branches are fine-tuned runs, and stand at the epoch where they began.
-Where the learning rate has phases, what P1 says of a large one is asked before its first drop too.
+Where the learning rate has phases, what P1 says of a large one is asked before its first drop too. On the sphere no run has decay, and all is asked of η alone.
 """
 
 from __future__ import annotations
