@@ -4,7 +4,8 @@
 
 The test split is the validation split. An average of the weights (averages.ema) stands beside the iterate it is of: a large η
 hides in the iterate's noise what the average has gained. Branches are fine-tuned runs, and stand at the epoch where they began.
-Where the learning rate has phases, what P1 says of a large one is asked before its first drop too. On the sphere no run has decay, and all is asked of η alone.
+Where the learning rate has phases, what P1 says of a large one is asked before its first drop too. On the
+sphere no run has decay, and all is asked of η alone.
 """
 
 from __future__ import annotations
