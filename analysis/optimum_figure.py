@@ -7,7 +7,7 @@ import numpy as np
 from analysis.endpoint import Endpoint
 from analysis.figures import BARS_DRAWN, SEQUENCE, Figure, Line, Panel, bar
 from analysis.pairing import Group
-from analysis.products import along, by_cell, by_line, ranks
+from analysis.products import along, by_product
 
 BESIDE = 1.03  # lines of one panel, so that their bars do not hide each other
 
@@ -35,14 +35,12 @@ def _lines(settings: dict[str, list[Group]], endpoints: list[Endpoint]) -> list[
     lines: list[Line] = []
     for rest, members in settings.items():
         for endpoint in endpoints:
-            table, products = by_cell(members, endpoint)
-            places = ranks(products)
-            # two products make no optimum
-            if table.empty or len(set(places)) < 3:
+            # a setting with too few products has no place here, whatever the others have
+            found = by_product(members, endpoint)
+            if found is None:
                 continue
-            # the same mean over cells as of the measurement: products of one line differ in their last digits
-            x = np.array([products[places == place].mean() for place in range(places.max() + 1)])
-            bars = [bar(list(column)) for column in by_line(table, places).T]
+            x, values = found
+            bars = [bar(list(column)) for column in values.T]
             y, low, high = (np.array([getattr(one, part) for one in bars]) for part in ("mean", "low", "high"))
             name = f"{rest}, {endpoint.words}" if rest else endpoint.words
             colour = SEQUENCE[len(lines) % len(SEQUENCE)]

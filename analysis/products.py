@@ -111,9 +111,15 @@ def ranks(products: NDArray[np.floating]) -> NDArray[np.intp]:
     return places
 
 
-def by_line(table: pd.DataFrame, places: NDArray[np.intp]) -> NDArray[np.floating]:
-    """Of `by_cell`'s table and its cells' ranks: cells on one line of equal ηλ as their mean. A row a seed, a column a product."""
-    return np.stack([table.to_numpy()[:, places == place].mean(axis=1) for place in range(places.max() + 1)], axis=1)
+def by_product(groups: list[Group], endpoint: Endpoint) -> tuple[NDArray[np.floating], NDArray[np.floating]] | None:
+    """The different products in order, (n,), and the measurement at each, a row a seed and a column a product: cells on one line
+    of equal ηλ are one, their mean. None for fewer than three products: two make no optimum."""
+    table, products = by_cell(groups, endpoint)
+    if table.empty or len(set(places := ranks(products))) < 3:
+        return None
+    lines = [places == place for place in range(places.max() + 1)]
+    values = np.stack([table.to_numpy()[:, line].mean(axis=1) for line in lines], axis=1)
+    return np.array([products[line].mean() for line in lines]), values
 
 
 def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation | None:
@@ -132,12 +138,11 @@ def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation
 
 def optimum(groups: list[Group], endpoint: Endpoint) -> Optimum | None:
     """The lowest of the means at one product each; None for fewer than three products."""
-    table, products = by_cell(groups, endpoint)
-    if table.empty or len(set(places := ranks(products))) < 3:
+    found = by_product(groups, endpoint)
+    if found is None:
         return None
-    lines = by_line(table, places)
-    best = int(lines.mean(axis=0).argmin())
-    ends = [interval(lines[:, end] - lines[:, best]) for end in (0, -1)]
-    at_end = best in (0, lines.shape[1] - 1)
-    product = float(products[places == best].mean())
-    return Optimum(along(groups), product, float(lines[:, best].mean()), ends[0], ends[1], at_end)
+    products, values = found
+    best = int(values.mean(axis=0).argmin())
+    ends = [interval(values[:, end] - values[:, best]) for end in (0, -1)]
+    at_end = best in (0, len(products) - 1)
+    return Optimum(along(groups), float(products[best]), float(values[:, best].mean()), ends[0], ends[1], at_end)
