@@ -20,6 +20,7 @@ from analysis.runs import (
     importance,
     shown,
     table_of,
+    unit_of,
 )
 from configs.errors import InputError
 from record.archive_file import is_archive, run_name
@@ -89,8 +90,7 @@ def check_fields(fields: dict[str, Any]) -> None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
             raise InputError(f"config.json: {name} is {value!r:.40}, not a number from {least:g} up")
-    unit = "images" if fields.get("data.kind") == "images" else "tokens"
-    for name, needed in {**COUNTS, f"batch.{unit}_per_step": True}.items():
+    for name, needed in {**COUNTS, f"batch.{unit_of(fields)}_per_step": True}.items():
         if (needed or name in fields) and (type(fields.get(name)) is not int or fields[name] < 1):
             raise InputError(f"config.json: {name} is {fields.get(name)!r:.40}, not a count")
     for name in TEXTS:

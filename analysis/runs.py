@@ -131,7 +131,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What its batches are counted in: tokens or images."""
-        return "images" if self.fields.get("data.kind") == "images" else "tokens"
+        return unit_of(self.fields)
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
@@ -162,6 +162,11 @@ class Run:
         if self.n_parameters is None or not isinstance(steps, int) or not isinstance(batch, int):
             return None
         return steps * batch / self.n_parameters
+
+
+def unit_of(fields: dict[str, Any]) -> str:
+    """What batches are counted in by a run's recorded fields. Runs before data.kind are all on tokens."""
+    return "images" if fields.get("data.kind") == "images" else "tokens"
 
 
 def nats(runs: list[Run]) -> str:

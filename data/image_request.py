@@ -114,8 +114,8 @@ def _files(patterns: list[str], suffix: str) -> list[Path]:
     files: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
-        below = [file for file in path.rglob(f"*{suffix}") if file.is_file()]
-        matching = below if path.is_dir() else files_named(pattern)
+        below = path.rglob(f"*{suffix}")
+        matching = [file for file in below if file.is_file()] if path.is_dir() else files_named(pattern)
         if not matching:
             what = f"is a folder that holds no *{suffix}" if path.is_dir() else "matches no file"
             raise InputError(f"--input {pattern!r} {what}")
