@@ -13,7 +13,7 @@ from fnmatch import translate
 from configs.echo import cut, shown
 from configs.errors import InputError
 from configs.schema import Optim
-from configs.tensors import TensorSpec
+from configs.tensors import TensorSpec, is_convolution, is_last_layer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Group:
 def is_decayed(tensor: TensorSpec, mask: str) -> bool:
     """Whether weight decay reaches a tensor under `optim.decay_mask`.
 
-    `matrices` (P1) decays embeddings too; `matmul` leaves them out, also where the token embedding is the tied head.
+    `matrices` (P1) decays embeddings too; `matmul` leaves them out, also where the token embedding is the tied head. `conv` and
+    `last` are parts of `matmul` that P2 sets against each other.
     """
     match mask:
         case "all":
@@ -37,6 +38,10 @@ def is_decayed(tensor: TensorSpec, mask: str) -> bool:
             return tensor.role in ("matrix", "embedding")
         case "matmul":
             return tensor.role == "matrix"
+        case "conv":
+            return is_convolution(tensor)
+        case "last":
+            return is_last_layer(tensor)
     raise InputError(f"unknown decay mask {mask!r}")
 
 
@@ -61,11 +66,27 @@ def decay_groups(tensors: Mapping[str, TensorSpec], optim: Optim) -> dict[str, t
             raise InputError(
                 f"optim.decay_overrides: {cut(pattern)!r} takes none of the model's {len(tensors)} tensors ({near}, …)"
             )
-    if not groups["decayed"] and not patterns:
-        raise InputError(f"optim.decay_mask {optim.decay_mask!r} matches none of the model's {len(tensors)} tensors")
+    # Also where overrides decay something: a mask without a tensor was meant for another model.
+    if not any(is_decayed(tensor, optim.decay_mask) for tensor in tensors.values()):
+        raise InputError(f"optim.decay_mask {optim.decay_mask}: {_why_none(tensors, optim.decay_mask)}")
     decay = {"decayed": optim.weight_decay, "undecayed": 0.0}
     decay |= {override.pattern: override.weight_decay for override in optim.decay_overrides}
     return {name: (names, decay[name]) for name, names in groups.items() if names}
+
+
+def _why_none(tensors: Mapping[str, TensorSpec], mask: str) -> str:
+    """Why a mask takes none of a model's tensors, and what would."""
+    kinds = ", ".join(
+        dict.fromkeys(tensor.kind for tensor in tensors.values() if tensor.role in ("matrix", "embedding"))
+    )
+    if mask == "conv":
+        return f"the model has no convolution; it has {kinds}; use matmul, or optim.decay_overrides by name"
+    if mask == "last":
+        return (
+            "the model has no last layer of its own that is trained: a tied head is the embedding (model.tied_head false gives it "
+            "one), and a scale-invariant network's is frozen; use optim.decay_overrides by name"
+        )
+    return f"it takes none of the model's {len(tensors)} tensors"
 
 
 def sized_groups(tensors: Mapping[str, TensorSpec], optim: Optim) -> dict[str, Group]:

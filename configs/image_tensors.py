@@ -7,11 +7,11 @@ tests compare both. Convolutions have no bias where a normalisation follows, whi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from configs.images import ImageModel
-from configs.tensor_spec import TensorSpec
+from configs.tensor_spec import Role, TensorSpec
 
 STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet32": (5, 5, 5)}  # blocks, of two convolutions each
 VGG16_STAGES = (2, 2, 3, 3, 3)  # convolutions; a maximum over 2 × 2 follows each stage
@@ -22,7 +22,10 @@ Kind = Literal["stem", "conv", "shortcut", "hidden", "norm", "head"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: (d_in, size_in, size_in) → (d_out, size, size). A linear map has size 1; a norm changes no shape."""
+    """One layer: (d_in, size_in, size_in) → (d_out, size, size). A linear map has size 1; a norm changes no shape.
+
+    `followed_by`: the norm that alone reads its outputs.
+    """
 
     name: str
     kind: Kind
@@ -31,6 +34,7 @@ class Layer:
     kernel: int = 1
     stride: int = 1
     size_in: int = 1
+    followed_by: str = ""
 
     @property
     def size(self) -> int:
@@ -52,7 +56,9 @@ def image_tensors(model: ImageModel) -> dict[str, TensorSpec]:
         norm, head = layer.kind == "norm", layer.kind == "head"
         if (norm and model.batchnorm != "affine") or (head and model.scale_invariant):
             continue
-        tensors[f"{layer.name}.weight"] = TensorSpec(layer.weight_shape, layer.kind, "gain" if norm else "matrix", bare)
+        role: Role = "gain" if norm else "matrix"
+        followed_by = "" if bare else layer.followed_by
+        tensors[f"{layer.name}.weight"] = TensorSpec(layer.weight_shape, layer.kind, role, bare, followed_by)
         if norm or head or bare:
             tensors[f"{layer.name}.bias"] = TensorSpec((layer.d_out,), layer.kind, "bias", bare)
     return tensors
@@ -75,17 +81,17 @@ def image_layers(model: ImageModel) -> list[Layer]:
 def _pre_activation(model: ImageModel) -> list[Layer]:
     """resnet18 and resnet34. Scale-invariant ones have a normalisation after every convolution too, which pre-activation lacks."""
     blocks, width, size, invariant = STAGES[model.kind], model.width, model.image_size, model.scale_invariant
-    layers = [_norm("body.input_norm", model.channels, size), _conv("body.stem", "stem", model.channels, width, size)]
-    layers += [_norm("body.stem_norm", width, size)] if invariant else []
+    stem = _conv("body.stem", "stem", model.channels, width, size)
+    layers = [_norm("body.input_norm", model.channels, size), *_normed(stem, "body.stem_norm", invariant)]
     for i, (d_in, d_out, stride) in enumerate(block_shapes(width, blocks)):
         name = f"body.blocks.{i}"
         first = _conv(f"{name}.conv1", "conv", d_in, d_out, size, stride)
         second = _conv(f"{name}.conv2", "conv", d_out, d_out, first.size)
-        layers += [_norm(f"{name}.norm1", d_in, size), first, _norm(f"{name}.norm2", d_out, first.size), second]
-        layers += [_norm(f"{name}.conv2_norm", d_out, first.size)] if invariant else []
+        layers += [_norm(f"{name}.norm1", d_in, size), *_normed(first, f"{name}.norm2")]
+        layers += _normed(second, f"{name}.conv2_norm", invariant)
         if d_in != d_out:
-            layers.append(_conv(f"{name}.shortcut", "shortcut", d_in, d_out, size, stride, kernel=1))
-            layers += [_norm(f"{name}.shortcut_norm", d_out, first.size)] if invariant else []
+            shortcut = _conv(f"{name}.shortcut", "shortcut", d_in, d_out, size, stride, kernel=1)
+            layers += _normed(shortcut, f"{name}.shortcut_norm", invariant)
         size = first.size
     return [*layers, _norm("body.norm", d_out, size), Layer("head", "head", d_out, model.classes)]
 
@@ -93,15 +99,15 @@ def _pre_activation(model: ImageModel) -> list[Layer]:
 def _post_activation(model: ImageModel) -> list[Layer]:
     """resnet32: a normalisation after every convolution, so the scale-invariant one differs in the head only."""
     width, size = model.width, model.image_size
-    layers = [_conv("body.stem", "stem", model.channels, width, size), _norm("body.stem_norm", width, size)]
+    layers = _normed(_conv("body.stem", "stem", model.channels, width, size), "body.stem_norm")
     for i, (d_in, d_out, stride) in enumerate(block_shapes(width, STAGES[model.kind])):
         name = f"body.blocks.{i}"
         first = _conv(f"{name}.conv1", "conv", d_in, d_out, size, stride)
-        layers += [first, _norm(f"{name}.norm1", d_out, first.size)]
-        layers += [_conv(f"{name}.conv2", "conv", d_out, d_out, first.size), _norm(f"{name}.norm2", d_out, first.size)]
+        layers += _normed(first, f"{name}.norm1")
+        layers += _normed(_conv(f"{name}.conv2", "conv", d_out, d_out, first.size), f"{name}.norm2")
         if d_in != d_out:
-            layers.append(_conv(f"{name}.shortcut", "shortcut", d_in, d_out, size, stride, kernel=1))
-            layers.append(_norm(f"{name}.shortcut_norm", d_out, first.size))
+            shortcut = _conv(f"{name}.shortcut", "shortcut", d_in, d_out, size, stride, kernel=1)
+            layers += _normed(shortcut, f"{name}.shortcut_norm")
         size = first.size
     return [*layers, Layer("head", "head", d_out, model.classes)]
 
@@ -112,8 +118,7 @@ def _vgg16(model: ImageModel) -> list[Layer]:
     for count, widths in zip(VGG16_STAGES, VGG16_WIDTHS, strict=True):
         for _ in range(count):
             name, d_out = f"body.layers.{len(layers) // 2}", widths * model.width
-            layers.append(_conv(f"{name}.conv", "conv" if layers else "stem", d_in, d_out, size))
-            layers.append(_norm(f"{name}.norm", d_out, size))
+            layers += _normed(_conv(f"{name}.conv", "conv" if layers else "stem", d_in, d_out, size), f"{name}.norm")
             d_in = d_out
         size = math.ceil(size / 2)
     return [*layers, Layer("head", "head", d_in * size * size, model.classes)]
@@ -122,8 +127,7 @@ def _vgg16(model: ImageModel) -> list[Layer]:
 def _mlp(model: ImageModel) -> list[Layer]:
     layers, d_in = [], model.channels * model.image_size**2
     for i in range(model.depth):
-        layers.append(Layer(f"body.layers.{i}.linear", "hidden", d_in, model.width))
-        layers.append(_norm(f"body.layers.{i}.norm", model.width, 1))
+        layers += _normed(Layer(f"body.layers.{i}.linear", "hidden", d_in, model.width), f"body.layers.{i}.norm")
         d_in = model.width
     return [*layers, Layer("head", "head", d_in, model.classes)]
 
@@ -141,6 +145,11 @@ def block_shapes(width: int, stages: tuple[int, ...]) -> list[tuple[int, int, in
 
 def _conv(name: str, kind: Kind, d_in: int, d_out: int, size: int, stride: int = 1, kernel: int = 3) -> Layer:
     return Layer(name, kind, d_in, d_out, kernel, stride, size)
+
+
+def _normed(layer: Layer, norm: str, there: bool = True) -> list[Layer]:
+    """A layer and the normalisation of its outputs, which nothing else reads; `there` false: the layer alone."""
+    return [replace(layer, followed_by=norm), _norm(norm, layer.d_out, layer.size)] if there else [layer]
 
 
 def _norm(name: str, channels: int, size: int) -> Layer:

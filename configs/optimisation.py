@@ -117,8 +117,10 @@ class Optim(Section):
     )
     eps: float = setting(1e-8, "Adam's ε", gt=0)
     grad_clip: float = setting(1.0, "bound on the global gradient norm; 0 switches clipping off", ge=0)
-    decay_mask: Literal["matrices", "matmul", "all"] = setting(
-        "matrices", "what decays: every matrix (P1), every matrix but the embeddings, or every tensor"
+    decay_mask: Literal["matrices", "matmul", "all", "conv", "last"] = setting(
+        "matrices",
+        "what decays: every matrix (P1), every matrix but the embeddings (matmul), every tensor, convolutions alone, or the last "
+        "layer's matrix alone (P2)",
     )
     z_loss: float = setting(
         0.0, "coefficient of the mean of log²Z, Z the softmax's normaliser (PaLM: 1e-4), added to the objective", ge=0

@@ -13,9 +13,17 @@ from types import MappingProxyType
 from configs.image_tensors import image_tensors
 from configs.images import ImageModel
 from configs.schema import Model
-from configs.tensor_spec import Role, TensorSpec, is_hidden_matrix, is_normalised
+from configs.tensor_spec import Role, TensorSpec, is_convolution, is_hidden_matrix, is_last_layer, is_normalised
 
-__all__ = ["Role", "TensorSpec", "is_hidden_matrix", "is_normalised", "tensor_table"]
+__all__ = [
+    "Role",
+    "TensorSpec",
+    "is_convolution",
+    "is_hidden_matrix",
+    "is_last_layer",
+    "is_normalised",
+    "tensor_table",
+]
 
 
 @lru_cache(maxsize=64)  # a plan asks again and again, and a thousand blocks are 6,000 tensors

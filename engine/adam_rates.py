@@ -43,6 +43,22 @@ def rate_columns(fragments: Fragments, eps: float, labels: Mapping[str, Sequence
     return row
 
 
+def damping(eps: float, norm: float, inverse: float) -> dict[str, float]:
+    """What ε does, of a tensor of this norm before the update: `adam_epsilon` ε·‖w‖, and `adam_damping`, the mean of ε/(√v + ε).
+
+    `inverse`: the mean of 1/(√v + ε), v the raw second moment. Where the loss depends on w's direction alone, the gradient at a·w
+    is that at w over a. So m and √v are 1/‖w‖ times those of the direction ŵ, marked ^ here, and the update turns w by
+
+        η/‖w‖ · m/(√v + ε) = η/‖w‖ · m̂/(√v̂ + ε·‖w‖):
+
+    on the sphere Adam is damped by ε·‖w‖. That is P2's third mechanism (arXiv 1810.12281) by analogy: the curvature of K-FAC goes
+    as 1/‖w‖², so that its λ_d acts as λ_d·‖w‖², and √v goes as 1/‖w‖. A smaller norm keeps what v knows. No matrix of a
+    pre-LayerNorm GPT is invariant by itself, since the residual stream is a sum: there ε·‖w‖ is a tendency. `adam_damping`
+    assumes nothing: 0 where v rules alone, 1 where all that is left is momentum over ε.
+    """
+    return {"adam_epsilon": eps * norm, "adam_damping": eps * inverse}
+
+
 def _counts(fragments: Fragments, eps: float) -> Tensor:
     """How many elements of each parameter that are not idle have a rate in each bin, over all ranks: int64 (len(names), BINS)."""
     counts = torch.zeros(len(fragments.names), BINS, dtype=torch.int64, device=fragments.ds.device)

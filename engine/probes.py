@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs import equilibrium
+from configs.optimisation import Optim
 from configs.tensors import tensor_table
 from data.loader import EvalBatch
-from engine.adam_rates import rate_columns
+from engine.adam_rates import damping, rate_columns
 from engine.agree import over_ranks
 from engine.engine import Engine
 from engine.sums import slices, square_sums
@@ -83,10 +84,12 @@ class Probe:
         columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
         columns["max"] = f.maxima(after)
         if optim.algorithm == "adam":
-            second = ((float(groups[p.name]["lr"]), f.view(p, "exp_avg_sq")) for p in f.local)
-            columns["adam"] = f.sums((lr / (v.float().sqrt() + optim.eps) for (v,) in slices(m)) for lr, m in second)
+            second = (f.view(p, "exp_avg_sq") for p in f.local)
+            columns["inverse"] = f.sums((1 / (v.float().sqrt() + optim.eps) for (v,) in slices(m)) for m in second)
         # One transfer from the device; then plain numbers, by tensor and by kind.
         table = {key: column.tolist() for key, column in columns.items()}
+        if "inverse" in table:
+            table["adam"] = [lr * inverse for lr, inverse in zip(rates, table["inverse"], strict=True)]
         sizes = [f.shapes[name].numel() for name in f.names]
         row: dict[str, float] = {}
         members = {name: [i] for i, name in enumerate(f.names)}
@@ -95,7 +98,7 @@ class Probe:
             row |= self._equilibrium(name, groups[name])
             members.setdefault(f"kind:{tensors[name].kind}", []).append(i)
         for label, indices in members.items():
-            row |= _quantities(label, indices, table, sizes, rates, optim.algorithm)
+            row |= _quantities(label, indices, table, sizes, rates, optim)
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
             row |= rate_columns(f, optim.eps, {**members, "": range(len(f.names))})
@@ -173,7 +176,7 @@ class Probe:
 
 
 def _quantities(
-    label: str, members: list[int], table: dict[str, list[float]], sizes: list[int], rates: list[float], algorithm: str
+    label: str, members: list[int], table: dict[str, list[float]], sizes: list[int], rates: list[float], optim: Optim
 ) -> dict[str, float]:
     """A tensor's quantities, or a kind's: of its tensors as one vector; rotation is the mean over them."""
     total: dict[str, Any] = {
@@ -191,8 +194,9 @@ def _quantities(
         "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
         "max": max(table["max"][i] for i in members),
     }
-    if algorithm in equilibrium.LR_POWERS:
-        row["effective_lr"] = equilibrium.effective_lr(lr, before, algorithm)
+    if optim.algorithm in equilibrium.LR_POWERS:
+        row["effective_lr"] = equilibrium.effective_lr(lr, before, optim.algorithm)
     if "adam" in table:
         row["adam_lr"] = total["adam"] / size
+        row |= damping(optim.eps, before, total["inverse"] / size)
     return {f"probe/{key}/{label}": value for key, value in row.items()}

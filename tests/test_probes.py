@@ -18,7 +18,7 @@ from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from data.loader import TrainData, probe_batch, step_batches
 from data.manifest import Manifest
-from engine.adam_rates import count_rates, median
+from engine.adam_rates import count_rates, damping, median
 from engine.launch import start_world
 from engine.probes import Probe
 from engine.update import update
@@ -71,6 +71,7 @@ def quantities(run: dict[str, Any], names: list[str], lr: float, algorithm: str)
         active = torch.cat([(v > 1e-5 * v.mean()).flatten() for v in (run["second"][n].double() for n in names)])
         found |= {"adam_lr": rates.mean().item(), "adam_idle": 1 - active.double().mean().item()}
         found["adam_lr_median"] = rates[active].median().item()
+        found |= {"adam_epsilon": 1e-8 * v.norm().item(), "adam_damping": (1e-8 / (second.sqrt() + 1e-8)).mean().item()}
     return found
 
 
@@ -99,7 +100,8 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
                 if label or key in ("max", "effective_lr", "adam_lr", "adam_lr_median", "adam_idle"):
                     place = f"probe/{key}/{label}".rstrip("/")
                     within = max(bound, 0.008) if key == "adam_lr_median" else bound  # the width of a bin
-                    assert row[place] == pytest.approx(value, rel=within, abs=1e-9), (case, key, label)
+                    near = 0.0 if key.startswith("adam_") else 1e-9
+                    assert row[place] == pytest.approx(value, rel=within, abs=near), (case, key, label)
         # a tensor's median is another's: else one rank's piece, or one tensor's, could stand for all
         if run["second"] is not None:
             assert len({row[f"probe/adam_lr_median/{name}"] for name in run["before"]}) > len(run["before"]) / 2
@@ -117,6 +119,23 @@ def test_values_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_config: Ca
             assert row["probe/predicted_rms/wte.weight"] == pytest.approx(math.sqrt(lr / (2 * 0.5)))
             rotation = math.sqrt(2 * lr * 0.5 * (1 - 0.9) / (1 + 0.9))
             assert row["probe/predicted_rotation/wte.weight"] == pytest.approx(rotation)
+
+
+def test_epsilon_damps_as_epsilon_times_the_norm() -> None:
+    """Breaks if ε·‖w‖ is not what damps a scale-invariant loss: Adam at 10w turns otherwise than at w with 10ε and η/10."""
+
+    def turned(scale: float, eps: float, lr: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        data, target = torch.randn(50, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+        w = (scale * torch.randn(6, dtype=torch.float64)).requires_grad_()
+        loss = (data @ (w / w.norm() - target)).square().mean()
+        (gradient,) = torch.autograd.grad(loss, w)
+        second = 0.05 * gradient.square()
+        found = damping(eps, w.norm().item(), (1 / (second.sqrt() + eps)).mean().item())
+        step = lr * gradient / (second.sqrt() + eps)
+        return torch.tensor([*(step / w.norm()).tolist(), found["adam_epsilon"], found["adam_damping"]])
+
+    torch.testing.assert_close(turned(10.0, 0.02, 1.0), turned(1.0, 0.2, 0.1))
 
 
 def test_the_median_passes_over_what_has_no_gradient() -> None:
