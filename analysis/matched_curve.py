@@ -98,6 +98,9 @@ def gone(group: Group, runs: list[Run]) -> tuple[Lost, ...]:
 
 
 def _how(run: Run) -> str:
+    # η is the run's own then: its weights were scaled
+    if run.fields.get("schedule.match.take") == "norms":
+        return "by the leader's layer norms"
     loop = "open loop" if run.fields.get("schedule.match.own") else "closed loop"
     return f"{loop}, by {run.fields.get('schedule.match.scope') or 'model'}"
 

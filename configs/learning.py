@@ -96,9 +96,10 @@ class Data(Section):
 
 
 class Match(Section):
-    """Match another run's effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖.
+    """Follow another run. `take` rate, its effective learning rate (P1): η′_t = η_t·‖w_t‖/R_t, R_t the reference's recorded ‖w_t‖.
 
-    A run with λ > 0 decays by η′_t·λ_t: the factor is on η, and so on the decay.
+    A run with λ > 0 decays by η′_t·λ_t: the factor is on η, and so on the decay. `take` norms (P2): once in a while each layer is
+    scaled to the norm that the reference's had after the same step, w ← w·R/‖w‖, and η stays.
     """
 
     reference: str = setting(
@@ -107,6 +108,17 @@ class Match(Section):
         operational=True,
         min_length=1,
         max_length=PATH,
+    )
+    take: Literal["rate", "norms"] = setting(
+        "rate", "the effective learning rate, by a factor on η; or the norms of layers, by scaling weights (P2)"
+    )
+    layers: Literal["followed", "normalised", "matrices"] = setting(
+        "followed",
+        "of take norms: layers whose outputs pass through one normalisation alone, so that scaling changes no output; those that "
+        "write into a residual stream too; or every matrix, the last layer's too",
+    )
+    every: int | None = setting(
+        None, "of take norms: updates from one scaling to the next; null: an epoch, of a run on images", ge=1
     )
     own: str | None = setting(
         None,
@@ -118,6 +130,19 @@ class Match(Section):
     scope: Literal["model", "tensor"] = setting(
         "model", "one factor for all, or each tensor's own (the recorded runs need log.tensor_norms)"
     )
+
+    @model_validator(mode="after")
+    def _fields_of_what_is_taken(self) -> Match:
+        idle = ("own", "norm", "scope") if self.take == "norms" else ("layers", "every")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise InputError(f"{name} does nothing with take {self.take}; leave it out")
+        return self
+
+    @property
+    def sets_rate(self) -> bool:
+        """Whether η is multiplied by a factor."""
+        return self.take == "rate"
 
     @model_validator(mode="after")
     def _norm_of_the_scope(self) -> Match:

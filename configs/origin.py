@@ -61,7 +61,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Leader:
-    """Recorded norms before each update, by tensor ("" for the whole model), that schedule.match follows."""
+    """Recorded norms before each update, by tensor ("" for the whole model), that schedule.match follows.
+
+    Of take norms: after each update, of the layers that are scaled.
+    """
 
     digest: str
     norms: dict[str, list[float]]
@@ -144,7 +147,12 @@ def check_leader(config: RunConfig, theirs: RunConfig, folder: str, same_schedul
     """
     steps, match = config.schedule.steps, config.schedule.match
     assert match is not None
-    if theirs.schedule.steps != steps:
+    if not match.sets_rate and theirs.schedule.steps < steps:
+        raise InputError(
+            f"{folder} is a run of {theirs.schedule.steps} steps, this one has {steps}, and needs the norms of each; set "
+            f"schedule.steps to {theirs.schedule.steps} or less, or follow a longer run"
+        )
+    if match.sets_rate and theirs.schedule.steps != steps:
         raise InputError(
             f"{folder} is a run of {theirs.schedule.steps} steps, this one has {steps}: a matched run takes the same steps"
         )
@@ -154,12 +162,11 @@ def check_leader(config: RunConfig, theirs: RunConfig, folder: str, same_schedul
     if rows:
         table = render_differences(rows)
         raise InputError(f"{folder} is of another model or batch, whose norms mean nothing here:\n{table}")
-    if match.scope == "tensor" and not theirs.log.tensor_norms:
-        raise InputError(
-            f"{folder} has no norms of single tensors; record it with log.tensor_norms true, or match by model"
-        )
-    if same_schedule and theirs.schedule.match is None:
-        check_rates(folder, enumerate(lr_of_updates(theirs), 1), lr_of_updates(config))
+    if (match.scope == "tensor" or not match.sets_rate) and not theirs.log.tensor_norms:
+        instead = ", or match by model" if match.sets_rate else ": the record takes a number a tensor and step"
+        raise InputError(f"{folder} has no norms of single tensors; record it with log.tensor_norms true{instead}")
+    if same_schedule and (theirs.schedule.match is None or not theirs.schedule.match.sets_rate):
+        check_rates(folder, enumerate(lr_of_updates(theirs)[:steps], 1), lr_of_updates(config))
 
 
 def check_rates(folder: str, rates: Iterable[tuple[int, float]], ours: Sequence[float]) -> None:
@@ -190,7 +197,7 @@ def planned_factors(config: RunConfig, leader: Leader | None, origin: Origin | N
 
     The mean over parameters where tensors have their own. None where it follows from norms that only the run will have.
     """
-    if config.schedule.match is None:
+    if config.schedule.match is None or not config.schedule.match.sets_rate:
         factor = branch_factor(config, origin)
         return None if factor is None else [] if factor == 1.0 else [factor] * config.schedule.steps
     if leader is None or leader.own is None:

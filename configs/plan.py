@@ -20,6 +20,7 @@ from configs.prepared import ImageSummary, Prepared, check_prepared, examples_av
 from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig, Unit
 from configs.tensors import tensor_table
+from configs.transfer import transferred
 from configs.windows import epoch_images
 
 
@@ -100,6 +101,8 @@ def make_plan(
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
     _check_head_scale(config)
+    if config.schedule.match is not None and not config.schedule.match.sets_rate:
+        transferred(config, config.schedule.match)  # also before the leader is there
     rates = lr_of_updates(config)
     factors = planned_factors(config, leader, origin)
     _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))

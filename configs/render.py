@@ -14,6 +14,7 @@ from configs.images import ImageData
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
+from configs.transfer import transferred
 from configs.windows import windows_read
 
 
@@ -128,6 +129,9 @@ def _decay(config: RunConfig, plan: Plan) -> tuple[str, str]:
 def _matched(config: RunConfig) -> str:
     match = config.schedule.match
     assert match is not None
+    if not match.sets_rate:
+        often = "every epoch" if match.every is None else f"every {match.every} update(s)"
+        return f"the norms of {match.reference}, {often}, of {len(transferred(config, match))} layers ({match.layers})"
     mine = f"recorded in {match.own} (open loop)" if match.own else "live (closed loop)"
     return f"the effective learning rate of {match.reference}, by {match.scope}; this run's norms {mine}"
 

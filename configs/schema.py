@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag, model_validator
 
 from configs.echo import cut
-from configs.equilibrium import LR_POWERS
+from configs.equilibrium import HOLDING, LR_POWERS
 from configs.errors import InputError
 from configs.images import ImageData, ImageModel
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
@@ -136,9 +136,9 @@ class RunConfig(Section):
                 f"optim.decay_schedule covers steps {decay.first_step} to {decay.last_step or self.schedule.steps}, the run has "
                 f"{self.schedule.steps}"
             )
-        if self.schedule.match is not None and self.optim.algorithm == "sgd":
-            raise InputError("schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²")
-        follows = self.schedule.match is not None or (self.branch is not None and self.branch.lr_by_norm_of is not None)
+        self._check_match()
+        by_rate = self.schedule.match is not None and self.schedule.match.sets_rate
+        follows = by_rate or (self.branch is not None and self.branch.lr_by_norm_of is not None)
         if follows and self.optim.algorithm not in LR_POWERS:
             raise InputError(
                 f"schedule.match and branch.lr_by_norm_of set an effective learning rate, and that of {self.optim.algorithm} is "
@@ -159,6 +159,33 @@ class RunConfig(Section):
             if stage == 0 or (option.startswith(("stage3", "sub_group")) and stage < 3):
                 raise InputError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
         return self
+
+    def _check_match(self) -> None:
+        match, rule = self.schedule.match, self.optim.decay_rule
+        if match is None:
+            return
+        if match.sets_rate:
+            if self.optim.algorithm == "sgd":
+                raise InputError(
+                    "schedule.match is for adam, whose effective learning rate is η/‖w‖; sgd's is η/‖w‖²; "
+                    "schedule.match.take norms takes the leader's layer norms instead, whatever the algorithm"
+                )
+            return
+        if self.data.kind != "images" and match.every is None:
+            raise InputError(
+                "schedule.match.every null is an epoch, and a run on tokens has none; set it to a number of updates"
+            )
+        if rule in (*HOLDING, "sphere"):
+            raise InputError(
+                f"schedule.match.take norms under optim.decay_rule {rule}: both say what norms weights have; use a rule of λ, for "
+                "example decoupled with optim.weight_decay 0"
+            )
+        if TABLE[self.precision].masters == "bfloat16":
+            fine = ", ".join(name for name, dtypes in TABLE.items() if dtypes.masters == "float32")
+            raise InputError(
+                f"schedule.match.take norms under precision {self.precision}: a bfloat16 weight is rounded back where it "
+                f"is scaled by less than 1/512 of itself; use {fine}"
+            )
 
     @property
     def unit(self) -> Unit:

@@ -39,6 +39,13 @@ class RunningStatistics:
         if self._of_network is not None:
             self._of_network.fold(_of_all_ranks(self._of_network.take()))
 
+    def scale(self, factors: dict[str, float]) -> None:
+        """Scale those of a normalisation, by its name, as its inputs were scaled: means by the factor, variances by its square."""
+        for name, factor in factors.items() if self._of_network is not None else ():
+            if (layer := self._of_network.layers.get(name)) is not None:
+                layer.running_mean.mul_(factor)
+                layer.running_var.mul_(factor**2)
+
     def drop(self) -> None:
         """Forget the micro-batches of an update that is none."""
         if self._of_network is not None:

@@ -76,7 +76,7 @@ class Training:
         """What η of the next update is multiplied by (schedule.match, branch.lr_by_norm_of), by tensor or under "" for all."""
         # Norms are compared before the update, as the leader's were: its own recorded ones, or the live ones of this run.
         leader, match = self.plan.leader, self.config.schedule.match
-        if leader is None or match is None:
+        if leader is None or match is None or not match.sets_rate:
             factor = branch_factor(self.config, self.plan.origin)
             assert factor is not None, "a run starts only where the norms of branch.lr_by_norm_of are known"
             return None if factor == 1.0 else {"": factor}

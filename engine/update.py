@@ -16,6 +16,7 @@ from configs.schedule import lr_at
 from data.loader import StepBatch
 from engine.engine import Backward, Wish
 from engine.launch import device_name
+from engine.layer_norms import take_norms
 from engine.memory import peak_bytes
 from engine.probes import Probe
 from engine.training import Training
@@ -55,8 +56,7 @@ def update(
     assert batch.step == t, f"the batch of update {batch.step} in update {t}"
 
     # Some updates are probed: the gradients here, the weights at the end. A probe only looks.
-    probed = look is None and is_probed(config.log, t + 1)
-    probe = Probe(engine, training.data.probe) if probed else None
+    probe = Probe(engine, training.data.probe) if look is None and is_probed(config.log, t + 1) else None
     look = probe.look if probe is not None else look
 
     # Forward and backward passes. The gradients are summed over micro-steps and ranks.
@@ -86,6 +86,7 @@ def update(
     if rule.moves_weights:
         engine.fragments.refresh()  # the forward pass reads copies of the weights
     engine.statistics.move()  # of batch normalisation, where there is one
+    take_norms(training, t + 1)  # the leader's, of schedule.match.take norms
     engine.average()
 
     # The state moves on, and the row is written.

@@ -19,6 +19,7 @@ from configs.origin import Leader, Origin, check_leader, check_rates, followed_r
 from configs.schedule import lr_of_updates
 from configs.schema import Match, RunConfig
 from configs.tensors import tensor_table
+from configs.transfer import transferred
 from record.checkpoint_manifest import read_manifest
 from record.checkpoints import find_address, split_address
 from record.metrics import TENSOR_NORM, read_metrics
@@ -100,11 +101,14 @@ def find_leader(config: RunConfig, run_dir: Path | None, required: bool = True) 
     if match is None:
         return None
     tensors = list(tensor_table(config.model)) if match.scope == "tensor" else []
+    after = 0 if match.sets_rate else 1  # a rate is compared before an update, layers are scaled after it
+    if not match.sets_rate:
+        tensors = list(transferred(config, match))
     try:
         for run, same_schedule in followed_runs(match):
             if (path := RunFolder(run).config).is_file():
                 check_leader(config, validate(read_json(path), str(path)), run, same_schedule)
-        norms = read_norms(match.reference, list(lr_of_updates(config)), steps, match.norm, tensors)
+        norms = read_norms(match.reference, list(lr_of_updates(config)), steps, match.norm, tensors, after)
         own = read_norms(match.own, None, steps, match.norm, tensors) if match.own else None
     except InputError as error:
         if (recorded := _recorded_leader(run_dir, match)) is not None:
@@ -127,9 +131,9 @@ def _recorded_leader(run_dir: Path | None, match: Match) -> Leader | None:
 
 
 def read_norms(
-    run: str | Path, rates: list[float] | None, steps: int, key: str, tensors: list[str]
+    run: str | Path, rates: list[float] | None, steps: int, key: str, tensors: list[str], after: int = 0
 ) -> dict[str, list[float]]:
-    """‖w‖ before each of `steps` updates: of `tensors` by name, or without any, column `key` under the name "".
+    """‖w‖ before each of `steps` updates, or with `after` 1 after it: of `tensors` by name, or without any, column `key` under "".
 
     InputError if the folder holds no run, or not every norm, or, where `rates` are given, another learning rate in one of
     its updates.
@@ -144,10 +148,12 @@ def read_norms(
     columns = {name: TENSOR_NORM + name for name in tensors} or {"": key}
     norms: dict[str, list[float]] = {}
     for name, column in columns.items():
-        values: list[Any] = [rows.get(step, {}).get(column) for step in range(steps)]
+        values: list[Any] = [rows.get(step, {}).get(column) for step in range(after, after + steps)]
         gaps = [step for step, value in enumerate(values) if not (isinstance(value, float) and 0 < value < math.inf)]
         if gaps:
-            raise InputError(_why_no_norm(run, column, values[gaps[0]], gaps, steps, bool(tensors)))
+            raise InputError(
+                _why_no_norm(run, column, values[gaps[0]], [gap + after for gap in gaps], steps, bool(tensors))
+            )
         norms[name] = values
     return norms
 
@@ -159,5 +165,6 @@ def _why_no_norm(run: str | Path, column: str, value: Any, gaps: list[int], step
             f"{run} has {column} = 0 after step {gaps[0]}: a tensor that begins at zero has no effective learning "
             "rate to follow; match by model, or train without it (model.bias false)"
         )
-    hint = "record it with log.tensor_norms true" if by_tensor else "let it finish first"
+    # some are there: then the run records them, and has not come so far
+    hint = "record it with log.tensor_norms true" if by_tensor and len(gaps) == steps else "let it finish first"
     return f"{run} has no {column} after step {gaps[0]} ({len(gaps)} of {steps} are missing); {hint}"
