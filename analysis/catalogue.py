@@ -27,6 +27,14 @@ def _of_images(runs: list[Run]) -> bool:
     return any("val/error" in run.metrics for run in runs)
 
 
+def _with_mechanisms(runs: list[Run]) -> bool:
+    """Whether a norm of a normalised layer, a measure of curvature, or K-FAC is among them; of language models the probes' ε."""
+    measured = ("measure/gauss_newton_norm", "measure/fisher_norm", "measure/input_jacobian_norm")
+    return any(
+        run.algorithm == "kfac" or any(str(c).startswith(("norm/", *measured)) for c in run.metrics) for run in runs
+    )
+
+
 @dataclass(frozen=True)
 class Entry:
     """`fits` says whether runs are of the kind that `needs` names in words; of `on_page` the report is made."""
@@ -52,6 +60,7 @@ CATALOGUE = {
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
+    "mechanisms": Entry("mechanisms", needs="log.tensor_norms or measures.every", fits=_with_mechanisms),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

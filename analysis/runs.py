@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from configs.errors import InputError
 from configs.images import ImageModel
 from configs.schema import Model
-from configs.tensors import tensor_table
+from configs.tensors import TensorSpec, tensor_table
 from record.archive_file import is_archive
 from record.blocks import ValidationBlocks
 from record.checkpoints import split_address
@@ -117,8 +118,8 @@ class Run:
         return self.probe_log.problems if "probe_log" in vars(self) else []
 
     @cached_property
-    def kinds(self) -> dict[str, str]:
-        """What each tensor is for, by the model that the run recorded; empty where that is no model of ours."""
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Every trainable tensor, by the model that the run recorded; empty where that is no model of ours."""
         # of the recorded fields only those that today's schema has: a run of another version may have more
         section = ImageModel if self.unit == "images" else Model
         names = {f"model.{name}": name for name in section.model_fields}
@@ -126,7 +127,12 @@ class Run:
             model = section.model_validate({names[key]: value for key, value in self.fields.items() if key in names})
         except ValidationError:
             return {}
-        return {name: tensor.kind for name, tensor in tensor_table(model).items()}
+        return tensor_table(model)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """What each tensor is for; empty as `tensors`."""
+        return {name: tensor.kind for name, tensor in self.tensors.items()}
 
     @property
     def unit(self) -> str:
