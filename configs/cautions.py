@@ -37,7 +37,7 @@ def cautions(config: RunConfig, data: Prepared | None, groups: Mapping[str, Grou
 
 def _start(config: RunConfig) -> list[str]:
     """Adam, Lion and Muon move each weight by about η a step, so η over init_std says how soon the random start is overwritten."""
-    if config.branch is not None or config.optim.algorithm == "sgd" or config.optim.is_dotted:
+    if config.branch is not None or config.optim.algorithm in ("sgd", "kfac") or config.optim.is_dotted:
         return []
     if config.optim.decay_rule == "sphere":  # weights start at init_std over the norm of all
         return []

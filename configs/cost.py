@@ -9,6 +9,7 @@ import math
 import re
 from functools import lru_cache
 
+from configs.factors import factor_bytes, inversion_bytes, statistics_bytes
 from configs.image_cost import flops_per_image, image_activation_bytes
 from configs.images import ImageModel
 from configs.precision import BYTES, TABLE
@@ -81,7 +82,9 @@ def n_moments(config: RunConfig) -> float:
     if optim.algorithm == "muon":  # one of a hidden matrix, AdamW's two of the others
         hidden = sum(tensor.size for tensor in tensor_table(config.model).values() if is_hidden_matrix(tensor))
         return 2 - hidden / n_parameters(config.model)
-    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0)}.get(optim.algorithm, DOTTED_MOMENTS)
+    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0), "kfac": int(optim.momentum > 0)}.get(
+        optim.algorithm, DOTTED_MOMENTS
+    )
 
 
 def bucket_elements(config: RunConfig) -> int:
@@ -91,7 +94,7 @@ def bucket_elements(config: RunConfig) -> int:
 
 
 def state_bytes(config: RunConfig, ranks: int) -> int:
-    """What one device holds all the time: weights, gradients, masters, moments and averages at the configuration's ZeRO stage.
+    """What one device holds all the time: weights, gradients, masters, moments, averages and K-FAC's factors, at its ZeRO stage.
 
     Stage 3 also holds the weights it has gathered, up to `stage3_max_live_parameters`.
     """
@@ -108,7 +111,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
     )
     parameters = n_parameters(config.model)
     live = min(parameters, config.deepspeed.get("stage3_max_live_parameters", 10**9)) if stage == 3 else 0
-    return round(parameters * per_parameter + live * weights)
+    return round(parameters * per_parameter + live * weights) + factor_bytes(config)
 
 
 # What a rule holds in the midst of a step, in copies of the masters: of all that a device steps, and of its largest tensor.
@@ -146,7 +149,7 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
 
     Gradients on their way to other ranks, whose buckets (two at stage 3) fill as the backward pass frees activations; and
     from its end on the masters before a probed update, beside the float32 copies of a slice that is rounded by chance, and what
-    the decay rule holds.
+    the decay rule holds, or inverting K-FAC's factors.
     """
     dtypes, stage = TABLE[config.precision], config.parallel.zero_stage
     has_bucket = dtypes.accumulation == dtypes.gradients  # BF16_Optimizer has none
@@ -154,7 +157,8 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
     held = rule_bytes(config, ranks) + rounding_bytes(config)
-    return max(exchanged, (before if config.log.probe_every else 0) + held)
+    before = before if config.log.probe_every else 0
+    return max(exchanged, before + held, before + inversion_bytes(config))
 
 
 def communication_bytes(config: RunConfig, ranks: int, micro_steps: int) -> int:
@@ -182,8 +186,9 @@ def device_hours(config: RunConfig, flops_per_s: float) -> float:
 
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     """What one micro-batch adds: activations kept for its backward pass, weights cast for it, and the loss's working memory."""
+    measured = statistics_bytes(config, micro_batch)  # by K-FAC, in a pass of its own
     if isinstance(config.model, ImageModel):
-        return image_activation_bytes(config.model, config.precision, micro_batch)
+        return image_activation_bytes(config.model, config.precision, micro_batch) + measured
     model, dtypes = config.model, TABLE[config.precision]
     wide, narrow = BYTES[dtypes.weights], 2 if dtypes.matmul == "bfloat16" else BYTES[dtypes.weights]
     tokens, head = micro_batch * model.seq_len, model.vocab_size * model.n_embd
@@ -198,11 +203,12 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     # Of the head: a chunk's gradient, and the sum over chunks.
     of_head = head * (narrow + (4 if chunks > 1 or narrow < wide else 0))
     scaled = tokens * model.n_embd * wide if model.head_scale else 0  # what the head's scale multiplies
-    return blocks + cast + chunk + of_head + scaled + 2 * tokens * model.n_embd * narrow
+    return blocks + cast + chunk + of_head + scaled + 2 * tokens * model.n_embd * narrow + measured
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Disk of one checkpoint: masters, moments and averages."""
+    """Disk of one checkpoint: masters, moments, averages, and K-FAC's factors."""
     dtypes = TABLE[config.precision]
     moments = n_moments(config) * BYTES[dtypes.moments]
-    return round(n_parameters(config.model) * (BYTES[dtypes.masters] + moments + 4 * len(config.averages.ema)))
+    of_each = BYTES[dtypes.masters] + moments + 4 * len(config.averages.ema)
+    return round(n_parameters(config.model) * of_each) + factor_bytes(config)

@@ -88,6 +88,7 @@ SCALES = {
     "sgd": "its η is of another scale; for the same Σηλ its λ is smaller by as much as its η is larger",
     "lion": "its η is a third to a tenth of AdamW's, its λ larger by as much (2302.06675)",
     "muon": "its step is scaled to AdamW's size, so its η and λ are AdamW's (2502.16982)",
+    "kfac": "its step is divided by curvature, so its η and λ are of a scale of their own, and of each metric another (1810.12281)",
 }
 OWN_SCALE = "its η and λ are of a scale of their own"  # of an algorithm that is none of these
 

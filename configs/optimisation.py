@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.echo import cut, shown
 from configs.errors import InputError
+from configs.kronecker import Kfac
 from configs.section import Section, setting
 
 
@@ -60,7 +61,7 @@ DecayRule = Literal[
 ]
 
 
-Algorithm = Literal["adam", "sgd", "lion", "muon"]
+Algorithm = Literal["adam", "sgd", "lion", "muon", "kfac"]
 DOTTED = r"^torch\.optim\.[A-Za-z][A-Za-z0-9_]{0,60}$"  # its form; whether torch has it is seen where torch is
 Argument = bool | int | float | str | None | tuple[float | None, ...]
 
@@ -87,13 +88,14 @@ class Optim(Section):
     )
     algorithm: Algorithm | Annotated[str, Field(pattern=DOTTED)] = setting(
         "adam",
-        "with decoupled decay, adam is AdamW; muon: for hidden matrices, and AdamW for the other tensors; torch.optim.NAME: "
-        "torch's own of that name, at ZeRO stage 0",
+        "with decoupled decay, adam is AdamW; muon: for hidden matrices, and AdamW for the other tensors; kfac: the gradient "
+        "over a layer's curvature, and SGD for other tensors, at ZeRO stage 0; torch.optim.NAME: torch's own of that name, at "
+        "ZeRO stage 0",
     )
     arguments: dict[str, Argument] = setting(
         {}, "keyword arguments of a torch.optim.NAME, for example momentum_decay; what is left out is as torch has it"
     )
-    momentum: float = setting(0.9, "of sgd, 0 for none; of muon, whose authors have 0.95", ge=0, lt=1)
+    momentum: float = setting(0.9, "of sgd and kfac, 0 for none; of muon, whose authors have 0.95", ge=0, lt=1)
     decay_rule: DecayRule = setting(
         "decoupled",
         "decoupled: w ← (1 − η_t·λ)w beside the step; l2_coupled: λw added to the clipped gradient, before the moments; "
@@ -122,6 +124,7 @@ class Optim(Section):
         "what decays: every matrix (P1), every matrix but the embeddings (matmul), every tensor, convolutions alone, or the last "
         "layer's matrix alone (P2)",
     )
+    kfac: Kfac = Kfac()
     z_loss: float = setting(
         0.0, "coefficient of the mean of log²Z, Z the softmax's normaliser (PaLM: 1e-4), added to the objective", ge=0
     )
@@ -182,11 +185,12 @@ class Optim(Section):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas {list(self.betas)} must each lie in [0, 1)")
         idle = {
-            "adam": ("momentum", "arguments"),
-            "sgd": ("betas", "eps", "arguments"),
-            "lion": ("momentum", "eps", "arguments"),
-            "muon": ("arguments",),
-        }.get(self.algorithm, ("momentum", "betas", "eps"))
+            "adam": ("momentum", "arguments", "kfac"),
+            "sgd": ("betas", "eps", "arguments", "kfac"),
+            "lion": ("momentum", "eps", "arguments", "kfac"),
+            "muon": ("arguments", "kfac"),
+            "kfac": ("betas", "eps", "arguments"),
+        }.get(self.algorithm, ("momentum", "betas", "eps", "kfac"))
         for name in idle:
             if getattr(self, name) != type(self).model_fields[name].default:
                 instead = "leave it out, or give it in optim.arguments" if self.is_dotted else "leave it out"

@@ -16,6 +16,7 @@ from typing import Any
 from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
 from configs.identity import differences, experiment, render_differences, with_paths
+from configs.kronecker import Kfac
 from configs.prepared import Prepared
 from configs.schedule import lr_of_updates
 from configs.schema import Match, Optim, RunConfig
@@ -108,7 +109,7 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
     if config.branch.optimizer == "keep" and mine != trunks:
         raise InputError(
             f"branch.optimizer keep: this branch is of {mine}, the state in {origin.address} of {trunks}; "
-            "set branch.optimizer to drop, or keep the trunk's algorithm and whether it has momentum"
+            "set branch.optimizer to drop, or keep the trunk's algorithm, its metric and whether it has momentum"
         )
     if config.branch.data == "restart":
         return 0
@@ -132,7 +133,12 @@ def _optimizer(experiment_fields: dict[str, Any]) -> str:
     """What of the optimiser decides which state it has."""
     given = experiment_fields.get("optim", {})
     algorithm, momentum = (given.get(name, Optim.model_fields[name].default) for name in ("algorithm", "momentum"))
-    return str(algorithm) if algorithm != "sgd" else f"{algorithm} {'with' if momentum else 'without'} momentum"
+    # Factors of one metric say nothing of another's.
+    metric = (
+        f" ({given.get('kfac', {}).get('metric', Kfac.model_fields['metric'].default)})" if algorithm == "kfac" else ""
+    )
+    has = f" {'with' if momentum else 'without'} momentum" if algorithm in ("sgd", "kfac") else ""
+    return f"{algorithm}{metric}{has}"
 
 
 def followed_runs(match: Match) -> list[tuple[str, bool]]:

@@ -10,10 +10,12 @@ from configs import cost
 from configs.cost import GIB
 from configs.echo import cut
 from configs.equilibrium import e_folds, why_no_e_folds
+from configs.factors import factor_bytes, factored_layers, first_order_names
 from configs.images import ImageData
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from configs.transfer import transferred
 from configs.windows import windows_read
 
@@ -61,6 +63,7 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         ("communication", f"{plan.communication_bytes / GIB:.2f} GiB sent by a rank in each update"),
         ("cost", f"{cost.device_hours(config, 1e14):.3g} device-hours at a sustained 100 TFLOP/s"),
         ("disk", f"{plan.checkpoints} checkpoint(s) × {plan.checkpoint_bytes / GIB:.2f} GiB"),
+        *([("K-FAC", _of_kfac(config))] if config.optim.algorithm == "kfac" else []),
         *([("matched to", _matched(config))] if config.schedule.match else []),
         ("Ση", _known(plan.lr_sum)),
         _decay(config, plan),
@@ -108,6 +111,18 @@ def _of_state(config: RunConfig) -> str:
     """Of an algorithm whose state only torch knows."""
     values, algorithm = cost.DOTTED_MOMENTS, config.optim.algorithm
     return f"{values} values per parameter as the state of {algorithm}, on disk too: a plan does not ask torch"
+
+
+def _of_kfac(config: RunConfig) -> str:
+    """Which tensors have factors, what those take, and how often they are measured."""
+    tensors, kfac = tensor_table(config.model), config.optim.kfac
+    others = first_order_names(tensors)
+    by_sgd = f"; SGD's step for the other {len(others)} tensor(s): {cut(', '.join(others))}" if others else ""
+    return (
+        f"{kfac.metric}: {len(factored_layers(tensors))} layers with factors and inverses, {factor_bytes(config) / GIB:.3f} GiB on "
+        f"each device (in the state above); measured every {kfac.statistics_every} updates by a forward and backward pass more, "
+        f"which no FLOPs here count{by_sgd}"
+    )
 
 
 def _known(value: float | None) -> str:

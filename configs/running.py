@@ -244,5 +244,5 @@ class Log(Section):
 
 class Seeds(Section):
     init: int = setting(0, "initial weights", ge=0, lt=1 << 63)
-    data: int = setting(0, "data order, and what a decay rule or a rounding draws", ge=0, lt=1 << 63)
+    data: int = setting(0, "data order, and what a decay rule, a rounding or K-FAC draws", ge=0, lt=1 << 63)
     dropout: int = setting(0, "dropout masks", ge=0, lt=1 << 63)

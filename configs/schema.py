@@ -15,6 +15,7 @@ from configs.echo import cut
 from configs.equilibrium import HOLDING, LR_POWERS
 from configs.errors import InputError
 from configs.images import ImageData, ImageModel
+from configs.kronecker import check_kfac
 from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
 from configs.precision import TABLE
@@ -130,6 +131,10 @@ class RunConfig(Section):
                 f"optim.algorithm muon under precision {self.precision}: its decay and its step are rounded one after the other, "
                 f"and the decay of bfloat16 masters would round to nothing; use {fine}"
             )
+        if self.optim.algorithm == "kfac":
+            has_head = not (self.model.tied_head if isinstance(self.model, Model) else self.model.scale_invariant)
+            about = (self.optim.decay_rule, self.parallel.zero_stage, self.precision, self.parallel.recompute)
+            check_kfac(self.optim.kfac, *about, has_head)
         decay = self.optim.decay_schedule
         if decay is not None and max(decay.first_step, decay.last_step or 0) > self.schedule.steps:
             raise InputError(

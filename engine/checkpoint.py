@@ -6,6 +6,7 @@
         exp_avg_sq.safetensors   Adam's second moment; torch.optim.NAME has a file for each name in its state
         ema_0.99.safetensors     and so on, where averages.ema asks for them
         buffers.safetensors      running statistics of batch normalisation, and a head that is not trained
+        curvature.safetensors    K-FAC's factors and their inverses, by layer
         manifest.json            step, counters, experiment, SHA-256 and size of each file
 
 A checkpoint exists when its manifest does: it is written last, into a temporary folder that is then renamed, and
@@ -31,6 +32,7 @@ from engine.agree import on_every_rank, on_first_rank
 from engine.fragments import Fragments
 from record.checkpoint_manifest import (
     BUFFERS,
+    CURVATURE,
     DAMAGED,
     MANIFEST,
     SUPERSEDED,
@@ -97,8 +99,8 @@ def load(path: Path, fragments: Fragments, moments: bool = True, branch: bool = 
         with safe_open(path / f"{kind}.safetensors", framework="pt") as file:
             if kind in fragments.named_state:
                 fragments.load_by_name(kind, file.keys(), file.get_tensor)
-            elif kind == BUFFERS:
-                fragments.load_buffers(file.get_tensor)
+            elif kind in (BUFFERS, CURVATURE):
+                fragments.load_beside(kind, file.get_tensor)
             else:
                 fragments.load(kind, file.get_tensor)
     # Averages that a branch asks for and its trunk had not begin here.

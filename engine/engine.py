@@ -24,6 +24,7 @@ from configs.tensors import tensor_table
 from data.loader import EvalBatch, StepBatch
 from engine import zero
 from engine.agree import over_ranks
+from engine.curvature import Curvature
 from engine.ds_config import deepspeed_config
 from engine.dtypes import check_dtypes, dtype_name
 from engine.fragments import Fragments
@@ -74,6 +75,7 @@ class Engine:
         if sum(map(bool, self.optimizer.state.values())) != begun:
             raise RuntimeError("DeepSpeed took an optimiser step before the first batch")
         self.statistics = RunningStatistics(self.ds)  # of batch normalisation
+        self.curvature = Curvature(self.ds.module, self.optimizer, config, plan, self._seed_dropout)  # of K-FAC
         self.fragments = Fragments(self.ds, config.parallel.zero_stage, self.optimizer, config.optim)
         self.fragments.init_state()
         self.matrices = (

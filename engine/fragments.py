@@ -25,8 +25,9 @@ from engine.sums import square_sums
 from engine.zero import Fragment
 from optim.algorithms import moments, state_by_name, zero_state
 from optim.averages import Averages
+from optim.kfac import KFAC
 from optim.torch_named import from_saved, to_saved
-from record.checkpoint_manifest import BUFFERS
+from record.checkpoint_manifest import BUFFERS, CURVATURE
 
 
 class Fragments:
@@ -141,19 +142,21 @@ class Fragments:
             raise RuntimeError(
                 f"the state of {self.config.algorithm} has {sorted(more)} too, which it had not when it was tried out"
             )
-        buffers = (BUFFERS,) if self.buffers() else ()
-        return ("weights", *self.moments, *self.named_state, *self.averages.kinds, *buffers)
+        return ("weights", *self.moments, *self.named_state, *self.averages.kinds, *self.beside())
 
-    def buffers(self) -> dict[str, Tensor]:
-        """What the network has beside its parameters, whole and the same on every rank: running statistics, a frozen head."""
+    def beside(self) -> dict[str, dict[str, Tensor]]:
+        """What there is beside the parameters, by kind, whole and the same on every rank: the network's running statistics and
+        frozen head, K-FAC's factors."""
         state = self.ds.module.state_dict(keep_vars=True)
-        return {name: tensor for name, tensor in state.items() if name not in self.shapes}
+        buffers = {name: tensor for name, tensor in state.items() if name not in self.shapes}
+        curvature = self.optimizer.state_of_layers() if isinstance(self.optimizer, KFAC) else {}
+        return {kind: tensors for kind, tensors in ((BUFFERS, buffers), (CURVATURE, curvature)) if tensors}
 
     @torch.no_grad()
-    def load_buffers(self, read: Callable[[str], Tensor]) -> None:
-        """Set them from what `read(name)` gives."""
-        for name, buffer in self.buffers().items():
-            buffer.copy_(read(name))
+    def load_beside(self, kind: str, read: Callable[[str], Tensor]) -> None:
+        """Set one kind of it from what `read(name)` gives."""
+        for name, tensor in self.beside()[kind].items():
+            tensor.copy_(read(name))
 
     @contextmanager
     def swapped(self, kind: str) -> Iterator[None]:
@@ -213,15 +216,12 @@ class Fragments:
 
     def gather(self, kind: str, to: int) -> dict[str, Tensor] | None:
         """Whole tensors of one kind, by name, on the CPU of rank `to`; None on the other ranks. Moves bytes, no sums."""
-        if kind == BUFFERS:
-            return (
-                {name: buffer.cpu().clone() for name, buffer in self.buffers().items()}
-                if dist.get_rank() == to
-                else None
-            )
+        if kind in (BUFFERS, CURVATURE):
+            whole = {name: tensor.cpu().clone() for name, tensor in self.beside().get(kind, {}).items()}
+            return whole if dist.get_rank() == to else None
         # One parameter at a time, so that no rank but `to` holds more than a piece of it beside its own.
         mine, rank = {f.name: f for f in self.local}, dist.get_rank()
-        whole: dict[str, Tensor] = {}
+        whole = {}
         for name in self.names_of(kind):
             if kind in self.named_state:
                 if rank == to:

@@ -78,7 +78,8 @@ def update(
     if not (math.isfinite(backward.loss) and math.isfinite(norm)):
         return _left_out(training, batch, backward, norm)
 
-    # Clip, and step. Adam and SGD apply λ themselves; a rule may do more before and after.
+    # Clip, and step. Adam and SGD apply λ themselves; a rule may do more before and after. K-FAC first looks at the batch again.
+    engine.curvature.measure(batch)
     engine.clip(gradients, norm)
     kept = rule.before_step(pieces, gradients, t)
     engine.apply()

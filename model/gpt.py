@@ -138,7 +138,9 @@ class GPT(nn.Module):
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, T) token ids → (B, T, V)."""
         with self._autocast(inputs.device):
-            return F.linear(self.hidden(inputs), self.head_weight)
+            hidden = self.hidden(inputs)
+            # By the head where there is one, so that a hook on it sees it (engine/curvature.py).
+            return F.linear(hidden, self.head_weight) if self.config.tied_head else self.head(hidden)
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """(B, T) token ids → the last hidden states (B, T, C), normalised, as the head takes them."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from configs.schema import Optim
 from configs.tensors import TensorSpec
-from optim import adam, lion, muon, sgd, torch_named
+from optim import adam, kfac, lion, muon, sgd, torch_named
 from optim.parameter_groups import parameter_groups
 
-ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd, "lion": lion, "muon": muon}
+ALGORITHMS: dict[str, ModuleType] = {"adam": adam, "sgd": sgd, "lion": lion, "muon": muon, "kfac": kfac}
 
 
 def algorithm_of(config: Optim) -> ModuleType:

@@ -25,6 +25,7 @@ DAMAGED, SUPERSEDED = "manifest.damaged.json", "manifest.superseded.json"
 SUFFIX = ".safetensors"  # of the file that holds one kind of tensor: weights, exp_avg, ema_0.99, …
 # A kind of what is no parameter: running statistics of batch normalisation, a head that is not trained.
 BUFFERS = "buffers"
+CURVATURE = "curvature"  # K-FAC's factors and their inverses, by layer
 
 CheckpointState = Literal["complete", "incomplete", "damaged", "set aside"]
 

@@ -103,9 +103,10 @@ def test_the_shipped_pilot_is_the_procedures_first_round(tmp_path: Path) -> None
     starts, pilot = rows_of("small_rules"), rows_of("small_rules_tuning")
     for names in (starts, rows_of("gpt124m_rules")):
         # The sphere is for networks whose outputs do not depend on the weights' norm: a GPT's do.
+        # K-FAC has few of the rules, and a comparison of its own (docs/rules.md).
         rules = set(get_args(Optim.model_fields["decay_rule"].annotation)) - {"sphere"}
         assert {row.get("decay_rule", "decoupled") for row in names} == rules
-        assert {row.get("algorithm", "adam") for row in names} == set(get_args(Algorithm))
+        assert {row.get("algorithm", "adam") for row in names} == set(get_args(Algorithm)) - {"kfac"}
     for i, start in enumerate(starts):
         runs = cell_runs(tmp_path / str(i), start, [3.0, 3.0], 100)
         _, tables = rule_by_rule(runs, endpoint_of(group_runs(runs)[0]))
