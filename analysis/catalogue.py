@@ -28,10 +28,17 @@ def _of_images(runs: list[Run]) -> bool:
 
 
 def _with_mechanisms(runs: list[Run]) -> bool:
-    """Whether a norm of a normalised layer, a measure of curvature, or K-FAC is among them; of language models the probes' ε."""
+    """Whether K-FAC, a measure of curvature, or a classifier with the norms of its layers is among them.
+
+    Norms of a language model's tensors are effective_lr's: of its layers none is scale-invariant by itself.
+    """
     measured = ("measure/gauss_newton_norm", "measure/fisher_norm", "measure/input_jacobian_norm")
     return any(
-        run.algorithm == "kfac" or any(str(c).startswith(("norm/", *measured)) for c in run.metrics) for run in runs
+        run.algorithm == "kfac"
+        or any(
+            str(column).startswith(("norm/", *measured) if _of_images([run]) else measured) for column in run.metrics
+        )
+        for run in runs
     )
 
 
@@ -60,7 +67,9 @@ CATALOGUE = {
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
-    "mechanisms": Entry("mechanisms", needs="log.tensor_norms or measures.every", fits=_with_mechanisms),
+    "mechanisms": Entry(
+        "mechanisms", needs="K-FAC, or images and log.tensor_norms", fits=_with_mechanisms
+    ),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

@@ -93,14 +93,13 @@ def update(
     # The state moves on, and the row is written.
     progress.advance(batch.digest, training.windows_after(t + 1))
     progress.decay_sum += engine.lr * engine.weight_decay
-    spikes = progress.watch.add(progress.step, backward.loss, norm)
     row = {
         "train/loss": backward.loss,
         "optim/lr": engine.lr,
         "optim/decay_sum": progress.decay_sum,
         "optim/grad_norm": norm,
         **training.measure_norms(),
-        **spikes,
+        **progress.watch.add(progress.step, backward.loss, norm),
     }
     _record(training, row, time.perf_counter() - began, probe)
     return Outcome("applied", backward.stop, backward.loss, norm)

@@ -64,7 +64,7 @@ def test_refused_with_the_reason(name: str, arguments: dict[str, Any], message: 
         (named("NAdam") | {"parallel": {"zero_stage": 2}}, "torch.optim.NAdam needs whole tensors.*use stage 0"),
         (
             {"optim": {"algorithm": "adamw"}},
-            '"adamw" is no algorithm; there are adam, sgd, lion, muon, and torch.optim.NAME',
+            '"adamw" is no algorithm; there are adam, sgd, lion, muon, kfac, and torch.optim.NAME',
         ),
         ({"optim": {"algorithm": "torch.optim.lr_scheduler.StepLR"}}, "is no algorithm"),
         ({"optim": {"algorithm": 3}}, "3 is no algorithm"),
