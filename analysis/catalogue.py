@@ -67,9 +67,7 @@ CATALOGUE = {
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
-    "mechanisms": Entry(
-        "mechanisms", needs="K-FAC, or images and log.tensor_norms", fits=_with_mechanisms
-    ),
+    "mechanisms": Entry("mechanisms", needs="images with norms, or K-FAC", fits=_with_mechanisms),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),
