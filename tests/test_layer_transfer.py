@@ -161,7 +161,7 @@ def test_a_follower_and_what_is_refused(make_images: Make, tmp_path: Path) -> No
         find_leader(configs["follower"], None)
 
 
-def test_what_cannot_be_taken(make_images: Make) -> None:
+def test_what_cannot_be_taken(make_images: Make, tiny_config: Make) -> None:
     """Breaks if layer norms are taken where the model has no such layer, where something else sets them, where they would round
     away, or with a field that does nothing."""
 
@@ -173,13 +173,24 @@ def test_what_cannot_be_taken(make_images: Make) -> None:
         ([match(own="run")], "own does nothing with take norms"),
         ([match(take="rate", every=2)], "every does nothing with take rate"),
         ([match(take="rate")], "sgd's is η/‖w‖²; schedule.match.take norms takes the leader's layer norms"),
-        (
-            [match(), {"optim": {"decay_rule": "norm_projection", "weight_decay": 0.0}}],
-            "both say what norms weights have",
+        *(
+            (
+                [match(), {"optim": {"decay_rule": rule, "weight_decay": 0.0, "decay_mask": "matrices"}}],
+                "both say what norms weights have",
+            )
+            for rule in ("norm_projection", "hyperball", "sphere")
         ),
     ):
         with pytest.raises(InputError, match=words):
             make_images(NETWORK, *overrides)
+    with pytest.raises(InputError, match="a run on tokens has none; set it to a number of updates"):
+        tiny_config(match(layers="normalised"))
+    for precision in ("bf16-true", "bf16-stochastic"):
+        low = {"precision": precision, "parallel": {"zero_stage": 1}}
+        with pytest.raises(
+            InputError, match=f"take norms under precision {precision}: a bfloat16 weight is rounded back"
+        ):
+            tiny_config(match(layers="normalised", every=2), low)
     bare = make_images(NETWORK, match(), {"model": {"batchnorm": "none"}})
     with pytest.raises(InputError, match=r"layers followed: no layer's outputs.*use a model with normalisation"):
         make_plan(bare, 1, None)
