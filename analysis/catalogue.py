@@ -33,13 +33,11 @@ def _with_mechanisms(runs: list[Run]) -> bool:
     Norms of a language model's tensors are effective_lr's: of its layers none is scale-invariant by itself.
     """
     measured = ("measure/gauss_newton_norm", "measure/fisher_norm", "measure/input_jacobian_norm")
-    return any(
-        run.algorithm == "kfac"
-        or any(
-            str(column).startswith(("norm/", *measured) if _of_images([run]) else measured) for column in run.metrics
-        )
-        for run in runs
-    )
+    for run in runs:
+        columns = ("norm/", *measured) if _of_images([run]) else measured
+        if run.algorithm == "kfac" or any(str(column).startswith(columns) for column in run.metrics):
+            return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ Gauss-Newton norm, overall and by layer (measures.every), and of Adam ε·‖w�
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from analysis.arms import is_pilot
 from analysis.claims import Claim, difference_claim, table_of_claims
 from analysis.command import Options, Result
 from analysis.compare import lost
@@ -35,6 +36,8 @@ METRICS = {"fisher": "K-FAC-F", "fisher_empirical": "K-FAC, empirical Fisher", "
 FORMS = {"l2_coupled": "L2", "l2_loss": "L2, in the loss", "decoupled": "decay"}
 OWN = ("optim.", "schedule.", SEEDS)  # what belongs to an optimiser's arm, and makes no other setting
 WORDS = "better than without", "worse than without"
+
+LayerRead = Callable[[Run, str], pd.Series]
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -79,7 +82,7 @@ def _layers(trunks: list[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in trunks for name in normalised(run)))
 
 
-def _over_layers(read: partial[pd.Series]) -> Read:
+def _over_layers(read: LayerRead) -> Read:
     """The geometric mean over a run's normalised layers: one layer that is ten times as large must not be all of it."""
 
     def mean(run: Run) -> pd.Series:
@@ -89,7 +92,7 @@ def _over_layers(read: partial[pd.Series]) -> Read:
     return mean
 
 
-def _by_layer(begun: Grouped, trunks: list[Run], options: Options, label: str, read: partial[pd.Series]) -> list[Panel]:
+def _by_layer(begun: Grouped, trunks: list[Run], options: Options, label: str, read: LayerRead) -> list[Panel]:
     """The mean over layers, then some layers by themselves."""
     panels = [_panel(begun, options, label, _over_layers(read), "geometric mean over layers")]
     for name in spread(_layers(trunks), LAYERS):
@@ -99,7 +102,7 @@ def _by_layer(begun: Grouped, trunks: list[Run], options: Options, label: str, r
 
 def _rates(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
     # of several optimisers the axes differ by a power of ‖w_l‖: compare within one of them
-    panels = _by_layer(begun, trunks, options, "η/‖w_l‖² (Adam: η/‖w_l‖)", partial(layer_rate))
+    panels = _by_layer(begun, trunks, options, "η/‖w_l‖² (Adam: η/‖w_l‖)", layer_rate)
     caption = (
         "Mechanism 1: the effective learning rate of layers that a normalisation follows. Without decay P2 has it fall."
     )
@@ -109,8 +112,8 @@ def _rates(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
 def _jacobians(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
     # the gap is of errors, and may be zero: no logarithm
     panels = [
-        _panel(begun, options, "norm of the input-output Jacobian", partial(_column, column=JACOBIAN)),
-        _panel(begun, options, "Gauss-Newton norm", partial(_column, column=NEWTON)),
+        _panel(begun, options, "norm of the input-output Jacobian", _column(JACOBIAN)),
+        _panel(begun, options, "Gauss-Newton norm", _column(NEWTON)),
         _panel(begun, options, GAP, gap, log=False),
     ]
     caption = "Mechanism 2: decay and the Jacobian of the outputs by the inputs. P2 has both norms smaller with decay."
@@ -119,7 +122,7 @@ def _jacobians(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
 
 def _damping(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
     # ‖w_l‖⁻² of the curvature makes λ_d count for more where the layer is large
-    panels = _by_layer(begun, trunks, options, "λ_d·‖w_l‖²", partial(layer_damping))
+    panels = _by_layer(begun, trunks, options, "λ_d·‖w_l‖²", layer_damping)
     # layers as the measures name them, which need not be tensors
     measured = [
         column for run in trunks for column in map(str, run.metrics) if column.startswith((FISHER + "@", NEWTON + "@"))
@@ -128,7 +131,7 @@ def _damping(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
     # Fisher and Gauss-Newton norm of one layer stand side by side
     for place in ["", *(f"@{layer}" for layer in layers)]:
         for column, label in ((FISHER, "Fisher norm"), (NEWTON, "Gauss-Newton norm")):
-            panels.append(_panel(begun, options, label, partial(_column, column=column + place), place[1:]))
+            panels.append(_panel(begun, options, label, _column(column + place), place[1:]))
     caption = "Mechanism 3: K-FAC's effective damping, and the Fisher norm beside the Gauss-Newton norm."
     return _figure("mechanism_3", caption, panels)
 
@@ -151,8 +154,8 @@ def _epsilon(begun: Grouped, trunks: list[Run], options: Options) -> Figure:
     return _figure("mechanism_3_adam", caption, panels)
 
 
-def _column(run: Run, column: str) -> pd.Series:
-    return run.column(column)
+def _column(name: str) -> Read:
+    return lambda run: run.column(name)
 
 
 def gap(run: Run) -> pd.Series:
@@ -196,7 +199,9 @@ def _optimisers(
     """
     # what a pilot chose must not be judged on the seeds that chose it
     kept = [
-        Group(g.name, g.fields, runs) for g in groups if (runs := [r for r in g.runs if _seed(r) < options.pilot_from])
+        Group(g.name, g.fields, runs)
+        for g in groups
+        if (runs := [r for r in g.runs if not is_pilot(r, options.pilot_from)])
     ]
     rows, claims, notes = [], [], []
     if len(kept) < len(groups):
@@ -225,14 +230,10 @@ def _optimisers(
             claims.append(replace(claim, advice="", seeds_needed=None) if accuracy else claim)
             row["verdict"] = claims[-1].verdict
         if (printed := published(run)) is not None:
-            row["P2, second-hand"] = f"{printed:.4f}"
+            row["P2 on CIFAR-10, second-hand"] = f"{printed:.4f}"
         rows.append(row)
     # several cells of one optimiser and form: the table shows all, and chooses none
     return pd.DataFrame(rows), claims, notes
-
-
-def _seed(run: Run) -> int:
-    return max((int(v) for n, v in run.fields.items() if n.startswith(SEEDS)), default=0)
 
 
 def _arm(group: Group) -> tuple[str, str]:

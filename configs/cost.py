@@ -82,9 +82,8 @@ def n_moments(config: RunConfig) -> float:
     if optim.algorithm == "muon":  # one of a hidden matrix, AdamW's two of the others
         hidden = sum(tensor.size for tensor in tensor_table(config.model).values() if is_hidden_matrix(tensor))
         return 2 - hidden / n_parameters(config.model)
-    return {"adam": 2, "lion": 1, "sgd": int(optim.momentum > 0), "kfac": int(optim.momentum > 0)}.get(
-        optim.algorithm, DOTTED_MOMENTS
-    )
+    momentum = int(optim.momentum > 0)
+    return {"adam": 2, "lion": 1, "sgd": momentum, "kfac": momentum}.get(optim.algorithm, DOTTED_MOMENTS)
 
 
 def bucket_elements(config: RunConfig) -> int:

@@ -18,7 +18,7 @@ from engine.training import Training
 def take_norms(training: Training, step: int) -> None:
     """Scale the layers where update `step` (from 1) is one after which that is due. Collective.
 
-    The optimiser's moments stay: they are of the gradients before, as in P2.
+    The optimiser's moments stay: they are of the gradients before.
     """
     match, leader = training.config.schedule.match, training.plan.leader
     if match is None or leader is None or not is_transferred(match, step, training.plan.steps_per_epoch):

@@ -100,10 +100,11 @@ def find_leader(config: RunConfig, run_dir: Path | None, required: bool = True) 
     match, steps = config.schedule.match, config.schedule.steps
     if match is None:
         return None
-    tensors = list(tensor_table(config.model)) if match.scope == "tensor" else []
-    after = 0 if match.sets_rate else 1  # a rate is compared before an update, layers are scaled after it
-    if not match.sets_rate:
-        tensors = list(transferred(config, match))
+    # A rate is compared before an update, layers are scaled after it.
+    if match.sets_rate:
+        tensors, after = list(tensor_table(config.model)) if match.scope == "tensor" else [], 0
+    else:
+        tensors, after = list(transferred(config, match)), 1
     try:
         for run, same_schedule in followed_runs(match):
             if (path := RunFolder(run).config).is_file():

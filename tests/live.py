@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
 
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from data.any_manifest import AnyManifest
 from data.loader import StepBatch
+from engine import checkpoint
 from engine.launch import World
 from engine.supply import open_data
 from engine.training import Training, begin
 from engine.update import update
+from record.progress import Progress
 from record.recorder import Recorder
 from record.run import RunFolder
 
@@ -51,3 +56,25 @@ def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
 def batch_of(training: Training, step: int) -> StepBatch:
     """This rank's batch of an update, with the digest of an order that was read from its start."""
     return next(islice(training.data.batches(0, training.data.start_digest), step, None))
+
+
+Kinds = dict[str, dict[str, Tensor] | None]  # all that a checkpoint holds, on rank 0
+
+
+def whole_and_resumed(
+    config: RunConfig, later: RunConfig, manifest: AnyManifest, world: World, folder: Path, save: bool = True
+) -> tuple[Kinds, Kinds]:
+    """What six updates come to, and three, a checkpoint in `folder`, and three more by `later` in a new engine.
+
+    `save`: False where the checkpoint is there already, of other ranks.
+    """
+    whole = make_training(config, manifest, world)
+    train_steps(whole, range(3))
+    if save:
+        checkpoint.save(folder, 3, whole.engine.fragments, whole.progress.counters(), {})
+    train_steps(whole, range(3, 6))
+    again = make_training(later, manifest, world)
+    again.progress = Progress.of(checkpoint.load(folder / "step_00000003", again.engine.fragments), config.numerics)
+    train_steps(again, range(3, 6))
+    one, other = ({k: t.engine.fragments.gather(k, 0) for k in t.engine.fragments.kinds} for t in (whole, again))
+    return one, other

@@ -15,7 +15,7 @@ from configs.schema import Model
 from model.gpt import GPT
 from tests.processes import ConfigFile, finish_ranks
 from weights import head_jacobian
-from weights.head_jacobian import squares
+from weights.head_jacobian import gram_of_head, squares
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 8, "seq_len": 6, "vocab_size": 13}
 
@@ -43,7 +43,7 @@ def test_the_closed_form_is_the_jacobian(more: dict[str, bool]) -> None:
 
     for tiny in (1.0, 1e-3):
         model.ln_f.eps = 1e-5 if tiny == 1.0 else float(states[0].var(-1).mean())  # ε as large as the variance
-        found, deviations = squares(model, inputs)
+        found, deviations = squares(model, inputs, gram_of_head(model))
         for place, h in enumerate(states[0].flatten(0, 1)):
             expected = jacrev(logits)(h).square().sum()
             torch.testing.assert_close(found.flatten()[place], expected, rtol=1e-9, atol=0)

@@ -17,15 +17,13 @@ from torch import Tensor
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from data.image_manifest import ImageManifest
-from engine import checkpoint
 from engine.launch import World, start_world
 from engine.network import build_network
 from engine.supply import open_data
 from engine.update import update
 from record.checkpoint_manifest import BUFFERS
 from record.metrics import read_metrics
-from record.progress import Progress
-from tests.live import batch_of, make_training, train_steps
+from tests.live import batch_of, make_training, train_steps, whole_and_resumed
 from tests.processes import finish, start
 from tests.ranks import run_ranks
 from weights.evaluate import evaluate
@@ -125,17 +123,11 @@ def references_of(configs: list[RunConfig], manifest: ImageManifest) -> list[Any
 
 def resumed(before: list[RunConfig], after: list[RunConfig], manifest: ImageManifest, folder: str) -> list[Any]:
     """Per pair: every kind that a checkpoint holds after six updates, and after three, a checkpoint, a new engine, three more."""
-    world, found = start_world("images", 120, None), []
-    for number, (config, later) in enumerate(zip(before, after, strict=True)):
-        whole = make_training(config, manifest, world)
-        train_steps(whole, range(3))
-        path = checkpoint.save(Path(folder) / str(number), 3, whole.engine.fragments, whole.progress.counters(), {})
-        train_steps(whole, range(3, 6))
-        again = make_training(later, manifest, world)
-        again.progress = Progress.of(checkpoint.load(path, again.engine.fragments), config.numerics)
-        train_steps(again, range(3, 6))
-        found.append([{k: t.engine.fragments.gather(k, 0) for k in t.engine.fragments.kinds} for t in (whole, again)])
-    return found
+    world = start_world("images", 120, None)
+    return [
+        whole_and_resumed(config, later, manifest, world, Path(folder) / str(number))
+        for number, (config, later) in enumerate(zip(before, after, strict=True))
+    ]
 
 
 @pytest.mark.engine

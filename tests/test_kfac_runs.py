@@ -20,15 +20,13 @@ from configs.tensors import TensorSpec
 from data.image_manifest import ImageManifest
 from data.loader import StepBatch
 from data.manifest import Manifest
-from engine import checkpoint
 from engine.curvature import Curvature
 from engine.launch import start_world
 from engine.update import update
 from optim.algorithms import build_optimizer
 from record.checkpoint_manifest import BUFFERS, CURVATURE
-from record.progress import Progress
 from tests.kfac_plain import STEPS, plain
-from tests.live import batch_of, make_training, train_steps
+from tests.live import batch_of, make_training, train_steps, whole_and_resumed
 from tests.ranks import run_ranks
 
 Make = Callable[..., RunConfig]
@@ -116,19 +114,11 @@ def test_text_equals_a_plain_loop(tiny_data: tuple[Path, Manifest], tiny_config:
 def resumed(configs: list[RunConfig], manifest: ImageManifest, folder: str, saved: bool) -> list[Any]:
     """Per configuration: all kinds after six updates, and after three, a checkpoint and three more in a new engine. `saved`: the
     checkpoints are there, of other ranks."""
-    world, found = start_world("resumed", 120, None), []
-    for number, config in enumerate(configs):
-        whole = make_training(config, manifest, world)
-        train_steps(whole, range(3))
-        path = Path(folder) / str(number) / "step_00000003"
-        if not saved:
-            checkpoint.save(path.parent, 3, whole.engine.fragments, whole.progress.counters(), {})
-        train_steps(whole, range(3, 6))
-        again = make_training(config, manifest, world)
-        again.progress = Progress.of(checkpoint.load(path, again.engine.fragments), config.numerics)
-        train_steps(again, range(3, 6))
-        found.append([{k: t.engine.fragments.gather(k, 0) for k in t.engine.fragments.kinds} for t in (whole, again)])
-    return found
+    world = start_world("resumed", 120, None)
+    return [
+        whole_and_resumed(config, config, manifest, world, Path(folder) / str(number), save=not saved)
+        for number, config in enumerate(configs)
+    ]
 
 
 @pytest.mark.engine

@@ -12,12 +12,10 @@ import torch
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
-from engine import checkpoint
 from engine.launch import start_world
 from optim.draws import uniform
 from optim.rules import check_rule
-from record.progress import Progress
-from tests.live import make_training, train_steps
+from tests.live import whole_and_resumed
 from tests.plain import drawn_by_hand, plain_run
 from tests.ranks import run_ranks
 from tests.test_decay import engine_ends
@@ -80,15 +78,8 @@ def resumed(
     """
     world, found = start_world("resumed", 120, None), []
     for number, (config, later) in enumerate(zip(configs, then or configs, strict=True)):
-        whole = make_training(config, manifest, world)
-        train_steps(whole, range(3))
-        place = Path(folder) / str(number)
-        path = checkpoint.save(place, 3, whole.engine.fragments, whole.progress.counters(), {})
-        train_steps(whole, range(3, 6))
-        again = make_training(later, manifest, world)
-        again.progress = Progress.of(checkpoint.load(path, again.engine.fragments), config.numerics)
-        train_steps(again, range(3, 6))
-        found.append([t.engine.fragments.gather("weights", 0) for t in (whole, again)])
+        both = whole_and_resumed(config, later, manifest, world, Path(folder) / str(number))
+        found.append([kinds["weights"] for kinds in both])
     return found
 
 

@@ -47,19 +47,21 @@ WINDOWS = 16  # of a kilotoken each the standard error is a percent or so; the c
 
 
 @torch.no_grad()
-def squares(model: GPT, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """‖∂logits/∂h‖_F² and s of every position of inputs (B, T), both (B, T) float64, of a model in eval mode without autocast."""
+def squares(model: GPT, inputs: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """‖∂logits/∂h‖_F² and s of every position of inputs (B, T), both (B, T) float64, of a model in eval mode without autocast.
+
+    `gram` of `gram_of_head`.
+    """
     h = _before_norm(model, inputs).double()  # (B, T, C)
     C = h.shape[-1]
     s = (h.var(-1, unbiased=False) + model.ln_f.eps).sqrt()
     x = (h - h.mean(-1, keepdim=True)) / s[..., None]
-    gram = _gram(model)  # AᵀA
     whole = gram.trace() - gram.sum() / C  # tr(AᵀA·(I − 11ᵀ/C))
     along = ((x @ gram) * x).sum(-1)  # x̂ᵀAᵀA x̂
     return (whole - (2 - x.square().sum(-1) / C) * along / C) / s.square(), s
 
 
-def _gram(model: GPT) -> Tensor:
+def gram_of_head(model: GPT) -> Tensor:
     """AᵀA, (C, C) float64."""
     W = model.head_weight.double()
     gain = torch.ones(W.shape[1], dtype=W.dtype, device=W.device)
@@ -87,17 +89,17 @@ def _before_norm(model: GPT, inputs: Tensor) -> Tensor:
 
 def measure(model: GPT, batches: Iterable[EvalBatch], device: torch.device) -> dict[str, float]:
     """The columns. Errors are over windows: the positions of one window have much in common."""
-    norms, means, deviations = [], [], []
+    norms, means, deviations, gram = [], [], [], gram_of_head(model)
     for batch in batches:
         rows = batch.counted // batch.targets.shape[1]  # the others fill the batch up
-        found, s = squares(model, torch.from_numpy(batch.inputs[:rows]).to(device))
+        found, s = squares(model, torch.from_numpy(batch.inputs[:rows]).to(device), gram)
         norms.append(found.sqrt().mean(1).cpu())
         means.append(found.mean(1).cpu())
         deviations.append(s.mean(1).cpu())
     norm, square, s = (torch.cat(parts) for parts in (norms, means, deviations))
     row = {"head_jacobian_norm": norm.mean(), "head_jacobian_norm_error": norm.std() / len(norm) ** 0.5}
     row |= {"head_jacobian_square": square.mean(), "head_jacobian_square_error": square.std() / len(square) ** 0.5}
-    row |= {"head_norm": _gram(model).trace().sqrt(), "hidden_deviation": s.mean()}
+    row |= {"head_norm": gram.trace().sqrt(), "hidden_deviation": s.mean()}
     return {f"measure/{name}": value.item() for name, value in row.items()}
 
 
