@@ -55,7 +55,9 @@ def whole_logits(x: Tensor, head: Tensor, targets: Tensor, z_loss: float, dtype:
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool) -> Tensor:
+def by_products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, enable_gqa: bool
+) -> Tensor:
     later = torch.full(q.shape[-2:-1] * 2, -math.inf, dtype=q.dtype, device=q.device).triu(1)
     scores = torch.baddbmm(later, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(q.shape)

@@ -26,7 +26,7 @@ CASES = [("fp32", 0, 1, 4), ("fp32", 1, 1, 4), ("fp32", 1, 2, 4), ("fp32", 2, 2,
          ("bf16-mixed", 0, 1, 4), ("bf16-mixed", 1, 2, 4), ("bf16-master", 1, 2, 4), ("bf16-true", 1, 1, 4),
          ("fp32", 0, 1, 16), ("bf16-mixed", 0, 1, 32)]  # fmt: skip
 IN_USE = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-NOTHING = {"n_layer": 1, "n_head": 1, "n_embd": 8, "seq_len": 8}
+NOTHING = {"n_layer": 1, "n_head": 1, "n_kv_head": None, "n_embd": 8, "mlp_width": 8, "seq_len": 8}
 
 
 def name_of(precision: str, stage: int, ranks: int, micro_batch: int) -> str:

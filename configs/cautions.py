@@ -92,7 +92,8 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
 def _gains(config: RunConfig) -> list[str]:
     """Gains begin at 1.0, whose bfloat16 neighbours are 2⁻⁸ below and 2⁻⁷ above; Adam's steps are about η."""
     optim, model = config.optim, config.gpt
-    what = ["LayerNorm gains"] * model.layernorm_gain + ["the head's scale"] * model.head_scale
+    norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.norm]
+    what = [f"{norm} gains"] * model.layernorm_gain + ["the head's scale"] * model.head_scale
     frozen = TABLE[config.precision].loses_small_changes and optim.algorithm != "sgd" and what
     if not frozen or optim.lr > BF16_ROUNDING[1]:
         return []

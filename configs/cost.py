@@ -183,6 +183,29 @@ def device_hours(config: RunConfig, flops_per_s: float) -> float:
     return flops_per_unit(config.model) * config.schedule.steps * config.units_per_step / flops_per_s / 3600
 
 
+def block_bytes(model: Model, wide: int, narrow: int) -> tuple[int, int]:
+    """Of a token: what a block keeps for its backward pass, and what it holds besides while it is at work.
+
+    `wide` and `narrow` are bytes of a value in the residual stream and of one that a matrix multiplies. Uncompiled, as on a CPU:
+    there a normalisation by mean square keeps what it makes before its gain.
+    """
+    d, keys = model.n_embd, model.n_embd * model.kv_heads // model.n_head
+    normalised, turned = (
+        d + keys if model.qk_norm else 0,
+        d + keys if model.position == "rotary" or model.qk_norm else 0,
+    )
+    rms = wide * (2 * d + normalised) if model.norm == "rmsnorm" and model.layernorm_gain else 0
+    hidden = model.mlp_hidden * (4 if model.activation == "swiglu" else 2)
+    # Residual stream twice; norms' outputs, q k v, queries and keys once more where they are changed, attention's output, the MLP.
+    kept = 2 * d * wide + narrow * (2 * d + d + 2 * keys + turned + d + hidden) + rms
+    if model.attention == "sdpa":
+        return kept, 0
+    scores = model.n_head * model.seq_len  # of the weights, which are kept in float32 and rounded
+    # By products. Queries, keys and the product are kept in float32 too.
+    kept += scores * (4 + (narrow if narrow < 4 else 0)) + 4 * 3 * d
+    return kept, 3 * 4 * scores  # scores before and after the mask, and their gradient
+
+
 def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     """What one micro-batch adds: activations kept for its backward pass, weights cast for it, and the loss's working memory."""
     measured = statistics_bytes(config, micro_batch)  # by K-FAC, in a pass of its own
@@ -191,11 +214,11 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     model, dtypes = config.model, TABLE[config.precision]
     wide, narrow = BYTES[dtypes.weights], 2 if dtypes.matmul == "bfloat16" else BYTES[dtypes.weights]
     tokens, head = micro_batch * model.seq_len, model.vocab_size * model.n_embd
-    # Per token: residual stream twice; LayerNorm outputs, q k v, attention output, MLP hidden twice.
-    block = tokens * model.n_embd * (2 * wide + 14 * narrow)
-    blocks = block * model.n_layer
+    block, passing = block_bytes(model, wide, narrow)
+    block *= tokens
+    blocks = block * model.n_layer + tokens * passing
     if config.parallel.recompute:
-        blocks = block + tokens * model.n_embd * wide * model.n_layer
+        blocks = block + tokens * passing + tokens * model.n_embd * wide * model.n_layer
     cast = narrow * n_parameters(model) if narrow < wide else 0
     chunk = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size * narrow
     chunks = math.ceil(tokens * model.vocab_size / LOGITS_AT_ONCE)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from configs.image_tensors import image_layers
 from configs.images import ImageModel
 from configs.schema import RunConfig
-from configs.tensors import TensorSpec, tensor_table
+from configs.tensors import QK_NORM, TensorSpec, tensor_table
 
 CHUNK = 1 << 24  # elements of a layer's inputs, unfolded, that are held at once: 64 MiB
 
 
 def is_factored(tensor: TensorSpec) -> bool:
     """Whether it belongs to a layer with factors: a matrix that multiplies activations, or what is added to its outputs."""
-    return tensor.role == "matrix" or (tensor.role == "bias" and tensor.kind != "norm")
+    return tensor.role == "matrix" or (tensor.role == "bias" and tensor.kind not in ("norm", QK_NORM))
 
 
 def factored_layers(tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[int, int]]:

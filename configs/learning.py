@@ -1,62 +1,14 @@
-"""Sections of a configuration that say what is learned: the model, the data and the schedule."""
+"""Sections of a configuration that say how it is learned: the data and the schedule."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import model_validator
 
 from configs.echo import shown
 from configs.errors import InputError
-from configs.section import PATH, Section, nearest_multiples, setting
-
-P1_INIT_STD, P1_WIDTH = 0.02, 768  # P1's initial weights, and the width that they belong to
-
-
-class Model(Section):
-    """GPT-2 as P1 trains it: pre-LayerNorm, learned positions, tied embedding and head, no biases."""
-
-    kind: Literal["gpt"] = setting("gpt", "a transformer; networks for images have a section of their own")
-    n_layer: int = setting(..., "transformer blocks", because="a plan lists every tensor", ge=1, le=1000)
-    n_head: int = setting(..., "attention heads per block", ge=1)
-    n_embd: int = setting(..., "width of the residual stream", ge=1)
-    seq_len: int = setting(..., "context length in tokens", ge=1)
-    vocab_size: int = setting(..., "rows of the embedding; at least the tokenizer's vocabulary", ge=2)
-    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "exact GELU, or the tanh form of the released GPT-2")
-    bias: bool = setting(False, "biases in linear layers and LayerNorms")
-    tied_head: bool = setting(True, "the output head is the token embedding")
-    head_scale: bool = setting(
-        False, "one learned number, 1 at the start, multiplies the logits: a head whose norm is held can still sharpen"
-    )
-    layernorm_gain: bool = setting(True, "learnable LayerNorm gains (false: plain normalisation)")
-    dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
-    init_std: float | None = setting(
-        None,
-        "standard deviation of the initial weights; null: 0.02·√(768/n_embd), P1's at any width; residual projections get "
-        "it over √(2·n_layer)",
-        gt=0,
-    )
-
-    @model_validator(mode="after")
-    def _init_std_of_the_width(self) -> Model:
-        # A narrower network needs larger weights for activations of the same size. The number is what is recorded.
-        if self.init_std is None:
-            self.__dict__["init_std"] = P1_INIT_STD * math.sqrt(P1_WIDTH / self.n_embd)
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Model:
-        if self.n_embd % self.n_head:
-            below, above = nearest_multiples(self.n_embd, self.n_head)
-            raise InputError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}"
-            )
-        if self.bias and not self.layernorm_gain:
-            raise InputError(
-                "bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true"
-            )
-        return self
+from configs.section import PATH, Section, setting
 
 
 class Data(Section):

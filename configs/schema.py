@@ -16,11 +16,12 @@ from configs.equilibrium import HOLDING, LR_POWERS
 from configs.errors import InputError
 from configs.images import ImageData, ImageModel
 from configs.kronecker import check_kfac
-from configs.learning import P1_INIT_STD, P1_WIDTH, Data, Match, Model, Schedule
+from configs.learning import Data, Match, Schedule
 from configs.optimisation import DecayOverride, DecaySchedule, Optim
 from configs.precision import TABLE
 from configs.running import Averages, Batch, Branch, Checkpoint, Eval, Log, Measures, Numerics, Parallel, Seeds
 from configs.section import Section, setting
+from configs.transformer import P1_INIT_STD, P1_WIDTH, Model
 from configs.units import check_images, check_measures, check_pair, check_tokens
 
 __all__ = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from configs.errors import InputError
 from configs.images import ImageModel
-from configs.learning import Data, Model
+from configs.learning import Data
 from configs.optimisation import Optim
 from configs.precision import TABLE
 from configs.running import Averages, Batch, Eval, Measures, Parallel
 from configs.section import Section, nearest_multiples
+from configs.transformer import Model
 
 
 def check_pair(model: Section, data: Section) -> None:

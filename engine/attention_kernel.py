@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.precision import TABLE
 from configs.schema import RunConfig
 from engine.dtypes import autocast_dtype
-from model.gpt import Attention, document_mask
+from model.attention import Attention, Rotary
+from model.gpt import document_mask
 
 # The operators that torch's scaled_dot_product_attention hands over to. If it uses none of them, it multiplies and takes
 # the softmax itself ("math").
@@ -27,7 +28,7 @@ SOFTMAX = {"aten::_softmax", "aten::_safe_softmax"}
 
 
 def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) -> str | None:
-    """The kernel's name: flash, flash_cpu, efficient, cudnn or math; "unknown" if what ran is none of them. None for images.
+    """The kernel's name: flash, flash_cpu, efficient, cudnn, math or stable; "unknown" if what ran is none of them. Of images None.
 
     It is read off one call of the model's own attention, with the shapes, dtypes, mask and dropout of a micro-step. torch
     chooses by these, by the device, and by what was switched off in this process. On a CPU, compiled blocks were seen to take
@@ -35,6 +36,8 @@ def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) 
     """
     if config.unit == "images":
         return None
+    if config.gpt.attention != "sdpa":  # written out in model/attention.py
+        return config.gpt.attention
     # The inputs are of the dtype that the weights have in the forward pass; autocast, below, lowers them further.
     dtype = torch.bfloat16 if TABLE[config.precision].weights == "bfloat16" else torch.float32
     length = config.gpt.seq_len
@@ -47,7 +50,8 @@ def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) 
         mask = None if config.text.cross_document_attention else document_mask(tokens, 0)
         autocast = autocast_dtype(config.precision)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None), _Operators() as seen:
-            attention(x, mask)
+            rotation = Rotary(config.gpt).at(length, device) if config.gpt.position == "rotary" else None
+            attention(x, mask, rotation)
     return name_kernel(seen.names)
 
 

@@ -21,7 +21,7 @@ from configs.windows import windows_read
 from data.loader import Prefetcher
 from engine import checkpoint
 from engine.agree import on_first_rank
-from engine.attention import attention_kernel
+from engine.attention_kernel import attention_kernel
 from engine.engine import Engine, Wish
 from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes

@@ -1,4 +1,4 @@
-"""GPT-2 as P1 (D'Angelo et al., arXiv 2310.04415) trains it.
+"""The transformer: GPT-2 as P1 (D'Angelo et al., arXiv 2310.04415) trains it, and by fields of the configuration Llama's shapes.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads, V vocabulary.
 """
@@ -15,56 +15,46 @@ from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Model
 from configs.tensors import tensor_table
+from model.attention import Attention, Rotary, make_norm
 from model.linear import Linear
 from model.loss import cross_entropies, cross_entropy_sum, logit_statistics
 
 RESIDUAL = ("attn.proj", "mlp.proj")  # kinds whose output is added to the residual stream: twice a block
 
 
-class Attention(nn.Module):
-    """Causal self-attention."""
-
-    def __init__(self, config: Model) -> None:
-        super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None)
-        y = self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
-        return F.dropout(y, self.dropout, self.training)
-
-
 class MLP(nn.Module):
-    """Two linear maps with a GELU between, four times as wide inside."""
+    """Linear maps with a nonlinearity between; swiglu (2002.05202) has a gate beside the first."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.dropout = config.dropout
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout, self.activation = config.dropout, config.activation
+        if config.activation == "swiglu":
+            self.gate = Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+        self.fc = Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+        self.proj = Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.proj(F.gelu(self.fc(x), approximate=self.approximate))
-        return F.dropout(y, self.dropout, self.training)
+        hidden = self.fc(x)
+        match self.activation:
+            case "swiglu":
+                hidden = F.silu(self.gate(x)) * hidden
+            case "relu2":  # 2109.08668
+                hidden = F.relu(hidden).square()
+            case _:
+                hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return F.dropout(self.proj(hidden), self.dropout, self.training)
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm residual block."""
+    """Residual block with a normalisation before each part."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.ln_1, self.attn = _layernorm(config), Attention(config)
-        self.ln_2, self.mlp = _layernorm(config), MLP(config)
+        self.ln_1, self.attn = make_norm(config, config.n_embd), Attention(config)
+        self.ln_2, self.mlp = make_norm(config, config.n_embd), MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, rotation)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -107,9 +97,11 @@ class GPT(nn.Module):
         self.config, self.autocast, self.separate_at, self.z_loss = config, autocast, separate_at, z_loss
         self.compiled, self.recompute = compiled, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.seq_len, config.n_embd)
+        self.rotary = Rotary(config) if config.position == "rotary" else None
+        if self.rotary is None:
+            self.wpe = nn.Embedding(config.seq_len, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = _layernorm(config)
+        self.ln_f = make_norm(config, config.n_embd)
         if config.head_scale:
             self.head_scale = Scale()
         if not config.tied_head:
@@ -144,12 +136,17 @@ class GPT(nn.Module):
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """(B, T) token ids → the last hidden states (B, T, C), normalised, as the head takes them."""
-        x = self.wte(inputs) + self.wpe.weight[: inputs.shape[1]]  # (B, T, C)
+        length, rotation = inputs.shape[1], None
+        x = self.wte(inputs)  # (B, T, C)
+        if self.rotary is None:
+            x = x + self.wpe.weight[:length]
+        else:
+            rotation = self.rotary.at(length, inputs.device)
         x = F.dropout(x, self.config.dropout, self.training)
         mask = None if self.separate_at is None else document_mask(inputs, self.separate_at)
         recompute = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+            x = checkpoint(block, x, mask, rotation, use_reentrant=False) if recompute else block(x, mask, rotation)
         x = self.ln_f(x)
         # s·(x·Wᵀ) = (s·x)·Wᵀ: here every reader of logits gets the scale, and a head of any chunk needs to know nothing of it.
         return self.head_scale(x) if self.config.head_scale else x
@@ -192,7 +189,3 @@ def document_mask(inputs: Tensor, eot: int) -> Tensor:
     document = ends - (inputs == eot).long()  # (B, T)
     same = document[:, :, None] == document[:, None, :]  # (B, T, T)
     return same.tril()[:, None]
-
-
-def _layernorm(config: Model) -> nn.LayerNorm:
-    return nn.LayerNorm(config.n_embd, elementwise_affine=config.layernorm_gain, bias=config.bias)

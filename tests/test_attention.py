@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from analysis import best_decay, bias_variance, effective_lr, generalisation, loss_curves, precision_gap
 from analysis.command import Analysis, Options
 from configs.schema import RunConfig
-from engine.attention import attention_kernel, name_kernel
+from engine.attention_kernel import attention_kernel, name_kernel
 from engine.network import build_model
 from record.run import RunFolder
 from tests.recorded import base_curve, load, write_run

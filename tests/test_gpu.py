@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from configs.schema import RunConfig
 from data.manifest import Manifest
-from engine.attention import attention_kernel, name_kernel
+from engine.attention_kernel import attention_kernel, name_kernel
 from engine.devices import device_bytes
 from engine.dtypes import set_matmul_precision
 from engine.launch import start_world

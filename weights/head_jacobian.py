@@ -54,9 +54,11 @@ def squares(model: GPT, inputs: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     h = _before_norm(model, inputs).double()  # (B, T, C)
     C = h.shape[-1]
-    s = (h.var(-1, unbiased=False) + model.ln_f.eps).sqrt()
-    x = (h - h.mean(-1, keepdim=True)) / s[..., None]
-    whole = gram.trace() - gram.sum() / C  # tr(AᵀA·(I − 11ᵀ/C))
+    whole = gram.trace()
+    if model.config.norm == "layernorm":  # takes the mean away, as I − 11ᵀ/C does, and an RMSNorm does not
+        h, whole = h - h.mean(-1, keepdim=True), whole - gram.sum() / C
+    s = (h.square().mean(-1) + model.ln_f.eps).sqrt()
+    x = h / s[..., None]
     along = ((x @ gram) * x).sum(-1)  # x̂ᵀAᵀA x̂
     return (whole - (2 - x.square().sum(-1) / C) * along / C) / s.square(), s
 
