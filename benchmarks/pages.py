@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "logits": cost_tables.logits,
     "experiments": cost_tables.experiments,
     "vision": image_experiments.experiments_on_images,
+    "mechanisms": image_experiments.experiments_of_p2,
     "aims": speed_tables.aims,
     "loop": speed_tables.loop,
     "images": speed_tables.images,

@@ -183,6 +183,11 @@ def test_what_cannot_be_taken(make_images: Make, tiny_config: Make) -> None:
     ):
         with pytest.raises(InputError, match=words):
             make_images(NETWORK, *overrides)
+    rotational = {"optim": {"algorithm": "adam", "momentum": 0.9, "decay_rule": "rotational", "decay_mask": "matrices"}}
+    with pytest.raises(
+        InputError, match=r"optim\.decay_rule rotational: both say.*use a rule of λ, for example decoupled with"
+    ):
+        make_images(NETWORK, match(), rotational)
     with pytest.raises(InputError, match="a run on tokens has none; set it to a number of updates"):
         tiny_config(match(layers="normalised"))
     for precision in ("bf16-true", "bf16-stochastic"):

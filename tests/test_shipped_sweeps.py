@@ -56,6 +56,48 @@ def test_corners_are_the_papers(name: str) -> None:
     assert found == {(lr, decay) for lr in (large, small) for decay in (0, weight_decay)}
 
 
+# P2's networks: kind, batch normalisation, classes, crop and flip.
+NETWORKS = {
+    "vgg16_cifar10": ("vgg16", "plain", 10, 0, False),
+    "vgg16_without_bn_cifar10": ("vgg16", "none", 10, 0, False),
+    "resnet32_cifar10": ("resnet32", "plain", 10, 4, True),
+    "vgg16_cifar100": ("vgg16", "plain", 100, 0, False),
+    "resnet32_cifar100": ("resnet32", "plain", 100, 4, True),
+}
+# Of VGG16 with batch normalisation: η, and η·λ of an update, that of L2 with SGD carried on by the momentum.
+OPTIMISERS = {"sgd": (0.1, 1e-3), "adam": (1e-3, 3e-4), "fisher": (3e-3, 3e-3), "gauss_newton": (0.03, 9e-4)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mechanisms_have_the_papers_settings(name: str) -> None:
+    """Breaks if one of P2's twelve rows is missing, or has another network, η, decay of an update, schedule or damping."""
+    found = set()
+    for config in (cell.config for cell in cells(ROOT / "configs" / "sweeps" / f"p2_{name}.json")):
+        model, optim, kfac, epoch = config.model, config.optim, config.optim.kfac, 50_000 // 128
+        network = (model.kind, model.batchnorm, model.classes, config.data.crop, config.data.flip)  # type: ignore[union-attr]
+        assert network == NETWORKS[name]
+        optimiser, epochs, falls = optim.algorithm, 200, (60, 120, 180)
+        if optimiser == "kfac":
+            optimiser, epochs, falls = kfac.metric, 100, (40, 80)
+            assert kfac.damping == (1e-2 if model.batchnorm == "none" else 1e-3)  # type: ignore[union-attr]
+            assert (kfac.kl_clip is None) == (model.batchnorm != "none")  # type: ignore[union-attr]
+            assert (kfac.factor_decay, kfac.statistics_every, kfac.inverses_every) == (0.95, 10, 100)
+        eta, decay = OPTIMISERS[optimiser]
+        assert (config.units_per_step, config.schedule.steps, optim.grad_clip) == (128, epochs * epoch, 0)
+        assert optim.momentum == 0.9
+        assert optimiser != "adam" or optim.betas == (0.9, 0.999)
+        for step in range(0, config.schedule.steps, epoch):
+            fallen = sum(step >= epoch * fall for fall in falls)
+            assert lr_at(config, step) == pytest.approx(eta * 0.1**fallen)
+        form = "none" if optim.weight_decay == 0 else optim.decay_rule
+        if form == "decoupled":
+            assert eta * optim.weight_decay == pytest.approx(decay)
+        elif form == "l2_coupled" and optimiser == "sgd":
+            assert eta * optim.weight_decay / (1 - optim.momentum) == pytest.approx(decay)
+        found.add((optimiser, form, config.seeds.init))
+    assert found == {(o, f, s) for o in OPTIMISERS for f in ("none", "l2_coupled", "decoupled") for s in range(3)}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
 def test_sweeps_have_seeds_and_baselines(path: Path) -> None:
     """Breaks if a shipped sweep that means a claim has fewer than three seeds, or none of its runs is at λ = 0."""
