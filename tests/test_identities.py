@@ -14,6 +14,7 @@ import pytest
 
 from configs.load import load_config
 from configs.plan import make_plan
+from configs.precision import TABLE as DTYPES
 from configs.prepared import DataSummary, ImageSummary, Prepared
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
@@ -55,8 +56,9 @@ def figures(config: RunConfig, ranks: int = 1) -> list[Any]:
 def table(path: Path) -> dict[str, list[Any]]:
     """Of a configuration: its plan on one rank and on eight at every ZeRO stage. Of a sweep: each cell's folder and plan."""
     if path.parent.name != "sweeps":
-        plans = {}
-        for stage in range(4):
+        plans: dict[str, list[Any]] = {}
+        has_masters = DTYPES[load_config(path)[0].precision].weights == "float32"
+        for stage in range(4) if has_masters else range(1, 4):  # bfloat16 weights are refused at stage 0
             config = load_config(path, [f"parallel.zero_stage={stage}"])[0]
             plans |= {f"stage {stage}, {ranks} ranks": figures(config, ranks) for ranks in RANKS[config.unit]}
         return plans
