@@ -66,6 +66,7 @@ CATALOGUE = {
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
     "mechanisms": Entry("mechanisms", needs="images with norms, or K-FAC", fits=_with_mechanisms),
+    "jacobian_gap": Entry("jacobian_gap", needs="measured runs on images", fits=_of_images, on_page=False),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

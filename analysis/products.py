@@ -8,18 +8,16 @@ Conjecture 3), the same is asked of η alone.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from analysis.endpoint import Endpoint
 from analysis.levels import NEAR, rate_of
 from analysis.pairing import Group
-from analysis.statistics import LEAST_SEEDS, Interval, interval, seed_count
+from analysis.statistics import LEAST_SEEDS, Interval, interval, rank_correlation, seed_count
 
 PRODUCT = "ηλ"
 LEAST_PRODUCTS = 4  # of three products in a row, one order of six is monotone by chance
@@ -127,13 +125,8 @@ def relation(groups: list[Group], endpoint: Endpoint, expected: int) -> Relation
     table, products = by_cell(groups, endpoint)
     if table.empty or len(set(places := ranks(products))) < LEAST_PRODUCTS:
         return None
-    with warnings.catch_warnings():
-        # of a measurement that is the same everywhere there is no rank: its ρ is NaN, and no seed
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        each = [float(stats.spearmanr(places, row).statistic) for row in table.to_numpy()]
-    rho = interval(each)
-    cut = Interval(rho.mean, max(rho.low, -1.0), min(rho.high, 1.0), rho.n, deviation=rho.deviation)
-    return Relation(along(groups), endpoint, table.shape[1], cut, expected)
+    rho = rank_correlation((places, row) for row in table.to_numpy())
+    return Relation(along(groups), endpoint, table.shape[1], rho, expected)
 
 
 def optimum(groups: list[Group], endpoint: Endpoint) -> Optimum | None:

@@ -9,7 +9,8 @@ How much other validation documents would have changed a difference is added whe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,6 +92,15 @@ def interval(values: Iterable[float]) -> Interval:
     # the quantile has n − 1 degrees of freedom: with two seeds it is 12.7, and a band of that says nothing
     half = alone.half(CONFIDENCE)
     return replace(alone, low=mean - half, high=mean + half)
+
+
+def rank_correlation(samples: Iterable[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]) -> Interval:
+    """Spearman's ρ of each sample by itself, of which there is one a seed; their mean and t interval, with bounds cut at ±1."""
+    with warnings.catch_warnings():
+        # what is the same everywhere has no rank: its ρ is NaN, and no seed
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        rho = interval(float(stats.spearmanr(x, y).statistic) for x, y in samples)
+    return replace(rho, low=max(rho.low, -1.0), high=min(rho.high, 1.0))
 
 
 def smooth(curve: pd.Series, fraction: float = SMOOTHING) -> pd.Series:

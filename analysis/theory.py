@@ -3,7 +3,8 @@
     python -m analysis theory --out runs/theory
 
 P1's mechanism on a scale-invariant loss (analysis/sphere.py); bias and variance of SGD and sign descent, the equilibrium of
-AdamW, the effective learning rate (formulas in analysis/laws.py). No training run is needed.
+AdamW, the effective learning rate (formulas in analysis/laws.py); P2's lemmas on the Jacobian, to 1e-6
+(analysis/jacobian_norms.py). No training run is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis import sphere
+from analysis import jacobian_norms, sphere
 from analysis.command import Result, show
 from analysis.figures import SEQUENCE, Figure, Line, Panel
 from analysis.laws import (
@@ -47,6 +48,8 @@ def analyse(copies: int = 20_000) -> Result:
     checks: list[Check] = []
     figures = [_sgd(checks, copies), _regression(checks, copies), *_sign(checks, copies)]
     sizes = _equilibrium(checks)
+    lemmas, rows = jacobian_norms.verified()
+    checks += [Check(*row, jacobian_norms.TOLERANCE) for row in rows]
     mechanism, orders = sphere.mechanism()
     # how wrong the simple law is where it is not meant to hold
     simple = equilibrium.rms(0.01, 3) / equilibrium.rms_with_momentum(0.01, 3, 0.9) - 1
@@ -64,7 +67,7 @@ def analyse(copies: int = 20_000) -> Result:
         "shrinks the variance and adds bias.",
     ]
     tables = {"P1's mechanism": orders, "Predictions": table}
-    return Result("theory", "Theory against simulation", findings, [mechanism, *figures, sizes], tables)
+    return Result("theory", "Theory against simulation", findings, [mechanism, *figures, sizes, lemmas], tables)
 
 
 def _compare(

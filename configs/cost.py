@@ -190,10 +190,9 @@ def block_bytes(model: Model, wide: int, narrow: int) -> tuple[int, int]:
     there a normalisation by mean square keeps what it makes before its gain.
     """
     d, keys = model.n_embd, model.n_embd * model.kv_heads // model.n_head
-    normalised, turned = (
-        d + keys if model.qk_norm else 0,
-        d + keys if model.position == "rotary" or model.qk_norm else 0,
-    )
+    changed = d + keys  # queries and keys
+    normalised = changed if model.qk_norm else 0
+    turned = changed if model.qk_norm or model.position == "rotary" else 0
     rms = wide * (2 * d + normalised) if model.norm == "rmsnorm" and model.layernorm_gain else 0
     hidden = model.mlp_hidden * (4 if model.activation == "swiglu" else 2)
     # Residual stream twice; norms' outputs, q k v, queries and keys once more where they are changed, attention's output, the MLP.
@@ -201,8 +200,9 @@ def block_bytes(model: Model, wide: int, narrow: int) -> tuple[int, int]:
     if model.attention == "sdpa":
         return kept, 0
     scores = model.n_head * model.seq_len  # of the weights, which are kept in float32 and rounded
-    # By products. Queries, keys and the product are kept in float32 too.
-    kept += scores * (4 + (narrow if narrow < 4 else 0)) + 4 * 3 * d
+    kept += scores * 4
+    if narrow < 4:  # the rounded weights, and float32 copies of queries, keys and the product
+        kept += scores * narrow + 4 * 3 * d
     return kept, 3 * 4 * scores  # scores before and after the mask, and their gradient
 
 

@@ -126,13 +126,25 @@ class Measures(Section):
     )
     draws: Annotated[int, Field(ge=1, le=10_000)] | Literal["exact"] = setting(
         2,
-        'random vectors of an image\'s Jacobian, a backward pass each; from 2 on the bias of its norm is known; "exact": a '
+        'random vectors of an image\'s Jacobians, a backward pass each; from 2 on the bias of its norm is known; "exact": a '
         "backward pass for each class",
         operational=True,
     )
     hessian: bool = setting(
         False, "the Hessian's trace and largest eigenvalue too: up to 110 products over the images", operational=True
     )
+    gauss_newton: bool = setting(
+        False, "‖θ‖² in the Gauss–Newton metric, and its K-FAC form (P2): K + 4 passes", operational=True
+    )
+    fisher: bool = setting(
+        False,
+        "θᵀFθ by the model's own labels, and by the data's (P2): no pass beyond that of gauss_newton",
+        operational=True,
+    )
+    input_jacobian: bool = setting(
+        False, "norm of the Jacobian of the logits by the inputs (P2), by `draws` or exact", operational=True
+    )
+    by_layer: bool = setting(False, "gauss_newton and fisher of each layer too, a pass each", operational=True)
     averages: bool = setting(
         False,
         "of every average (averages.ema) too, its running statistics estimated anew in a pass over the training images",
@@ -146,6 +158,8 @@ class Measures(Section):
             raise InputError(
                 f"measures.{given[0]} does nothing without measures.every; set it, or leave the section out"
             )
+        if self.by_layer and not (self.gauss_newton or self.fisher):
+            raise InputError("measures.by_layer does nothing without measures.gauss_newton or measures.fisher; set one")
         return self
 
 

@@ -93,8 +93,7 @@ class Classifier(nn.Module):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C, H, H) pixels, uint8 → (B, K). In training the batch's statistics are noted."""
-        with self._autocast(inputs.device):
-            logits: Tensor = self.head(self.body(self.normalised(inputs)))
+        logits = self.logits_of_normalised(self.normalised(inputs))
         if self.training:
             self.statistics.add()
         return logits
@@ -107,6 +106,12 @@ class Classifier(nn.Module):
             self.statistics.re_estimate(lambda batch: len(self.logits(batch)), images, gather)
         finally:
             self.train(was_training)
+
+    def logits_of_normalised(self, inputs: Tensor) -> Tensor:
+        """Of `normalised` pixels: what a derivative by the inputs goes through."""
+        with self._autocast(inputs.device):
+            logits: Tensor = self.head(self.body(inputs))
+        return logits
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Pixels → mean 0 and deviation 1 in each channel, over the training images."""

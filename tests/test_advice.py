@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import laws, sphere, theory
+from analysis import jacobian_norms, laws, sphere, theory
 from analysis.__main__ import main
 from analysis.command import Options
 from analysis.published import P1, curves, notes_on, paper, published_lines
@@ -35,6 +35,23 @@ def test_theory_holds(capsys: pytest.CaptureFixture[str]) -> None:
     exact = laws.quadratic(0.05, 0.1, 1.0, 0.0, 0.0, 1.0, 50)
     assert one[0] == pytest.approx(exact[0])  # one input and an endless batch: the quadratic
     assert main(["theory", "--copies", "10"]) == 2
+
+
+def test_jacobian_lemmas() -> None:
+    """Breaks if a lemma of P2 fails to 1e-6, or K-FAC's form or Theorem 1 are claimed of ReLU networks, where they do not hold."""
+    figure, rows = jacobian_norms.verified()
+    assert len(rows) == 5 * (3 + 5)
+    assert all(theory.Check(*row, jacobian_norms.TOLERANCE).holds for row in rows)
+    off = {line.name: line.y for line in figure.panels[1].lines}
+    assert min(abs(off["ReLU"] / off["law"] - 1)) > 0.01
+    assert off["deep linear"] == pytest.approx(off["law"])
+    # the derivative along θ is one: the difference quotient of a deep net
+    one, x = jacobian_norms.net(3, relu=True), jacobian_norms.white()
+    f, along, by_x, _ = one.passes(x)
+    moved = jacobian_norms.Net([(1 + 1e-7) * w for w in one.weights], relu=True).passes(x)[0]
+    np.testing.assert_allclose((moved - f) / 1e-7, along, rtol=1e-4, atol=1e-5)
+    step = 1e-7 * np.eye(jacobian_norms.INPUTS)[2]
+    np.testing.assert_allclose((one.passes(x + step)[0] - f) / 1e-7, by_x[:, :, 2], rtol=1e-4, atol=1e-5)
 
 
 def test_papers_mechanism() -> None:

@@ -24,7 +24,7 @@ from engine.network import build_network
 from record.metrics import read_metrics
 from tests.processes import finish_all, start_ranks
 from tests.recorded import load
-from weights import jacobian, noise
+from weights import gauss_newton, input_jacobian, jacobian, noise
 from weights.evaluate import to_evaluate
 from weights.frozen import freeze
 from weights.hessian import product, trace
@@ -33,8 +33,9 @@ from weights.read import choose, config_with_data
 
 Make = Callable[..., RunConfig]
 IMAGES = 24
+P2 = {"gauss_newton": True, "fisher": True, "input_jacobian": True}
 MEASURES: dict[str, Any] = {
-    "measures": {"every": 6, "images": IMAGES, "draws": 3, "averages": True},
+    "measures": {"every": 6, "images": IMAGES, "draws": 3, "averages": True, **P2},
 }
 COMMON: dict[str, Any] = {
     "checkpoint": {"every": 6},
@@ -45,7 +46,7 @@ COMMON: dict[str, Any] = {
 MLP: dict[str, Any] = {
     "model": {"kind": "mlp", "width": 8},
     "parallel": {"zero_stage": 3},
-    "measures": {"hessian": True},
+    "measures": {"hessian": True, "by_layer": True},
 }
 
 
@@ -78,7 +79,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, A
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("name", "only", "columns"), [("measured", "jacobian,noise", 12), ("pieces", "jacobian,noise,hessian", 16)]
+    ("name", "only", "columns"), [("measured", "jacobian,noise", 24), ("pieces", "jacobian,noise,hessian", 28 + 18)]
 )
 def test_a_run_records_what_the_command_says(
     runs: Path, name: str, only: str, columns: int, capsys: pytest.CaptureFixture[str]
@@ -86,7 +87,9 @@ def test_a_run_records_what_the_command_says(
     """Breaks if a run measures other weights, statistics, images or vectors than its checkpoints have, in pieces too."""
     rows = recorded(runs / name)
     for kind, suffix in (("weights", ""), ("ema_0.9", "_ema_0.9")):
-        words = ["--images", str(IMAGES), "--draws", "3", "--only", only, "--weights", kind]
+        words = ["--images", str(IMAGES), "--draws", "3", "--only", ",".join([only, *P2]), "--weights", kind]
+        # of the MLP five layers with trainable tensors, three of them linear maps with a K-FAC form
+        words += ["--by-layer"] if name == "pieces" else []
         found = printed(capsys, f"{runs / name}@all", *words)
         assert [(one["step"], one["weights"], one["images"]) for one in found] == [
             (6, kind, IMAGES),
@@ -125,7 +128,7 @@ def test_the_command_calls_the_functions(runs: Path, capsys: pytest.CaptureFixtu
         "10",
         "--exact",
         "--only",
-        "jacobian,noise,hessian",
+        "jacobian,noise,hessian,gauss_newton,fisher,input_jacobian",
         "--seed",
         "3",
     )
@@ -143,6 +146,7 @@ def test_the_command_calls_the_functions(runs: Path, capsys: pytest.CaptureFixtu
     )
     ends = {name: tensor.double().square().sum().item() for name, tensor in one.tensors().items()}
     decay = sum((0.5 if name.startswith("head") else 0.02) / 2 * square for name, square in ends.items())
+    along = gauss_newton.along(network, batches, progress=False)
     expected = {
         "loss": each.loss,
         "objective": each.loss + decay,
@@ -152,6 +156,11 @@ def test_the_command_calls_the_functions(runs: Path, capsys: pytest.CaptureFixtu
         "noise_scale": noise.noise_scale(network, batches, progress=False).scale,
         "gradient_noise": each.of_one,
         "noise_ratio": each.of_one / each.loss,
+        "gauss_newton_norm": along.gauss_newton.mean().item(),
+        "fisher_norm": along.fisher.mean().item(),
+        "fisher_norm_empirical": along.fisher_empirical.mean().item(),
+        "gauss_newton_norm_kfac": sum(gauss_newton.kronecker(network, batches, progress=False).values()),
+        "input_jacobian_norm": input_jacobian.exact(network, batches, progress=False).norm,
         "hessian_trace": trace(network, batches, TRACE_VECTORS, 3, progress=False).value,
     }
     for name, value in expected.items():
@@ -211,6 +220,10 @@ def test_a_command_that_cannot_be(runs: Path, tiny_config: Make, tiny_data: tupl
     for words, text in (
         ([run, "--images", "65"], "65 images of the 64 that are trained on; choose 1 to 64"),
         ([run, "--only", "jacobian,hesian"], "there is no 'hesian'; there are jacobian, noise, hessian"),
+        (
+            [run, "--only", "jacobian", "--by-layer"],
+            "--by-layer does nothing with --only jacobian; ask for gauss_newton",
+        ),
         ([run, "--weights", "ema_0.5"], "has no ema_0.5; there are"),
         ([f"{runs}@all"], "has no complete checkpoint"),
         ([f"{run}@7"], "no complete checkpoint of step 7; steps there: 6, 12"),
@@ -227,6 +240,8 @@ def test_refused_fields(make_images: Make, tiny_config: Make, tiny_images: tuple
         tiny_config({"measures": {"every": 5}})
     with pytest.raises(InputError, match=r"measures\.images does nothing without measures\.every"):
         make_images({"measures": {"images": 5}})
+    with pytest.raises(InputError, match=r"measures\.by_layer does nothing without measures\.gauss_newton"):
+        make_images({"measures": {"every": 5, "by_layer": True}})
     with pytest.raises(InputError, match=r"measures\.averages without averages\.ema"):
         make_images({"averages": {"ema": []}, "measures": {"every": 1, "averages": True}})
     with pytest.raises(InputError, match=r"measures\.images 500 exceeds the 101 training images"):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 Batches = Sequence[tuple[Tensor, Tensor]]  # (inputs (B, …), targets (B,) of classes), read anew by every pass
 Parameters = dict[str, Tensor]
-JACOBIAN, TRACE, TOP = range(3)  # who draws signs: no two measures of one seed draw the same
+JACOBIAN, TRACE, TOP, INPUT = range(4)  # who draws signs: no two measures of one seed draw the same
 AT_ONCE = 2**27  # numbers of gradients that are held together: 512 MiB in float32, activations not counted
 
 
@@ -34,9 +34,11 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, seen: bool = False) -> Tensor:
+        """`seen`: the inputs are those of Frozen.seen."""
         with _AnyOrder():
-            return getattr(self.model, "logits", self.model)(inputs)
+            name = "logits_of_normalised" if seen else "logits"
+            return getattr(self.model, name, self.model)(inputs)
 
 
 class _AnyOrder(TorchFunctionMode):
@@ -71,6 +73,15 @@ class Frozen:
     def logits(self, parameters: Parameters, inputs: Tensor) -> Tensor:
         """(B, …) → (B, K)"""
         return functional_call(self.network, {f"model.{name}": p for name, p in parameters.items()}, (inputs,))
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        """What the network's first layer meets: pixels normalised by channel, other inputs as they are."""
+        return getattr(self.network.get_submodule("model"), "normalised", lambda x: x)(inputs)
+
+    def logits_of_seen(self, parameters: Parameters, inputs: Tensor) -> Tensor:
+        """`logits` of inputs as `seen` gives them."""
+        named = {f"model.{name}": p for name, p in parameters.items()}
+        return functional_call(self.network, named, (inputs,), {"seen": True})
 
     def losses(self, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each example, (B,), in nats."""

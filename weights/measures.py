@@ -1,7 +1,8 @@
-"""What P1 measures of a classifier's weights: Jacobian, noise, Hessian, objective. Of checkpoints, and during a run.
+"""What P1 and P2 measure of a classifier's weights: Jacobians, noise, Hessian, ‖θ‖ in two metrics. Of checkpoints and runs.
 
     python -m weights.measures RUN[@STEP] … [--weights ema_0.999] [--images N] [--draws D | --exact] [--seed S]
     python -m weights.measures RUN@all --only jacobian,noise,hessian     all checkpoints of a run; the Hessian is not the default
+    python -m weights.measures RUN --only gauss_newton,fisher,input_jacobian --by-layer      P2's
     python -m weights.measures RUN --data DIR                            where the run's data lies now
 
 Prints one JSON object a checkpoint. With `measures.every` a run has the same columns in metrics.jsonl:
@@ -15,11 +16,17 @@ Prints one JSON object a checkpoint. With `measures.every` a run has the same co
     measure/noise_ratio                  that over the loss: Proposition 2's c
     measure/hessian_trace                of ℓ, over TRACE_VECTORS random vectors
     measure/hessian_top                  its largest eigenvalue, and `hessian_residual` ‖Hx − value·x‖ of its vector x
+    measure/gauss_newton_norm            ‖θ‖²_G = θᵀE[JᵀJ]θ (a square, as P2 writes it), and `gauss_newton_norm_kfac` K-FAC's form
+    measure/fisher_norm                  θᵀFθ, labels of the model's own distribution: the expectation over classes, no draw
+    measure/fisher_norm_empirical        the same form with the data's labels, which is no Fisher
+    measure/input_jacobian_norm          mean over images of ‖∂logits/∂x‖_F; `_bias` and `input_jacobian_square` as above
+    measure/gauss_newton_norm@LAYER      by layer, of θ_l alone; so the K-FAC form and both Fishers
 
 `…_error` beside a column is its standard error: over images; of the trace over vectors. Sources and formulas: weights/jacobian.py,
-noise.py, hessian.py, norms.py. All in float32 whatever the run's precision, batch normalisation by its running statistics; those
-of an average are estimated anew. The images are training images without augmentation (data/image_loader.balanced): the same ones
-for every checkpoint and run of the same data, and the same random vectors for one seed.
+noise.py, hessian.py, norms.py, gauss_newton.py, input_jacobian.py. All in float32 whatever the run's precision, batch
+normalisation by its running statistics; those of an average are estimated anew. The images are training images without
+augmentation (data/image_loader.balanced): the same ones for every checkpoint and run of the same data, and the same random
+vectors for one seed.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -50,7 +58,7 @@ from data.image_manifest import ImageManifest
 from record.checkpoints import complete, step_of
 from record.metrics import encode_row
 from record.run import RunFolder
-from weights import hessian, jacobian, noise
+from weights import gauss_newton, hessian, input_jacobian, jacobian, noise
 from weights.evaluate import to_evaluate
 from weights.frozen import Batches, Frozen, freeze
 from weights.norms import objective
@@ -67,14 +75,17 @@ Measurer = Callable[[dict[str, Tensor], bool], dict[str, float]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured. `draws`: random vectors of an image's Jacobian, or exact; `seed`: of all random vectors."""
+    """What is measured. `draws`: random vectors of an image's Jacobians, or exact; `seed`: of all random vectors; `by_layer`: the
+    norms of METRICS of each layer too."""
 
     only: tuple[str, ...]
     draws: int | Literal["exact"]
     seed: int = 0
+    by_layer: bool = False
 
 
-KINDS = ("jacobian", "noise", "hessian")
+METRICS = ("gauss_newton", "fisher")
+KINDS = ("jacobian", "noise", "hessian", *METRICS, "input_jacobian")
 
 
 def measure(
@@ -96,7 +107,7 @@ def measure(
         groups = decay_groups(tensor_table(config.model), config.optim)
         found = {"loss": scale.loss, "objective": objective(scale.loss, network.parameters, groups)}
         if "jacobian" in asked.only:
-            found |= _jacobian(network, batches, asked, progress)
+            found |= _jacobian(jacobian, network, batches, asked, progress)
         if "noise" in asked.only:
             each = noise.gradient_noise(network, batches, progress=progress)
             found |= {"noise_scale": scale.scale, "noise_scale_error": scale.error}
@@ -105,14 +116,19 @@ def measure(
             found["noise_ratio"] = each.of_one / scale.loss if scale.loss > 0 else math.nan
         if "hessian" in asked.only:
             found |= _hessian(network, batches, asked.seed, progress)
+        if set(METRICS) & set(asked.only):
+            found |= gauss_newton.columns(network, batches, asked.only, asked.by_layer, progress)
+        if "input_jacobian" in asked.only:
+            theirs = _jacobian(input_jacobian, network, batches, asked, progress)
+            found |= {f"input_{name}": value for name, value in theirs.items()}
     return {f"measure/{name}": value for name, value in found.items()}
 
 
-def _jacobian(network: Frozen, batches: Batches, asked: Asked, progress: bool) -> dict[str, float]:
+def _jacobian(of: ModuleType, network: Frozen, batches: Batches, asked: Asked, progress: bool) -> dict[str, float]:
     if asked.draws == "exact":
-        norms = jacobian.exact(network, batches, progress=progress)
+        norms = of.exact(network, batches, progress=progress)
     else:
-        norms = jacobian.estimate(network, batches, asked.draws, asked.seed, progress=progress)
+        norms = of.estimate(network, batches, asked.draws, asked.seed, progress=progress)
     found = {"jacobian_norm": norms.norm, "jacobian_norm_error": norms.norm_error}
     found |= {"jacobian_square": norms.mean_square, "jacobian_square_error": norms.error}
     return found | ({"jacobian_bias": norms.bias} if not norms.exact and norms.squares.shape[1] > 1 else {})
@@ -160,7 +176,8 @@ def measurer(config: RunConfig, manifest: AnyManifest, device: torch.device) -> 
     InputError as `measured_images`.
     """
     fields = config.measures
-    asked = Asked(KINDS if fields.hessian else KINDS[:2], fields.draws)
+    # jacobian and noise have no field: a run that measures has them
+    asked = Asked(tuple(kind for kind in KINDS if getattr(fields, kind, True)), fields.draws, by_layer=fields.by_layer)
     batches, shown = measured_images(config, manifest, fields.images), sys.stderr.isatty()
     return lambda weights, averaged: measure(config, manifest, weights, averaged, batches, asked, device, shown)
 
@@ -221,18 +238,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=_at_least_one, metavar="N", help=images)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--draws", type=_at_least_one, default=DEFAULT.draws, metavar="D", help="vectors of an image's Jacobian"
+        "--draws", type=_at_least_one, default=DEFAULT.draws, metavar="D", help="vectors of an image's Jacobians"
     )
     how.add_argument(
-        "--exact", action="store_true", help="the exact Jacobian: a backward pass for each class and image"
+        "--exact", action="store_true", help="the exact Jacobians: a backward pass for each class and image"
     )
     parser.add_argument("--only", default="jacobian,noise", metavar="KIND,…", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--by-layer", action="store_true", help="gauss_newton and fisher of each layer too")
     parser.add_argument("--seed", type=_from_zero, default=0, metavar="S", help="of the random vectors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        asked = Asked(parse_only(args.only), "exact" if args.exact else args.draws, args.seed)
+        only = parse_only(args.only)
+        if args.by_layer and not set(METRICS) & set(only):
+            raise InputError(f"--by-layer does nothing with --only {args.only}; ask for {' or '.join(METRICS)}")
+        asked = Asked(only, "exact" if args.exact else args.draws, args.seed, args.by_layer)
         for row in rows(args.runs, args.weights, args.images, asked, args.data):
             print(json.dumps(row), flush=True)
     except (InputError, OSError) as error:
