@@ -199,7 +199,7 @@ def unlike_kernels(compared: Iterable[tuple[Run, Run]]) -> list[str]:
     compared = list(compared)
     notes = []
     for key, name in FACTORS.items():
-        told = [(one, other, _taken(one, key), _taken(other, key)) for one, other in compared]
+        told = [(one, other, taken(one, key), taken(other, key)) for one, other in compared]
         # older runs recorded neither: of them nothing can be said
         both = [row for row in told if row[2] and row[3]]
         differing = [row for row in both if row[2] != row[3] or len(row[2]) > 1]
@@ -213,7 +213,7 @@ def unlike_kernels(compared: Iterable[tuple[Run, Run]]) -> list[str]:
     return notes
 
 
-def _taken(run: Run, key: str) -> list[str]:
+def taken(run: Run, key: str) -> list[str]:
     """What the run's starts recorded, each value once; empty for a run that recorded none."""
     words = {True: "yes", False: "no"}
     return sorted({str(words.get(row[key], row[key])) for row in run.starts if isinstance(row.get(key), bool | str)})

@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.claims import Claim, equality_claim
 from analysis.command import Options, Result
 from analysis.compare import (
+    FACTORS,
     TRAIN,
     VALIDATION,
     divergence,
@@ -26,6 +27,7 @@ from analysis.compare import (
     is_ended,
     lost,
     paired_final,
+    taken,
     twins,
 )
 from analysis.figures import Figure, Line, Panel, Style, after_the_start
@@ -89,6 +91,8 @@ def _cell(group: Group, run: Run, options: Options) -> dict[str, object]:
         "η": run.fields.get(RATE),
     }
     row |= {"λ": run.fields.get(LAMBDA), "seeds": run.seeds, "state": run.state, "step": run.last_step}
+    # a precision rounds as its kernels do: two more factors of a row
+    row |= {key: " and ".join(taken(run, key)) or None for key in FACTORS}
     row["diverged at"] = divergence(run)
     # with gaps where it was not finite
     losses = every_loss(run)

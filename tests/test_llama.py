@@ -246,6 +246,16 @@ def test_a_number_that_says_what_null_says() -> None:
     assert Model.model_validate(BASE | wide).mlp_width == 128
 
 
+@pytest.mark.parametrize(("width", "heads", "published"), [(512, 8, 130e6), (768, 12, 300e6), (1024, 16, 520e6)])
+def test_marins_sizes_count_blocks_alone(width: int, heads: int, published: float) -> None:
+    """Breaks if Marin's Llamas, whose published sizes leave embedding and head out, have other blocks."""
+    fields = {"n_layer": 32, "n_head": heads, "n_embd": width, "mlp_width": 4 * width}
+    shape = {key: LLAMA[key] for key in ("norm", "position", "activation", "tied_head")}
+    tensors = tensor_table(Model.model_validate(shape | fields | {"seq_len": 4096, "vocab_size": 128256}))
+    blocks = sum(tensor.size for name, tensor in tensors.items() if name.startswith("blocks."))
+    assert blocks == pytest.approx(published, rel=0.04)
+
+
 @pytest.mark.parametrize(
     ("fields", "published"),
     [
