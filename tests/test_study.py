@@ -55,3 +55,21 @@ def test_numbers_come_from_the_tables() -> None:
     for (low, high), column in zip((ratios.groups()[:2], ratios.groups()[2:]), ("rotation", "rms"), strict=True):
         measured = settled[f"{column} measured/predicted"]
         assert (float(low), float(high)) == (measured.min(), measured.max()), column
+
+
+def test_jacobians_come_from_the_records() -> None:
+    """Breaks if the table of Jacobians is not what the committed records give, or its page has a correlation that it has not."""
+    runs, notes = load_runs([str(STUDY / "records" / "small_jacobian_gap")], Path("runs"))
+    assert len(runs) == 48
+    assert not notes
+    (table,) = CATALOGUE["jacobian_gap"].load().analyse(runs, Options()).tables.values()
+    kept = pd.read_csv(STUDY / "mechanisms" / "jacobian_gap_table1.csv")
+    pd.testing.assert_frame_equal(kept, table.reset_index(drop=True), check_dtype=False)
+    page = (STUDY / "mechanisms.md").read_text()
+    numbers = {
+        words: re.findall(r"[+-]\d\.\d\d \[.*?\]", line)
+        for words in kept["with"]
+        for line in page.splitlines()
+        if line.startswith(f"| {words} |")
+    }
+    assert numbers == {words: list(rows["ρ"]) for words, rows in kept.groupby("with", sort=False)}
