@@ -17,11 +17,11 @@ EXPERIMENTS = [  # what, its sweep at P1's scale, and the small one that stands 
     ("subsets of CIFAR-5m at fixed iterations", "p1_onepass_cifar5m", "small_onepass_images"),
 ]
 OF_P2 = [  # the same of Three Mechanisms of Weight Decay Regularization (1810.12281)
-    ("VGG16, CIFAR-10", "p2_vgg16_cifar10", ""),
+    ("VGG16, CIFAR-10", "p2_vgg16_cifar10", "small_mechanisms"),
     ("VGG16 without batch normalisation, CIFAR-10", "p2_vgg16_without_bn_cifar10", ""),
-    ("ResNet32, crop and flip, CIFAR-10", "p2_resnet32_cifar10", ""),
-    ("VGG16, CIFAR-100", "p2_vgg16_cifar100", ""),
-    ("ResNet32, crop and flip, CIFAR-100", "p2_resnet32_cifar100", ""),
+    ("ResNet32, crop and flip, CIFAR-10", "p2_resnet32_cifar10", "small_mechanisms"),
+    ("VGG16, CIFAR-100", "p2_vgg16_cifar100", "small_mechanisms"),
+    ("ResNet32, crop and flip, CIFAR-100", "p2_resnet32_cifar100", "small_mechanisms"),
     ("batches of 2,048: VGG16, CIFAR-10", "p2_large_batch_cifar10", ""),
     ("layer norms, and which layers decay: VGG16, CIFAR-10", "p2_layer_norms_cifar10", "small_layer_norms"),
 ]

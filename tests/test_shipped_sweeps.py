@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.schedule import decay_sum, lr_at
+from configs.schema import RunConfig
 from tests.processes import ROOT
 from tests.test_sweep import cells
 
@@ -96,6 +97,29 @@ def test_mechanisms_have_the_papers_settings(name: str) -> None:
             assert eta * optim.weight_decay / (1 - optim.momentum) == pytest.approx(decay)
         found.add((optimiser, form, config.seeds.init))
     assert found == {(o, f, s) for o in OPTIMISERS for f in ("none", "l2_coupled", "decoupled") for s in range(3)}
+
+
+def test_small_mechanisms_are_the_tuned_rows() -> None:
+    """Breaks if one of the twelve rows is missing for a seed, or has an η and λ that the tuning did not try, or other phases."""
+    tuned = {_row(cell.config) for cell in cells(ROOT / "configs" / "sweeps" / "small_mechanisms_tuning.json")}
+    found = {}
+    for config in (cell.config for cell in cells(ROOT / "configs" / "sweeps" / "small_mechanisms.json")):
+        row, steps = _row(config), config.schedule.steps
+        assert row in tuned
+        points = [(place - 1) / steps for place, _ in config.schedule.points or ()]
+        assert points == pytest.approx([0.4, 0.8] if config.optim.algorithm == "kfac" else [0.3, 0.6, 0.9])
+        found[row[:2], config.seeds.init] = row[2:]
+    assert set(found) == {
+        ((o, f), s) for o in OPTIMISERS for f in ("none", "l2_coupled", "decoupled") for s in range(3)
+    }
+    for optimiser in OPTIMISERS:
+        assert len({settings[0] for ((o, _), _), settings in found.items() if o == optimiser}) == 1, "one η"
+
+
+def _row(config: RunConfig) -> tuple[str, str, float, float]:
+    optim = config.optim
+    optimiser = optim.kfac.metric if optim.algorithm == "kfac" else optim.algorithm
+    return optimiser, optim.decay_rule if optim.weight_decay else "none", optim.lr, optim.weight_decay
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
