@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from configs.schema import Model
 from configs.tensors import tensor_table
 from model.attention import Rotary, by_products
 from model.gpt import GPT
+from weights.hf import llama_names
 
 BASE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "seq_len": 24, "vocab_size": 100}
 LLAMA = BASE | {
@@ -55,27 +55,6 @@ def gpt(**fields: Any) -> GPT:
     return model
 
 
-def in_their_names(model: GPT) -> Iterator[tuple[str, str, slice]]:
-    """transformers' name of each tensor of ours, ours, and the rows of it that theirs has."""
-    config = model.config
-    width = config.n_embd // config.n_head
-    keys = config.kv_heads * width
-    yield "model.embed_tokens", "wte", slice(None)
-    yield "model.norm", "ln_f", slice(None)
-    yield "lm_head", "head", slice(None)
-    for i in range(config.n_layer):
-        theirs, ours, start = f"model.layers.{i}", f"blocks.{i}", 0
-        for name, rows in (("q", config.n_embd), ("k", keys), ("v", keys)):
-            yield f"{theirs}.self_attn.{name}_proj", f"{ours}.attn.qkv", slice(start, start + rows)
-            start += rows
-        pairs = {"self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.fc"}
-        pairs |= {"mlp.down_proj": "mlp.proj", "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
-        if config.qk_norm:
-            pairs |= {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}
-        for one, other in pairs.items():
-            yield f"{theirs}.{one}", f"{ours}.{other}", slice(None)
-
-
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["Llama", "Qwen3"])
 def test_equals_transformers(qk_norm: bool) -> None:
     """Breaks if rotation, grouping, RMSNorm, SwiGLU, the norms of queries and keys, or a gradient, is another than theirs."""
@@ -87,7 +66,7 @@ def test_equals_transformers(qk_norm: bool) -> None:
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "tie_word_embeddings": False}
     theirs = network(kind(**shape, **heads, **rope)).eval()
     ours = gpt(**LLAMA | {"qk_norm": qk_norm})
-    names = list(in_their_names(ours))
+    names = [*llama_names(ours.config), ("lm_head", "head", slice(None))]
     state = {f"{theirs}.weight": ours.get_parameter(f"{mine}.weight").detach()[rows] for theirs, mine, rows in names}
     assert set(state) == set(theirs.state_dict())
     theirs.load_state_dict(state)
