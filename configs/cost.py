@@ -125,6 +125,9 @@ RULE_COPIES: dict[str, tuple[int, int]] = {
 }
 
 
+MOVES_FIRST = ("cautious", "cautious_random")  # rules that decay before the step: a probe keeps the weights then, too
+
+
 def rule_bytes(config: RunConfig, ranks: int) -> int:
     """What the decay rule holds on one device between the gradients and the end of the step."""
     of_all, of_largest = RULE_COPIES.get(config.optim.decay_rule, (0, 0))
@@ -156,7 +159,7 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
     held = rule_bytes(config, ranks) + rounding_bytes(config)
-    before = before if config.log.probe_every else 0
+    before = before * (2 if config.optim.decay_rule in MOVES_FIRST else 1) if config.log.probe_every else 0
     return max(exchanged, before + held, before + inversion_bytes(config))
 
 

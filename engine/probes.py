@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from configs.tensors import tensor_table
 from data.loader import EvalBatch
 from engine.adam_rates import damping, rate_columns
 from engine.agree import over_ranks
+from engine.attention_logits import AttentionLogits
 from engine.engine import Engine
+from engine.norm_change import NormChange, norm_columns
+from engine.spectral import spectral_columns
 from engine.sums import slices, square_sums
 from engine.zero import Fragment
 
 
 class Probe:
-    """Looks at one update: `look` before it is applied, `finish` after."""
+    """Looks at one update: `look` at its gradients, `around_step`, and `finish` after it."""
 
     def __init__(self, engine: Engine, batch: EvalBatch) -> None:
         """`batch`: this rank's share of the windows (data/loader.probe_batch), for the whole model's quantities."""
@@ -51,7 +55,19 @@ class Probe:
         self.big = self.fragments.square_norms(plain).sum().item()
         pairs = zip(gradients, self.before, strict=True)
         self.products = self.fragments.sums((g.float() * w.float() for g, w in slices(*pair)) for pair in pairs)
+        self.change = NormChange(self.fragments, self.engine.rule, self.before)
         self.seconds = self._now() - began
+
+    @contextmanager
+    def around_step(self) -> Iterator[None]:
+        """Around the step: what the rule decays before it is done, what it does after it is to come."""
+        began = self._now()
+        self.change.decayed()
+        self.seconds += self._now() - began
+        yield
+        began = self._now()
+        self.change.stepped()
+        self.seconds += self._now() - began
 
     def _now(self) -> float:
         """The time when the device has done what it was given; else the backward pass, still under way, would be counted."""
@@ -83,6 +99,10 @@ class Probe:
         columns = {"w2": n2, "before2": w2, "d2": d2, "g2": self.grad_squares, "gw": self.products}
         columns["rotation"] = self._rotations(w2.sqrt(), n2.sqrt())
         columns["max"] = f.maxima(after)
+        columns["changed"] = self._changed(lambda weight: weight)
+        dtypes = self.engine.dtypes
+        if dtypes["weights"] != dtypes["masters"]:  # what the forward pass reads may stay where its master moves
+            columns["changed_weights"] = self._changed(lambda weight: weight.bfloat16())
         if optim.algorithm == "adam":
             second = (f.view(p, "exp_avg_sq") for p in f.local)
             columns["inverse"] = f.sums((1 / (v.float().sqrt() + optim.eps) for (v,) in slices(m)) for m in second)
@@ -102,12 +122,21 @@ class Probe:
         if "adam" in table:
             row["probe/adam_lr"] = sum(table["adam"]) / sum(sizes)
             row |= rate_columns(f, optim.eps, {**members, "": range(len(f.names))})
+        row |= norm_columns(self.change.parts(), {**members, "": range(len(f.names))}) | spectral_columns(f, members)
+        for key in ("changed", "changed_weights"):
+            if key in table:
+                row[f"probe/{key}"] = sum(table[key]) / sum(sizes)
         row["probe/max"] = max(table["max"])
         if optim.algorithm in equilibrium.LR_POWERS:  # of a torch.optim.NAME it is not known
             row["probe/effective_lr"] = equilibrium.effective_lr(
                 self.engine.lr, math.sqrt(sum(table["before2"])), optim.algorithm
             )
         return row
+
+    def _changed(self, seen: Callable[[Tensor], Tensor]) -> Tensor:
+        """How many elements of each tensor the update changed, as `seen` shows them."""
+        pairs = zip(self.fragments.weights(), self.before, strict=True)
+        return self.fragments.sums((seen(a) != seen(b) for a, b in slices(*pair)) for pair in pairs)
 
     def _equilibrium(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         """Where decay takes a tensor under noise, by its own η and λ, as far as the algorithm's law is known beforehand."""
@@ -138,7 +167,15 @@ class Probe:
         Not that of an average where there is batch normalisation: to estimate its statistics takes a pass over the training images.
         """
         names = ("loss", "logsumexp", "top1_error", "max_logit", "windows")
-        row = {f"probe/{name}": value for name, value in zip(names, self._statistics(), strict=True)}
+        # Attention is looked at in the same pass; but nothing is seen inside compiled code, so that there it takes one more.
+        module = self.engine.ds.module
+        logits = AttentionLogits(module, len(self.batch.places))
+        with nullcontext() if module.compiled else logits.seen():
+            row = {f"probe/{name}": value for name, value in zip(names, self._statistics(), strict=True)}
+        if module.compiled and logits.layers:
+            with logits.seen(), torch.compiler.set_stance("force_eager"):
+                self._statistics()
+        row |= logits.columns()
         for kind in () if self.engine.statistics.are_kept else self.fragments.averages.kinds:
             with self.fragments.swapped(kind):
                 row[f"probe/loss_{kind}"] = self._statistics()[0]
@@ -193,6 +230,7 @@ def _quantities(
         "grad_norm": gradient,
         "cosine": total["gw"] / (gradient * before) if gradient and before else 0.0,
         "max": max(table["max"][i] for i in members),
+        **{key: total[key] / size for key in ("changed", "changed_weights") if key in total},
     }
     if optim.algorithm in equilibrium.LR_POWERS:
         row["effective_lr"] = equilibrium.effective_lr(lr, before, optim.algorithm)

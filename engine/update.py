@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from engine.probes import Probe
 from engine.training import Training
 from optim.parameter_groups import set_step
 
+Batches = Iterator[StepBatch]
 Look = Callable[[list[Tensor]], None]  # is shown the gradients before they are clipped
 
 
@@ -43,9 +45,7 @@ class Outcome:
     grad_norm: float = math.nan
 
 
-def update(
-    training: Training, batches: Iterator[StepBatch], wish: Wish = lambda: False, look: Look | None = None
-) -> Outcome:
+def update(training: Training, batches: Batches, wish: Wish = lambda: False, look: Look | None = None) -> Outcome:
     """Take the next update of a run and record it. Collective. `wish()`: whether this rank wishes to stop."""
     config, engine, progress = training.config, training.engine, training.progress
     rule, t, began = engine.rule, progress.step, time.perf_counter()
@@ -64,10 +64,8 @@ def update(
     if backward.abandoned:
         return Outcome("abandoned", stop=True)
 
-    # η_t and λ_t of every group.
+    # η_t and λ_t of every group; and the gradients, as the rule would have them. Whoever looks sees them before they are clipped.
     set_step(engine.optimizer, config, t, lr_at(config, t), training.lr_factors())
-
-    # The gradients, as the decay rule would have them; whoever looks sees them before they are clipped.
     gradients = engine.gradients()
     rule.on_gradients(pieces, gradients)
     if look is not None:
@@ -82,7 +80,9 @@ def update(
     engine.curvature.measure(batch)
     engine.clip(gradients, norm)
     kept = rule.before_step(pieces, gradients, t)
-    engine.apply()
+    with probe.around_step() if probe is not None else nullcontext():
+        engine.apply()
+        rule.on_step(pieces, kept, t)
     rule.after_step(pieces, kept, t)
     if rule.moves_weights:
         engine.fragments.refresh()  # the forward pass reads copies of the weights

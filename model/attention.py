@@ -33,20 +33,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None) -> Tensor:
         """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T) bool: what may be seen; None: all before. `rotation` of Rotary.at."""
-        B, T, C = x.shape
         q, k, v = self.queries_keys_values(x, rotation)
+        y = self.proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))  # (B, T, C)
+        return F.dropout(y, self.dropout, self.training)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, H, T, D), k and v (B, G, T, D) → (B, H, T, D), by the arithmetic of model.attention."""
         dropout = self.dropout if self.training else 0.0
         if self.arithmetic == "sdpa":
             grouped = self.n_kv_head < self.n_head
-            y = F.scaled_dot_product_attention(
+            return F.scaled_dot_product_attention(
                 q, k, v, mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
             )
-        else:
-            repeats = self.n_head // self.n_kv_head
-            k, v = (one if repeats == 1 else one.repeat_interleave(repeats, 1) for one in (k, v))  # (B, H, T, D)
-            y = by_products(q, k, v, mask, dropout, stable=self.arithmetic == "stable")
-        y = self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
-        return F.dropout(y, self.dropout, self.training)
+        repeats = self.n_head // self.n_kv_head
+        k, v = (one if repeats == 1 else one.repeat_interleave(repeats, 1) for one in (k, v))  # (B, H, T, D)
+        return by_products(q, k, v, mask, dropout, stable=self.arithmetic == "stable")
 
     def queries_keys_values(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) → q (B, H, T, D), k and v (B, G, T, D), as the scores are made of them."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -51,6 +52,30 @@ def train_steps(training: Training, steps: Iterable[int]) -> list[Step]:
         norms = training.engine.weight_norms()
         rows.append(Step(outcome.loss, outcome.grad_norm, norms[""], norms["decayed"], batch.digest))
     return rows
+
+
+class ProbeRows(Recorder):
+    """Keeps the rows of updates and of probes."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(None, None, units)
+        self.updates: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, step: int, row: dict[str, Any]) -> None:
+        self.updates.append(row)
+
+    def add_probe(self, step: int, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def probed_step(training: Training, step: int) -> dict[str, Any]:
+    """Take one update, which the configuration has probed; the probe's row, on every rank."""
+    training.recorder = recorder = ProbeRows(training.config.units_per_step)
+    training.progress.step = step
+    assert update(training, iter([batch_of(training, step)])).ended == "applied"
+    (row,) = recorder.rows
+    return row
 
 
 def batch_of(training: Training, step: int) -> StepBatch:

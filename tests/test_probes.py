@@ -20,12 +20,10 @@ from data.loader import TrainData, probe_batch, step_batches
 from data.manifest import Manifest
 from engine.adam_rates import count_rates, damping, median
 from engine.launch import start_world
-from engine.probes import Probe
-from engine.update import update
 from model.gpt import GPT
 from model.loss import logit_statistics
 from record.metrics import read_metrics
-from tests.live import make_training, train_steps
+from tests.live import make_training, probed_step, train_steps
 from tests.processes import ConfigFile, finish_ranks, losses
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
@@ -40,14 +38,12 @@ def probed(configs: list[RunConfig], manifest: Manifest) -> list[dict[str, Any]]
     for config in configs:
         training = make_training(config, manifest, world)
         train_steps(training, range(1))
-        batches = step_batches(TrainData(config.data.path, manifest, config), 1, None, 2, world.rank, world.ranks)
         before = training.engine.fragments.gather("weights", 0)
-        probe = Probe(training.engine, training.data.probe)
-        outcome = update(training, batches, look=probe.look)
-        row = probe.finish()
+        row = probed_step(training, 1)
+        grad_norm = training.recorder.updates[-1]["optim/grad_norm"]  # type: ignore[attr-defined]
         second = training.engine.fragments.gather("exp_avg_sq", 0) if config.optim.algorithm == "adam" else None
         after = training.engine.fragments.gather("weights", 0)
-        found.append({"row": row, "before": before, "after": after, "second": second, "grad_norm": outcome.grad_norm})
+        found.append({"row": row, "before": before, "after": after, "second": second, "grad_norm": grad_norm})
     return found
 
 

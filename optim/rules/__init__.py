@@ -11,6 +11,7 @@ and of the following what it needs; what it does not define does nothing.
     ALGORITHMS    the algorithms that it has a meaning for; by default all
     ROUNDS_ONCE   whether decay and step are rounded together; by default where INSIDE says that the optimiser does both
     KEEPS         what it keeps in `pieces.numbers`, by name, and what that belongs to: "weights", or the optimiser's "moments"
+    MOVES_FIRST   True: it moves weights before the optimiser's step; a probe keeps them twice then (configs/cost.py counts it)
     USES_DECAY    False: the rule has no λ, and optim.weight_decay must be 0
     part(tensor)  which of its laws holds for a tensor, as a word: the groups are split by it
     factor(config, t, part)      λ_t over λ in update t (0-based); by default as the schedule says
@@ -18,7 +19,8 @@ and of the following what it needs; what it does not define does nothing.
     on_branch(norms)             what a branch begins with: ‖w‖ by name, "" of all; InputError where it cannot go on from there
     on_gradients(pieces, gradients)       before the gradients are seen by a probe, and clipped
     before_step(pieces, gradients, t)     before the optimiser's step; what it returns is given to after_step
-    after_step(pieces, kept, t)           after it; the copies that the forward pass reads are then made anew
+    on_step(pieces, kept, t)              right after it: makes another step of it, of which a probe then speaks
+    after_step(pieces, kept, t)           after both; the copies that the forward pass reads are then made anew
 
 `gradients` has a flat tensor (n,) a piece, as `pieces.weights` has; none of them records for autograd. No module here imports torch
 while it is itself imported: what a rule says of itself is checked before the seconds that torch takes.
@@ -111,6 +113,7 @@ class Rule:
         self.stages: tuple[int, ...] = getattr(module, "STAGES", (0, 1, 2, 3))
         self.algorithms: tuple[str, ...] | None = getattr(module, "ALGORITHMS", None)
         self.rounds_once: bool = getattr(module, "ROUNDS_ONCE", bool(module.INSIDE))
+        self.moves_first: bool = getattr(module, "MOVES_FIRST", False)
         self.uses_decay: bool = getattr(module, "USES_DECAY", True)
         self.keeps: dict[str, str] = getattr(module, "KEEPS", {})
         self.part: Callable[[TensorSpec], str] = getattr(module, "part", lambda tensor: "")
@@ -119,12 +122,13 @@ class Rule:
         self.on_branch: Callable[[dict[str, float]], None]
         self.on_gradients: Callable[[Pieces, list[Tensor]], None]
         self.before_step: Callable[[Pieces, list[Tensor], int], Any]
+        self.on_step: Callable[[Pieces, Any, int], None]
         self.after_step: Callable[[Pieces, Any, int], None]
-        self.on_start, self.on_branch, self.on_gradients, self.before_step, self.after_step = (
+        self.on_start, self.on_branch, self.on_gradients, self.before_step, self.on_step, self.after_step = (
             getattr(module, name, _nothing)
-            for name in ("on_start", "on_branch", "on_gradients", "before_step", "after_step")
+            for name in ("on_start", "on_branch", "on_gradients", "before_step", "on_step", "after_step")
         )
-        self.moves_weights = hasattr(module, "after_step")
+        self.moves_weights = hasattr(module, "on_step") or hasattr(module, "after_step")
 
     def taken_over(self, numbers: dict[str, dict[str, float]], with_moments: bool) -> dict[str, dict[str, float]]:
         """What of a trunk's numbers a branch goes on with: those that its own rule keeps too, and what they belong to.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ABOUT = "w ← w − η_t λ_t·1[u ⊙ w ≥ 0] ⊙ w, u the optimiser's step (2510.12402)"
 INSIDE = ""
 ALGORITHMS = ("adam", "sgd")
+MOVES_FIRST = True
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ABOUT = "as cautious, with a random mask of the same rate in each tensor: its control (2510.12402)"
 INSIDE = ""
 ALGORITHMS = ("adam", "sgd")
+MOVES_FIRST = True
 
 
 def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> None:

@@ -27,12 +27,15 @@ def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]
     return [weight.clone() for weight in pieces.weights]
 
 
-def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
+def on_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     # The step is what the optimiser moved, −η·u. Its size is dropped, its direction stays.
     steps = [weight - before for weight, before in zip(pieces.weights, kept, strict=True)]
     sizes, norms = pieces.square_norms(steps), first_norms(pieces)
     for weight, before, step, group, name in zip(pieces.weights, kept, steps, pieces.groups, pieces.names, strict=True):
         if group["masked"] and sizes[name] > 0:
             weight.copy_(before).add_(step, alpha=group["lr"] * norms[name] / sizes[name] ** 0.5)
+
+
+def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     # The chord left the sphere: back onto it.
     to_first_norms(pieces)

@@ -31,7 +31,7 @@ def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]
     return [weight.clone() for weight in pieces.weights]
 
 
-def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
+def on_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     optim, norms = pieces.config.optim, first_norms(pieces, "base_decay")
     steps = [weight - before for weight, before in zip(pieces.weights, kept, strict=True)]
     # A step's size counts in comparison with what is usual for its tensor, so that the angle holds on the average.
@@ -41,6 +41,9 @@ def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
         if group["decay"] and usual[name] > 0:
             angle = rotation(group["lr"], group["decay"], optim.betas[0])
             weight.copy_(before).add_(step, alpha=angle * norms[name] / usual[name])
+
+
+def after_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     # The chord left the sphere: back onto it.
     to_first_norms(pieces, only_decaying=True)
 
