@@ -123,8 +123,6 @@ RULE_COPIES: dict[str, tuple[int, int]] = {
     "swd": (0, 2),  # a moment in float64, whose sum is taken
     "selective_projection": (0, 3),  # a product, and the same in float64
 }
-
-
 MOVES_FIRST = ("cautious", "cautious_random")  # rules that decay before the step: a probe keeps the weights then, too
 
 
@@ -158,8 +156,11 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     buckets = (2 if stage == 3 else 1) if stage and ranks > 1 and has_bucket else 0
     exchanged = buckets * bucket_elements(config) * BYTES[dtypes.gradients]
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
-    held = rule_bytes(config, ranks) + rounding_bytes(config)
-    before = before * (2 if config.optim.decay_rule in MOVES_FIRST else 1) if config.log.probe_every else 0
+    before = before if config.log.probe_every else 0
+    # What a rule that decays first holds is gone when a probe keeps the weights that the step finds.
+    held = max(rule_bytes(config, ranks), before if config.optim.decay_rule in MOVES_FIRST else 0) + rounding_bytes(
+        config
+    )
     return max(exchanged, before + held, before + inversion_bytes(config))
 
 
