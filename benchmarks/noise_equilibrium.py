@@ -146,6 +146,7 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
         rule.on_gradients(pieces, [gradient.view(-1)])
         kept = rule.before_step(pieces, [gradient.view(-1)], t)
         optimizer.step()
+        rule.on_step(pieces, kept, t)
         rule.after_step(pieces, kept, t)
         after = w.detach().double()
         if t >= ARRIVED:

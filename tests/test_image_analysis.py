@@ -28,7 +28,11 @@ MLP: dict[str, Any] = {
 }
 Make = Callable[..., RunConfig]
 NOT_OF_RUNS = {"advise", "theory", "gate", "report"}
-UNFIT = ["bias_variance", "jacobian_gap", "rules"]  # there are no branches of these runs, and they are of one rule
+UNFIT = [
+    "bias_variance",
+    "jacobian_gap",
+    "rules",
+]  # there are no branches of these runs, no Jacobians by inputs, and they are of one rule
 
 
 @pytest.fixture(scope="module")
