@@ -28,11 +28,8 @@ MLP: dict[str, Any] = {
 }
 Make = Callable[..., RunConfig]
 NOT_OF_RUNS = {"advise", "theory", "gate", "report"}
-UNFIT = [
-    "bias_variance",
-    "jacobian_gap",
-    "rules",
-]  # there are no branches of these runs, no Jacobians by inputs, and they are of one rule
+# There are no branches of these runs, no Jacobians by inputs, and they are of one rule.
+UNFIT = ["bias_variance", "jacobian_gap", "rules"]
 
 
 @pytest.fixture(scope="module")
