@@ -158,9 +158,8 @@ def passing_bytes(config: RunConfig, ranks: int) -> int:
     before = n_parameters(config.model) * BYTES[dtypes.masters] // (ranks if stage else 1)
     before = before if config.log.probe_every else 0
     # What a rule that decays first holds is gone when a probe keeps the weights that the step finds.
-    held = max(rule_bytes(config, ranks), before if config.optim.decay_rule in MOVES_FIRST else 0) + rounding_bytes(
-        config
-    )
+    twice = before if config.optim.decay_rule in MOVES_FIRST else 0
+    held = max(rule_bytes(config, ranks), twice) + rounding_bytes(config)
     return max(exchanged, before + held, before + inversion_bytes(config))
 
 
@@ -203,10 +202,10 @@ def block_bytes(model: Model, wide: int, narrow: int) -> tuple[int, int]:
     kept = 2 * d * wide + narrow * (2 * d + d + 2 * keys + turned + d + hidden) + rms
     if model.attention == "sdpa":
         return kept, 0
-    scores = model.n_head * model.seq_len  # of the weights, which are kept in float32 and rounded
-    kept += scores * 4
-    if narrow < 4:  # the rounded weights, and float32 copies of queries, keys and the product
-        kept += scores * narrow + 4 * 3 * d
+    scores = model.n_head * model.seq_len
+    kept += 4 * scores  # the weights of the scores, float32
+    if narrow < 4:  # these rounded, and float32 copies of queries, keys and the product
+        kept += narrow * scores + 4 * 3 * d
     return kept, 3 * 4 * scores  # scores before and after the mask, and their gradient
 
 

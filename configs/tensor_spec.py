@@ -13,8 +13,8 @@ Role = Literal["matrix", "embedding", "gain", "bias"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, attn.norm (of
-    queries and keys), mlp.proj, norm, embedding, position, head, head_scale; of images stem, conv, shortcut, hidden, norm, head.
+    """One tensor. `kind` is what it is for, the same in every block: attn.qkv, attn.norm (of queries and keys), mlp.proj, norm,
+    embedding, position, head, head_scale; of images stem, conv, shortcut, hidden, norm, head.
 
     A bias has the kind of what it is added to. `bare`: no normalisation follows, in a network that has none. `followed_by`: the
     normalisation through which alone the tensor's outputs pass, so that its size changes no output, by itself; empty: none.

@@ -74,6 +74,13 @@ class Model(Section):
             raise InputError(
                 f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; nearest n_embd: {below} or {above}"
             )
+        if self.n_head % self.kv_heads:
+            fitting = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+            raise InputError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; these do: {fitting}")
+        return self
+
+    @model_validator(mode="after")
+    def _switches_fit(self) -> Model:
         width = self.n_embd // self.n_head
         if self.position == "rotary" and width % 2:
             raise InputError(
@@ -82,9 +89,6 @@ class Model(Section):
             )
         if self.position == "learned" and self.rotary_base != type(self).model_fields["rotary_base"].default:
             raise InputError("rotary_base does nothing with position learned; leave it out, or set position rotary")
-        if self.n_head % self.kv_heads:
-            fitting = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
-            raise InputError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; these do: {fitting}")
         if self.activation == "swiglu" and self.mlp_width is None:
             raise InputError(
                 f"activation swiglu needs mlp_width: with three matrices {round(8 * self.n_embd / 3)} gives about as many "
@@ -92,6 +96,10 @@ class Model(Section):
             )
         if self.bias and self.norm == "rmsnorm":
             raise InputError("bias true with norm rmsnorm: an RMSNorm has no bias; set bias false or norm layernorm")
+        if self.bias and not self.layernorm_gain:
+            raise InputError(
+                "bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true"
+            )
         return self
 
     @model_validator(mode="after")
@@ -101,14 +109,6 @@ class Model(Section):
             self.__dict__["n_kv_head"] = None
         if self.mlp_width == 4 * self.n_embd and self.activation != "swiglu":
             self.__dict__["mlp_width"] = None
-        return self
-
-    @model_validator(mode="after")
-    def _gains_and_biases(self) -> Model:
-        if self.bias and not self.layernorm_gain:
-            raise InputError(
-                "bias true with layernorm_gain false: a plain LayerNorm has no bias; set bias false or layernorm_gain true"
-            )
         return self
 
     @property

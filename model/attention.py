@@ -26,9 +26,9 @@ class Attention(nn.Module):
         width = config.n_embd // config.n_head
         self.arithmetic = config.attention
         self.qkv = Linear(config.n_embd, (config.n_head + 2 * config.kv_heads) * width, bias=config.bias)
-        self.normalises = config.qk_norm
-        if config.qk_norm:  # one gain for all heads, before the rotation (Qwen3)
-            self.q_norm, self.k_norm = make_norm(config, width), make_norm(config, width)
+        # One gain for all heads, before the rotation (Qwen3).
+        self.q_norm = make_norm(config, width) if config.qk_norm else None
+        self.k_norm = make_norm(config, width) if config.qk_norm else None
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, -1, C // self.n_head).transpose(1, 2)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), 1)
-        if self.normalises:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

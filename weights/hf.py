@@ -18,7 +18,7 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.transformer import Model
 
-GELU = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # transformers' words
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # transformers' words
 # What the two families have, and all others lack: field, value.
 LLAMA = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False}
 GPT2 = {"norm": "layernorm", "position": "learned", "n_kv_head": None, "qk_norm": False}
@@ -29,18 +29,19 @@ def convert(model: Model, weights: Mapping[str, Tensor], eot: int) -> tuple[dict
 
     InputError for a network that neither family holds.
     """
-    llama = {field: value for field, value in LLAMA.items() if getattr(model, field) != value}
-    gpt2 = {field: value for field, value in GPT2.items() if getattr(model, field) != value}
-    if model.activation not in GELU:
-        gpt2["activation"] = " or ".join(GELU)
-    if llama and gpt2:
-        wanted = [", ".join(f"model.{field} {value}" for field, value in missing.items()) for missing in (gpt2, llama)]
+    # What a family would have otherwise; of its own network nothing.
+    unlike_llama = {field: value for field, value in LLAMA.items() if getattr(model, field) != value}
+    unlike_gpt2 = {field: value for field, value in GPT2.items() if getattr(model, field) != value}
+    if model.activation not in ACTIVATIONS:
+        unlike_gpt2["activation"] = " or ".join(ACTIVATIONS)
+    if unlike_llama and unlike_gpt2:
+        gpt2, llama = (", ".join(f"model.{f} {v}" for f, v in fields.items()) for fields in (unlike_gpt2, unlike_llama))
         raise InputError(
-            f"transformers has no network of these shapes that is written here: GPT-2 would need {wanted[0]}; Llama would need "
-            f"{wanted[1]}. `--to safetensors` writes any network"
+            f"transformers has no network of these shapes that is written here: GPT-2 would need {gpt2}; Llama would need "
+            f"{llama}. `--to safetensors` writes any network"
         )
     named = _scaled(model, weights)
-    config, tensors = _gpt2(model, named) if llama else _llama(model, named)
+    config, tensors = _gpt2(model, named) if not unlike_gpt2 else _llama(model, named)
     if not model.tied_head:
         tensors["lm_head.weight"] = named["head.weight"]
     config |= {
@@ -91,7 +92,7 @@ def _gpt2(model: Model, named: dict[str, Tensor]) -> tuple[dict[str, Any], dict[
         "n_embd": model.n_embd,
         "n_inner": model.mlp_hidden,
         "n_positions": model.seq_len,
-        "activation_function": GELU[model.activation],
+        "activation_function": ACTIVATIONS[model.activation],
         "layer_norm_epsilon": model.norm_eps,
     }
     return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout), tensors
