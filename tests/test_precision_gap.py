@@ -10,6 +10,7 @@ import pytest
 from analysis import precision_gap
 from analysis.__main__ import main
 from analysis.command import Options
+from record.run import RunFolder
 from tests.recorded import base_curve, load, write_run
 
 
@@ -78,3 +79,18 @@ def test_diverged_runs_are_counted_against_float32(tmp_path: Path, lost: list[in
     assert row["verdict"] == verdict
     text = " ".join(result.findings)
     assert f"{mine} of {runs} runs diverged, {theirs} of {others} in float32: Fisher's exact p = {p:.2g}" in text
+
+
+def test_what_rounds_beside_the_precision_is_shown(tmp_path: Path) -> None:
+    """Breaks if the table of runs hides the attention kernel or compiled blocks of a start, or a change of them at a resume."""
+    paths = ends(tmp_path, "fp32", [0.0]) + ends(tmp_path, "bf16-mixed", [0.0])
+    starts = [
+        [{"attention": "flash", "compiled": False}],
+        [{"attention": "flash", "compiled": True}, {"attention": "math"}],
+    ]
+    for path, rows in zip(paths, starts, strict=True):
+        for row in rows:
+            RunFolder(path).record_start(row)
+    table = precision_gap.analyse(load(*paths), Options()).tables["Runs"].set_index("precision")
+    assert list(table.loc["fp32", ["attention", "compiled"]]) == ["flash", "no"]
+    assert list(table.loc["bf16-mixed", ["attention", "compiled"]]) == ["flash and math", "yes"]
