@@ -1,4 +1,7 @@
-"""A transformer from outside of a run: its shape, weights and tokenizer, from a run's checkpoint."""
+"""A transformer outside of a run, wherever it comes from: its shape, weights and tokenizer.
+
+From a run's checkpoint, a folder of Hugging Face, or a checkpoint of nanoGPT.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,16 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.precision import TABLE
 from configs.schema import Model, Precision
-from data.manifest import Manifest
+from configs.tensors import tensor_table
+from data.manifest import Manifest, read_manifest
 from data.tokenizer import Tokenizer, load_tokenizer
 from engine.dtypes import autocast_dtype, set_matmul_precision
+from engine.foreign_tensors import open_foreign
 from model.gpt import GPT
+from record.foreign import Foreign, find_foreign
 from weights.read import choose, config_with_data
+
+NO_TOKENIZER: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,14 @@ class Source:
 
 
 def read_source(address: str, kind: str = "weights", data: Path | None = None) -> Source:
-    """The transformer of `RUN@STEP` (of `RUN` its newest sound checkpoint). `kind`: `weights` or an average, `ema_0.99`.
+    """The transformer of `RUN@STEP` (of `RUN` its newest sound checkpoint), of a folder of Hugging Face or of nanoGPT's ckpt.pt.
 
-    `data`: where the run's data lies now; None: where the run says. InputError for a run on images, and as read.choose.
+    `kind`: `weights`, or of a run an average, `ema_0.99`. `data`: whose tokenizer it has; None: a run's own data, where the run
+    says, and of a folder its own tokenizer.json. InputError for a run on images, and as read.choose and open_foreign.
     """
+    foreign = find_foreign(address)
+    if foreign is not None:
+        return _foreign_source(foreign, kind, data)
     chosen = choose(address)
     config, manifest = config_with_data(chosen.run, data)
     if not isinstance(manifest, Manifest):
@@ -69,3 +81,18 @@ def read_source(address: str, kind: str = "weights", data: Path | None = None) -
     separate_at = None if config.text.cross_document_attention else manifest.eot
     text = Path(config.text.path), manifest.tokenizer
     return Source(name, config.gpt, config.precision, chosen.tensors(kind), separate_at, *text)
+
+
+def _foreign_source(foreign: Foreign, kind: str, data: Path | None) -> Source:
+    """In fp32, whatever the files hold: how it was trained is not known."""
+    if kind != "weights":
+        raise InputError(f"{foreign.path} has no {kind}: it is a model without a run; leave --weights out")
+    model, read = open_foreign(foreign)
+    weights = {name: read(name) for name in tensor_table(model)}
+    folder, described = foreign.path, NO_TOKENIZER
+    if data is not None:
+        manifest = read_manifest(data)
+        if manifest is None:
+            raise InputError(f"--data {data}: no prepared data lies there")
+        folder, described = data, manifest.tokenizer
+    return Source(str(foreign.path), model, "fp32", weights, None, folder, described)
