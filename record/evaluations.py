@@ -46,8 +46,9 @@ class Evaluation(BaseModel):
     """One command: what was evaluated, how, and the scores.
 
     `source`: the checkpoint's address, or the folder. `weights`: their kind, or an average, `ema_0.99`; `sha256`: of the file that
-    holds them. `step` is None of weights that are no run's. `limit`: only so many documents of each task. `shots`: as asked for;
-    None: each task's own. `notes`: what was cut or scored in another way than plainly.
+    holds them; of a model without a run, whose `step` is None, of all that makes it (record/foreign.py). `limit`: only so
+    many documents of each task. `shots`: as asked for; None: each task's own. `notes`: what was cut, or scored
+    in another way than plainly.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)

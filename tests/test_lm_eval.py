@@ -25,8 +25,10 @@ from data.image_manifest import ImageManifest
 from data.manifest import Manifest
 from model.gpt import GPT
 from record.checkpoint_manifest import CheckpointManifest, describe
-from record.evaluations import read_evaluations
+from record.evaluations import parse_evaluation, read_evaluations
+from record.foreign import find_foreign
 from record.run import RunFolder
+from tests.test_foreign import nanogpt
 from weights.harness import as_harness_asks
 from weights.likelihood import Likelihoods
 from weights.lm_eval import main
@@ -203,6 +205,29 @@ def test_how_the_harness_is_answered(run: Path, quiet: None) -> None:
     assert (short, again) == (whole[: whole.index(stop)], "")
     with pytest.raises(InputError, match="task drawn draws its answers"):
         ours.generate_until(asked("drawn", ("def ", {"do_sample": True, "temperature": 1.0})))
+
+
+@pytest.mark.slow
+def test_a_model_without_a_run(
+    run: Path,
+    tasks: Path,
+    tmp_path: Path,
+    tiny_data: tuple[Path, Manifest],
+    quiet: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Breaks if weights from elsewhere score otherwise than as a run's, are read by a guessed tokenizer, or write into no run."""
+    source = read_source(str(run))
+    nanogpt(source.network(CPU), tmp_path / "ckpt.pt")
+    words = (tmp_path / "ckpt.pt", "--tasks", "small_choice", "--include", tasks, "--shots", 3)
+    assert "--data DIR says which prepared data has its tokenizer" in refusal(capsys, *words)
+    out = tmp_path / "new" / "scores.json"
+    assert main([*map(str, words), "--data", str(tiny_data[0]), "--out", str(out)]) == 0
+    found = parse_evaluation(json.loads(out.read_text()), "")
+    assert (found.step, found.sha256, found.scores[0].value) == (None, find_foreign(tmp_path / "ckpt.pt").digest, 0.8)  # type: ignore[union-attr]
+    assert "small_choice has 0 shots, and not 3: its own file says so" in found.notes
+    assert main([*map(str, words), "--data", str(tiny_data[0]), "--limit", "2"]) == 0
+    assert "not written" in capsys.readouterr().out
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:

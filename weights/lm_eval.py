@@ -2,7 +2,7 @@
 
     python -m weights.lm_eval RUN[@STEP] --tasks arc_easy,piqa
     python -m weights.lm_eval RUN --tasks mine --include DIR       tasks of one's own: DIR/*.yaml
-    python -m weights.lm_eval FOLDER --tasks mine --include DIR --out scores.json
+    python -m weights.lm_eval FOLDER --data DATA --tasks mine --include DIR --out scores.json     a model without a run
 
 Needs the package lm_eval (pip install lm_eval==0.4.13). Prints the harness's table and writes lm_eval/step_….json into the run's
 folder (record/evaluations.py), of which `python -m analysis lm_eval` makes tables. The hub is not asked for data sets, unless
@@ -23,15 +23,15 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.precision import TABLE
-from record.checkpoint_manifest import SUFFIX, describe, read_manifest
-from record.checkpoints import find, parse_address
+from record.checkpoint_manifest import SUFFIX, read_manifest
 from record.environment import code_revision
 from record.evaluations import Evaluation, Score, write_evaluation
+from record.foreign import find_foreign
 from record.run import RunFolder
 from weights.harness import as_harness_asks, load_tasks, manager_of, require_harness
 from weights.likelihood import Likelihoods
-from weights.read import choose_device
-from weights.source import Source, read_source
+from weights.read import choose, choose_device
+from weights.source import Source, read_source, source_of
 
 PACKAGES = ("lm_eval", "torch", "datasets", "evaluate")
 
@@ -45,6 +45,11 @@ def evaluated(source: Source, place: tuple[int | None, str], args: argparse.Name
     manager = manager_of(names, args.include)
     tasks = load_tasks(manager, names)
     device, tokenizer = choose_device(), source.tokenizer()
+    if tokenizer.vocab_size > source.model.vocab_size:
+        raise InputError(
+            f"{source.name} has {source.model.vocab_size:,} tokens, and the tokenizer in {source.tokenizer_folder} "
+            f"{tokenizer.vocab_size:,}: it is another model's"
+        )
     likelihoods = Likelihoods(source.network(device, args.precision), tokenizer.eot, args.batch, device)
     counts: Counter[str] = Counter()
     asked = as_harness_asks(likelihoods, tokenizer, counts)
@@ -57,17 +62,7 @@ def evaluated(source: Source, place: tuple[int | None, str], args: argparse.Name
         limit=args.limit,
     )
     scores, notes = scores_of(results)
-    if likelihoods.cut:
-        notes.append(
-            f"{likelihoods.cut:,} sequences were longer than the context of {likelihoods.length:,} tokens, and lost "
-            f"{likelihoods.lost:,} at their left"
-        )
-    notes += [f"{what}: {count:,}" for what, count in counts.items()]
-    notes += [
-        f"{task} has {shots} shots, and not {args.shots}: its own file says so"
-        for task, shots in {score.task: score.shots for score in scores}.items()
-        if args.shots is not None and shots not in (None, args.shots)
-    ]
+    notes += notes_on(likelihoods, counts, scores, args.shots)
     evaluation = Evaluation(
         source=source.name,
         step=place[0],
@@ -87,6 +82,20 @@ def evaluated(source: Source, place: tuple[int | None, str], args: argparse.Name
         scores=scores,
     )
     return evaluation, make_table(results)
+
+
+def notes_on(likelihoods: Likelihoods, counts: Counter[str], scores: list[Score], shots: int | None) -> list[str]:
+    """What was scored in another way than plainly, or not as it was asked."""
+    notes = [f"{what}: {count:,}" for what, count in counts.items()]
+    if likelihoods.cut:
+        notes.append(
+            f"{likelihoods.cut:,} sequences were longer than the context of {likelihoods.length:,} tokens, and lost "
+            f"{likelihoods.lost:,} at their left"
+        )
+    for task, its in {score.task: score.shots for score in scores}.items():
+        if shots is not None and its not in (None, shots):
+            notes.append(f"{task} has {its} shots, and not {shots}: its own file says so")
+    return notes
 
 
 def scores_of(results: dict[str, Any]) -> tuple[list[Score], list[str]]:
@@ -130,15 +139,18 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _place_of(address: str, kind: str, source: Source) -> tuple[RunFolder | None, tuple[int | None, str]]:
-    """The run whose weights these are, None of a folder of others; the step; and the SHA-256 of the file, or files, of them."""
-    run = RunFolder(parse_address(address)[0])
-    if not run.experiment.is_file():
-        hashes = [describe(path).sha256 for path in sorted(Path(address).glob(f"*{SUFFIX}"))]
-        return None, (None, " ".join(hashes))
-    # the step that was taken: the newest may have been damaged
-    step = parse_address(source.name)[1]
-    return run, (step, read_manifest(find(run.checkpoints, step)).files[f"{kind}{SUFFIX}"].sha256)
+def opened(args: argparse.Namespace) -> tuple[Source, RunFolder | None, tuple[int | None, str]]:
+    """The weights that are meant; their run, None of a model without one; their step, and the SHA-256 of their file."""
+    foreign = find_foreign(args.run)
+    if foreign is not None:
+        if args.data is None:
+            raise InputError(
+                f"{args.run} has no data of its own; --data DIR says which prepared data has its tokenizer"
+            )
+        return read_source(args.run, args.weights, args.data), None, (None, foreign.digest)
+    chosen = choose(args.run)
+    source, checkpoint = source_of(chosen, args.weights, args.data), read_manifest(chosen.paths[0])
+    return source, chosen.run, (chosen.steps[0], checkpoint.files[f"{args.weights}{SUFFIX}"].sha256)
 
 
 def run_command(args: argparse.Namespace) -> None:
@@ -146,8 +158,7 @@ def run_command(args: argparse.Namespace) -> None:
     require_harness()
     if args.out is not None and args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder; give a file to write")
-    source = read_source(args.run, args.weights, args.data)
-    run, place = _place_of(args.run, args.weights, source)
+    source, run, place = opened(args)
     evaluation, table = evaluated(source, place, args)
     print(table)
     for note in evaluation.notes:
