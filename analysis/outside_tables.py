@@ -57,6 +57,7 @@ class Case(Section):
 
     @model_validator(mode="after")
     def _rising(self) -> Case:
+        # whether the best is at an end is read off the first row and the last
         decays = [row.weight_decay for row in self.rows]
         if decays != sorted(set(decays)):
             raise InputError(f"{self.name}: rows must rise in weight_decay, each λ once; they are {decays[:8]}")
@@ -102,7 +103,7 @@ class Tokenizer(Section):
 
 
 class Table(Section):
-    table: str = setting(..., "T1, T2, …: its name in docs/models.md", pattern=r"^T[0-9]+$")
+    table: str = setting(..., "T1, T2, …: its name in docs/models.md", pattern=r"^[PT][0-9]+$")
     source: str = setting(..., "paper or repository, and the table in it", min_length=1)
     shows: str = setting(..., "what the numbers are", min_length=1)
     how: str = setting(..., "how they came here", min_length=1)
@@ -121,6 +122,7 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _fields_have_a_recipe(self) -> Table:
+        # fields over nothing would be a setting that nobody trained
         bare = [case.name for case in self.cases if (case.fields or case.laid) and self.recipe is None]
         if bare:
             raise InputError(f"{self.table}: {bare[0]} has fields, or is laid under runs, and there is no recipe")
@@ -160,6 +162,7 @@ class Place:
     @property
     def decay_sum(self) -> float | None:
         """λ·Ση of the best λ; None where the schedule is not known, or λ is no multiple of the weights but in the gradient."""
+        # of L2 under Adam λ is no rate of decay: what it takes of a weight follows from the gradients
         total = self.lr_sum if self.case.decay_rule == "decoupled" else None
         return None if total is None else total * self.case.best.weight_decay
 
@@ -170,6 +173,7 @@ class Place:
 
 @cache
 def _config(recipe: str, fields: str) -> RunConfig:
+    # read as --set is, so that a field that no longer exists, or may not have the value, is refused here too
     settings = [f"{name}={json.dumps(value)}" for name, value in json.loads(fields).items()]
     return load_config(ROOT / recipe, settings)[0]
 
@@ -185,6 +189,7 @@ def read_table(path: Path) -> Table:
 @cache
 def tables(folder: Path) -> tuple[Table, ...]:
     """All of a folder, by name. InputError for a damaged file, or where there are none."""
+    # an empty folder is a damaged copy of the source, and not a world without tables
     read = tuple(read_table(path) for path in sorted(folder.glob("*.json")))
     if not read:
         raise InputError(f"{folder} holds no tables; they are part of the source: restore them")

@@ -50,6 +50,7 @@ def row_of(run: Run) -> tuple[Place, Row] | None:
     place = setting_of(run)
     if place is None or not place.case.laid or not _same_tokens(run, place):
         return None
+    # a λ between the published ones has no value: nothing is interpolated
     row = next((row for row in place.case.rows if row.weight_decay == run.fields.get(LAMBDA)), None)
     return None if row is None or row.value is None else (place, row)
 
@@ -88,6 +89,7 @@ def published_points(settings: list[Place], place: Callable[[float], float]) -> 
     """Loss at the end against λ of each setting, all its λ. `place`: where a λ stands on the axis."""
     lines = []
     for setting in settings:
+        # a λ that diverged there has no point
         rows = [row for row in setting.case.rows if row.value is not None]
         x = np.array([place(row.weight_decay) for row in rows])
         y = np.array([_nats(setting.case, row) for row in rows])
@@ -138,6 +140,7 @@ def _notes(place: Place, alike: list[Run]) -> list[str]:
             f"{name}: published values are not laid under runs whose tokens are those of {', '.join(others)}: there they are "
             f"{size}, and losses per token of two tokenizers do not compare"
         )
+    # what is drawn, and under which caveats
     same = [run for run in alike if _same_tokens(run, place)]
     if not same:
         return notes
