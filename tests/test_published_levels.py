@@ -130,6 +130,7 @@ def test_what_no_field_says_has_no_level(tmp_path: Path) -> None:
     assert "a norm behind the embedding" in " ".join(notes_on_levels([run]))
     cautious = run_of(tmp_path / "cautious", "T1 Llama 130M, 2.7 B tokens, Cautious AdamW", 0.1)
     assert not published_levels([cautious], PLAIN)
+    assert not notes_on_levels([cautious]), "its fields are those of plain AdamW, and T1 has no such row"
 
 
 def test_figures_have_them(tmp_path: Path) -> None:
