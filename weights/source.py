@@ -12,8 +12,9 @@ from torch import Tensor
 from configs.errors import InputError
 from configs.precision import TABLE
 from configs.schema import Model, Precision
+from data.lossless import Tokenizer
 from data.manifest import Manifest
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from engine.dtypes import autocast_dtype, set_matmul_precision
 from model.gpt import GPT
 from weights.read import choose, config_with_data
