@@ -40,6 +40,10 @@ def _with_mechanisms(runs: list[Run]) -> bool:
     return False
 
 
+def _with_scores(runs: list[Run]) -> bool:
+    return any(any(run.evaluations) for run in runs)
+
+
 @dataclass(frozen=True)
 class Entry:
     """`fits` says whether runs are of the kind that `needs` names in words; of `on_page` the report is made."""
@@ -67,6 +71,7 @@ CATALOGUE = {
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
     "mechanisms": Entry("mechanisms", needs="images with norms, or K-FAC", fits=_with_mechanisms),
     "jacobian_gap": Entry("jacobian_gap", needs="measured runs on images", fits=_of_images, on_page=False),
+    "lm_eval": Entry("task_scores", needs="scores of weights.lm_eval", fits=_with_scores),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

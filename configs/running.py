@@ -191,7 +191,8 @@ class Branch(Section):
 
     origin: str = setting(
         ...,
-        "RUN@STEP; the identity takes the checkpoint's digest instead",
+        "RUN@STEP, or a model from elsewhere: a folder of Hugging Face, or nanoGPT's ckpt.pt; the identity takes the digest of its "
+        "weights instead",
         operational=True,
         min_length=1,
         max_length=PATH,

@@ -50,8 +50,7 @@ class Part:
 class Found:
     """Files of tokens to adopt: the parts of `train` and `val` in order; where they came from, and what was asked of them.
 
-    `told`: what the ids mean; None where the tokens must tell, and `likely_end` is looked for. `begins`: the end of text
-    stands before each document.
+    `told`: what the ids mean; None where the tokens must tell, and `likely_end` is looked for.
     """
 
     splits: dict[str, list[Part]]
@@ -60,7 +59,6 @@ class Found:
     options: dict[str, Any]
     told: Vocabulary | None
     likely_end: int | None = GPT2_EOT
-    begins: bool = False
 
 
 def adopt_files(found: Found, out: Path, guess: Callable[[int], Vocabulary]) -> Manifest:
@@ -87,7 +85,7 @@ def adopt_files(found: Found, out: Path, guess: Callable[[int], Vocabulary]) -> 
                 )
         # Without a single end of text in the data nobody can say where a document ends, whatever the vocabulary allows.
         ended = vocabulary.end is not None and any(len(scan.ends) for scan in scans.values())
-        splits = {split: scan.link(work, split, ended, found.begins) for split, scan in scans.items()}
+        splits = {split: scan.link(work, split, ended) for split, scan in scans.items()}
         if vocabulary.file is not None:
             replace_file(work / vocabulary.file[0], vocabulary.file[1])
         manifest = Manifest(
@@ -176,11 +174,9 @@ class _Scan:
         self.digests.append(digest.hexdigest())
         return ends
 
-    def link(self, work: Path, split: str, ended: bool, begins: bool) -> Split:
-        """Link the files, and write the documents' ends. `begins`: an end of text that opens the split ends no document."""
+    def link(self, work: Path, split: str, ended: bool) -> Split:
+        """Link the files, and write the documents' ends."""
         ends = self.ends if ended else self.ends[:0]
-        if begins and len(ends) and ends[0] == 1:
-            ends = ends[1:]
         if not len(ends) or ends[-1] != self.tokens:  # a last document without end-of-text
             ends = np.append(ends, np.uint64(self.tokens))
         docs = work / f"{split}_docs.bin"

@@ -77,6 +77,20 @@ class HuggingFace:
         if lost := difference(text, self.decode(ids)):
             raise InputError(f"the tokenizer is not lossless: in the text that begins {text[:20]!r}, {lost}")
 
+    def token_bytes(self) -> list[int]:
+        """How many bytes of text each token stands for; 0 of special ones. InputError where its decoder is not byte-level."""
+        spec = read_spec(self.json())
+        if (spec.get("decoder") or {}).get("type") != "ByteLevel":
+            raise InputError(
+                "the bytes of a token are known of byte-level tokenizers only, and this has another decoder"
+            )
+        lengths = [0] * self.vocab_size
+        for token, index in token_ids(self._tokenizer).items():
+            lengths[index] = len(token)  # a character stands for a byte
+        for added in spec["added_tokens"]:
+            lengths[added["id"]] = 0 if added.get("special") else len(added["content"].encode())
+        return lengths
+
     def json(self) -> bytes:
         """It as tokenizer.json."""
         return self.content

@@ -92,7 +92,7 @@ def adopt_shards(
     options = asked(vocab_size, told, tokenizer)
     parts = {split: [Part(path.resolve(), HEADER) for path in found] for split, found in splits.items()}
     # The token that begins a document is taken for the end of the one before: data here has one token that ends documents.
-    found = Found(parts, form.dtype, origin, options, told, form.vocabulary.end, begins=True)
+    found = Found(parts, form.dtype, origin, options, told, form.vocabulary.end)
     return adopt_files(found, out, partial(form.guess, folder, vocab_size))
 
 

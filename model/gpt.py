@@ -127,10 +127,12 @@ class GPT(nn.Module):
         z_loss = self.z_loss if self.training else 0.0
         return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """(B, T) token ids → (B, T, V)."""
+    def logits(self, inputs: Tensor, at: Tensor | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V); of the n positions alone that the mask `at` (B, T) has, (n, V)."""
         with self._autocast(inputs.device):
             hidden = self.hidden(inputs)
+            if at is not None:
+                hidden = hidden[at]  # (n, C)
             # By the head where there is one, so that a hook on it sees it (engine/curvature.py).
             return F.linear(hidden, self.head_weight) if self.config.tied_head else self.head(hidden)
 

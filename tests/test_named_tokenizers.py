@@ -21,6 +21,7 @@ from data.lossless import EOT, HARD_TEXT
 from data.manifest import Manifest, read_manifest
 from data.named_tokenizer import read_named
 from data.prepare import main
+from data.token_bytes import byte_lengths
 from data.tokenizer import load_tokenizer
 from tests.test_prepare import HARD, tiny_files
 
@@ -68,10 +69,14 @@ def byte_level_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_ids_are_counted(tmp_path: Path) -> None:
-    """Breaks if added tokens, or ids behind a gap, are beyond the vocabulary that the manifest names."""
+    """Breaks if added tokens, or ids behind a gap, are beyond the vocabulary of the manifest, or have another's bytes."""
     made = byte_level()
     made.add_tokens(["unusual words"])
     tokenizer = HuggingFace(made.to_str().encode(), 400)
+    lengths = byte_lengths(tokenizer)
+    for text in (HARD_TEXT, *ENGLISH, "some unusual words"):
+        assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+    assert lengths[tokenizer.eot] == 0
     assert tokenizer.vocab_size == 402
     assert tokenizer.encode("some unusual words")[-1] == 401
     spec = json.loads(made.to_str())
