@@ -123,6 +123,7 @@ class Manifest(BaseModel):
             self.val.tokens,
             self.train.documents,
             ends_known(self.format, self.eot, self.tokenizer),
+            self.tokenizer,
         )
 
 
