@@ -40,6 +40,15 @@ def _with_mechanisms(runs: list[Run]) -> bool:
     return False
 
 
+def _on_other_data(runs: list[Run]) -> bool:
+    """Whether a branch of one of them went on with other data."""
+    return any(run.fields.get("branch.data") == "other" for run in runs)
+
+
+def _with_scores(runs: list[Run]) -> bool:
+    return any(any(run.evaluations) for run in runs)
+
+
 @dataclass(frozen=True)
 class Entry:
     """`fits` says whether runs are of the kind that `needs` names in words; of `on_page` the report is made."""
@@ -62,11 +71,13 @@ CATALOGUE = {
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
+    "adaptation": Entry("adaptation", needs="branches on other data", fits=_on_other_data),
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),
     "mechanisms": Entry("mechanisms", needs="images with norms, or K-FAC", fits=_with_mechanisms),
     "jacobian_gap": Entry("jacobian_gap", needs="measured runs on images", fits=_of_images, on_page=False),
+    "lm_eval": Entry("task_scores", needs="scores of weights.lm_eval", fits=_with_scores),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),

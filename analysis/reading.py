@@ -63,7 +63,10 @@ def load_run(path: Path) -> Run:
     ):
         # a digest tells a reader nothing: the run that it stands for is told by what it was
         if given:
-            fields[name] = _told(path, str(given), fields, varied) or digest or given
+            told = _told(path, str(given), fields, varied) or digest or given
+            # a model from elsewhere is no run
+            is_run = name != STARTS or split_address(str(given))[1] is not None
+            fields[name] = told if is_run else Path(str(given)).name
             varied.add(name)
     if scaled := fields.get("branch.lr_by_norm_of"):
         fields[SCALED] = _decay_of(path, str(scaled))
@@ -96,9 +99,6 @@ def check_fields(fields: dict[str, Any]) -> None:
     for name in TEXTS:
         if not isinstance(text := fields.get(name) or "", str) or "\0" in text:
             raise InputError(f"config.json: {name} is {text!r:.40}, not a text")
-    origin = fields.get("branch.origin")
-    if origin and split_address(origin)[1] is None:
-        raise InputError(f"config.json: branch.origin is {origin!r:.80}, not RUN@STEP")
 
 
 def _decay_of(path: Path, reference: str) -> str:

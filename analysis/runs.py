@@ -20,7 +20,8 @@ from configs.tensors import TensorSpec, tensor_table
 from record.archive_file import is_archive
 from record.blocks import ValidationBlocks
 from record.checkpoints import split_address
-from record.contents import read_final_blocks, read_probes, read_starts
+from record.contents import read_final_blocks, read_probes, read_scores, read_starts
+from record.evaluations import Evaluation
 from record.metrics import Log
 from record.run import UNKNOWN
 from record.sweep_runs import is_run, is_sweep_file, runs_of_sweep
@@ -114,8 +115,9 @@ class Run:
 
     @property
     def late_problems(self) -> list[str]:
-        """What was wrong with the probes, if an analysis has read them. They are large, and most analyses do not."""
-        return self.probe_log.problems if "probe_log" in vars(self) else []
+        """What was wrong with the probes and the scores at tasks, if an analysis has read them. Most analyses do not."""
+        problems = [*self.probe_log.problems] if "probe_log" in vars(self) else []
+        return problems + (self.evaluations[1] if "evaluations" in vars(self) else [])
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -149,6 +151,14 @@ class Run:
         """What the latest start recorded of the data (Manifest.described); empty for a run of an older version."""
         data = self.starts[-1].get("data") if self.starts else None
         return data if isinstance(data, dict) else {}
+
+    @cached_property
+    def evaluations(self) -> tuple[list[Evaluation], list[str]]:
+        """What tasks were asked of its checkpoints, and a sentence on each file that was damaged."""
+        try:
+            return read_scores(self.file)
+        except (OSError, ValueError) as error:
+            return [], [str(error)]
 
     @cached_property
     def final_blocks(self) -> ValidationBlocks | None:

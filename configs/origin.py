@@ -15,11 +15,12 @@ from typing import Any
 
 from configs.equilibrium import LR_POWERS
 from configs.errors import InputError
+from configs.foreign_shape import misfits
 from configs.identity import differences, experiment, render_differences, with_paths
 from configs.kronecker import Kfac
-from configs.prepared import Prepared
+from configs.prepared import DataSummary, Prepared, read_summary
 from configs.schedule import lr_of_updates
-from configs.schema import Match, Optim, RunConfig
+from configs.schema import Match, Model, Optim, RunConfig
 from configs.tensors import tensor_table
 from configs.windows import windows_read
 
@@ -39,12 +40,16 @@ class Origin:
     # ‖w‖ here and of branch.lr_by_norm_of at the same step; None: not asked for, or not known
     norms: tuple[float, float] | None = None
     norms_of: str | None = None  # branch.lr_by_norm_of, when they were read
+    # "hf" or "nanogpt": weights that no run of ours made (record/foreign.py). Of nanoGPT's the shape is known when it is loaded.
+    foreign: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in plan.json."""
         fields = asdict(self)
         if self.norms is None:  # as before there was branch.lr_by_norm_of
             del fields["norms"], fields["norms_of"]
+        if self.foreign is None:  # as before there were others than runs
+            del fields["foreign"]
         return {"reference": fields.pop("address"), **fields}
 
     @classmethod
@@ -101,6 +106,8 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
     InputError if it has another model or optimiser than its trunk, or shall read on in an order that is another.
     """
     assert config.branch is not None
+    if origin.foreign is not None:
+        return _start_of_foreign(config, origin)
     ours = experiment(config, data.digest if data else "")
     model = differences(ours.get("model", {}), origin.experiment.get("model", {}), "model.")
     if model:
@@ -113,6 +120,9 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
         )
     if config.branch.data == "restart":
         return 0
+    if config.branch.data == "other":
+        _check_other_data(config, data, origin)
+        return 0
     order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
     order += differences(
         {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
@@ -124,9 +134,50 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
     if order:
         table = render_differences(with_paths(order, config.data.path, origin.data_path))
         raise InputError(
-            f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
+            f"branch.data continue needs the trunk's data and order, or set branch.data to restart, or to other:\n{table}"
         )
     return origin.windows
+
+
+def _check_other_data(config: RunConfig, data: Prepared | None, origin: Origin) -> None:
+    """InputError where the data of a branch that goes on with other data is the trunk's, or of another tokenizer."""
+    trunks = origin.experiment.get("data", {}).get("digest")
+    if data is not None and data.digest == trunks:
+        raise InputError(
+            f"branch.data other: {config.data.path} is the trunk's own data; set branch.data to continue or restart, or name other "
+            "data in data.path"
+        )
+    theirs = read_summary(origin.data_path) if origin.data_path is not None else None
+    if not (isinstance(data, DataSummary) and isinstance(theirs, DataSummary)):
+        return
+    known = data.tokenizer is not None and theirs.tokenizer is not None and theirs.digest == trunks
+    if known and data.tokenizer != theirs.tokenizer:
+        raise InputError(
+            f"branch.data other: {config.data.path} has another tokenizer than the trunk's data in {origin.data_path}: its "
+            "tokens mean something else to these weights; prepare it with that tokenizer (--tokenizer FILE of data.prepare)"
+        )
+
+
+def _start_of_foreign(config: RunConfig, origin: Origin) -> int:
+    """0: such weights have read nothing of our order. InputError if the run asks for more than weights, or has another shape."""
+    assert config.branch is not None
+    if not isinstance(config.model, Model):
+        raise InputError(f"branch.origin {origin.address} is a language model, and this run a network for images")
+    asked = {"optimizer": ("drop", "no state of an optimiser"), "data": ("restart", "no place in an order")}
+    for field, (value, why) in asked.items():
+        if getattr(config.branch, field) != value:
+            raise InputError(
+                f"branch.origin {origin.address} is a model without a run and has {why}; set branch.{field} to {value}"
+            )
+    if config.branch.lr_by_norm_of is not None:
+        raise InputError(
+            f"branch.lr_by_norm_of compares norms of two runs at one step, and {origin.address} is a model without a run; leave it "
+            "out"
+        )
+    rows = misfits(config.model, origin.experiment["model"], origin.address) if "model" in origin.experiment else []
+    if rows:
+        raise InputError(f"branch.origin {origin.address} is of another model:\n{render_differences(rows)}")
+    return 0
 
 
 def _optimizer(experiment_fields: dict[str, Any]) -> str:

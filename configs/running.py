@@ -186,19 +186,26 @@ class Checkpoint(Section):
         return self
 
 
+class OtherData(Section):
+    path: str = setting(..., "folder of prepared data", operational=True, min_length=1, max_length=PATH)
+
+
 class Branch(Section):
     """A run that starts from another run's checkpoint. Its steps and tokens are its own."""
 
     origin: str = setting(
         ...,
-        "RUN@STEP; the identity takes the checkpoint's digest instead",
+        "RUN@STEP, or a model from elsewhere: a folder of Hugging Face, or nanoGPT's ckpt.pt; the identity takes the digest of its "
+        "weights instead",
         operational=True,
         min_length=1,
         max_length=PATH,
     )
     optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
-    data: Literal["continue", "restart"] = setting(
-        "continue", "read on in the trunk's order, nothing twice, or begin the order again (P1)"
+    data: Literal["continue", "restart", "other"] | OtherData = setting(
+        "continue",
+        "read on in the trunk's order, nothing twice; begin the order again (P1); or go on with other data, that of data.path: "
+        '{"path": DIR} says both',
     )
     lr_by_norm_of: str | None = setting(
         None,

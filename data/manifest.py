@@ -113,6 +113,7 @@ class Manifest(BaseModel):
             self.val.tokens,
             self.train.documents,
             ends_known(self.format, self.eot, self.tokenizer),
+            self.tokenizer,
         )
 
 

@@ -120,6 +120,11 @@ class GPT2:
         text: str = self._encoding.decode(ids)
         return text
 
+    def decode_bytes(self, token: int) -> bytes:
+        """The bytes of one token, which may be a part of a character."""
+        content: bytes = self._encoding.decode_single_token_bytes(token)
+        return content
+
     def describe(self) -> dict[str, Any]:
         return {"kind": "gpt2"}
 

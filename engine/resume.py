@@ -9,10 +9,12 @@ from configs.errors import InputError
 from configs.identity import differences, render_differences
 from configs.schema import Branch
 from engine import checkpoint
-from engine.agree import on_first_rank
+from engine.agree import on_every_rank, on_first_rank
+from engine.foreign_tensors import open_foreign
 from engine.training import Training
 from record.checkpoint_manifest import read_manifest
 from record.checkpoints import complete, find, find_address
+from record.foreign import find_foreign
 from record.metrics import lost_steps, read_log
 from record.progress import Progress
 
@@ -69,6 +71,10 @@ def load(training: Training, path: Path | None) -> None:
 
 def _start_branch(training: Training, branch: Branch) -> None:
     """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
+    assert training.plan.origin is not None
+    if training.plan.origin.foreign is not None:
+        _start_from_elsewhere(training, branch)
+        return
     path = on_first_rank(lambda: find_address(branch.origin))
     checkpoint.check(path)
     keep = branch.optimizer == "keep"
@@ -82,3 +88,18 @@ def _start_branch(training: Training, branch: Branch) -> None:
     if branch.data == "continue":
         training.progress.order_digest = trunk.order_digest
     logger.info("branch of %s, optimiser state %s", path, "kept" if keep else "dropped")
+
+
+def _start_from_elsewhere(training: Training, branch: Branch) -> None:
+    """Weights of a model that no run of ours made. Nothing else is taken over: the plan has refused to keep more."""
+    fragments, foreign = training.engine.fragments, find_foreign(branch.origin)
+    if foreign is None:
+        raise InputError(f"branch.origin {branch.origin} is not there any more, and this run has no checkpoint yet")
+    read = on_every_rank(lambda: open_foreign(foreign, training.config.gpt)[1])
+    fragments.load("weights", read)
+    for kind in fragments.averages.kinds:
+        fragments.begin(kind)
+    fragments.refresh()
+    fragments.check_forward(read)
+    training.engine.rule.on_branch(training.engine.weight_norms())
+    logger.info("the weights of %s, by a new optimiser", branch.origin)

@@ -1,8 +1,8 @@
 """What is kept of tokens that a transformer has read, so that the next token costs one position: every block's keys and values.
 
     cache = Cache(network.config, room=prompt_length + new_tokens)
-    logits = network.logits(prompt, cache)     # (B, T, V) of the prompt
-    logits = network.logits(tokens, cache)     # of (B, 1) more tokens, which see all that are kept
+    logits = network.logits(prompt, cache=cache)     # (B, T, V) of the prompt
+    logits = network.logits(tokens, cache=cache)     # of (B, 1) more tokens, which see all that are kept
 
 The logits are those of a forward pass over all tokens at once. Only the order of adding differs: in float32 they agree to 1e-5
 (tests/test_sample.py), in bfloat16 as bfloat16 rounds.

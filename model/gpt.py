@@ -57,7 +57,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None, kept: Kept | None = None
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, rotation, kept)
+        x = x + self.attn(self.ln_1(x), mask, rotation, kept=kept)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -130,11 +130,12 @@ class GPT(nn.Module):
         z_loss = self.z_loss if self.training else 0.0
         return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)
 
-    def logits(self, inputs: Tensor, cache: Cache | None = None, last: bool = False) -> Tensor:
-        """(B, T) token ids → (B, T, V); with `last` of the last position alone, (B, 1, V). `cache` as `hidden` takes it."""
+    def logits(self, inputs: Tensor, at: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V); of the n positions alone that the mask `at` (B, T) has, (n, V). `cache` as `hidden`'s."""
         with self._autocast(inputs.device):
             hidden = self.hidden(inputs, cache)
-            hidden = hidden[:, -1:] if last else hidden
+            if at is not None:
+                hidden = hidden[at]  # (n, C)
             # By the head where there is one, so that a hook on it sees it (engine/curvature.py).
             return F.linear(hidden, self.head_weight) if self.config.tied_head else self.head(hidden)
 

@@ -18,6 +18,7 @@ from configs.errors import InputError
 from record.archive_file import SUFFIX, Archive, is_archive, pack
 from record.blocks import read_blocks
 from record.contents import read_probes, read_record
+from record.evaluations import read_evaluations
 from record.files import read_object, write_bytes
 from record.lock import LOCK, NOTE, hold, holder
 from record.metrics import Log
@@ -139,6 +140,10 @@ def _read(path: Path, unfinished: bool) -> Archive:
             "norms": folder.read_norms(),
             "val_blocks": read_object(folder.blocks) if read_blocks(folder.blocks) else None,
         }
+        evaluations, damaged = read_evaluations(folder)
+        # only where there are some: the file of a run without any stays what it was
+        if evaluations:
+            documents["lm_eval"] = {name: one.model_dump(mode="json") for name, one in evaluations.items()}
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be archived: {error}") from None
 
@@ -149,7 +154,7 @@ def _read(path: Path, unfinished: bool) -> Archive:
     return Archive(
         path.name,
         documents,
-        Log(log.rows, told(record.problems), log.superseded, torn=False),
+        Log(log.rows, told([*record.problems, *damaged]), log.superseded, torn=False),
         Log(probes.rows, told(probes.problems), probes.superseded, torn=False),
     )
 

@@ -77,6 +77,9 @@ def check_documents(documents: Any, place: str) -> None:
         value = documents[name]
         if not isinstance(value, dict) and not (optional and value is None):
             raise TypeError(f"{name} is {value!r:.40}, no object")
+    evaluations = documents.get("lm_eval", {})
+    if not isinstance(evaluations, dict) or not all(isinstance(one, dict) for one in evaluations.values()):
+        raise TypeError(f"lm_eval is {evaluations!r:.40}, no object of objects")
     for name in ("rest", "probes_rest", "starts"):
         value = documents[name]
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

@@ -13,6 +13,7 @@ from typing import Any
 
 from record.archive_file import SUFFIX, Archive, is_archive, read_archive
 from record.blocks import ValidationBlocks, parse_blocks, read_blocks
+from record.evaluations import Evaluation, parse_evaluation, read_evaluations
 from record.files import read_object
 from record.metrics import Log, read_log
 from record.run import LARGEST, RunFolder
@@ -98,6 +99,15 @@ def read_final_blocks(place: Path) -> ValidationBlocks | None:
         return read_blocks(RunFolder(place).blocks)
     blocks = _archive(place).documents["val_blocks"]
     return None if blocks is None else parse_blocks(blocks, str(place))
+
+
+def read_scores(place: Path) -> tuple[list[Evaluation], list[str]]:
+    """What tasks of lm-evaluation-harness were asked of the run's checkpoints, and a sentence on each file that was damaged."""
+    if not is_archive(place):
+        evaluations, problems = read_evaluations(RunFolder(place))
+        return list(evaluations.values()), problems
+    kept = _archive(place).documents.get("lm_eval", {})  # a run without any has no such document
+    return [parse_evaluation(value, f"{place}: lm_eval/{name}") for name, value in kept.items()], []
 
 
 def find_place(name: Path) -> Path | None:

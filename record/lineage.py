@@ -22,6 +22,7 @@ from configs.tensors import tensor_table
 from configs.transfer import transferred
 from record.checkpoint_manifest import read_manifest
 from record.checkpoints import find_address, split_address
+from record.foreign import find_foreign
 from record.metrics import TENSOR_NORM, read_metrics
 from record.run import RunFolder
 
@@ -35,29 +36,40 @@ def find_origin(config: RunConfig, run_dir: Path | None, required: bool = True) 
     """
     if config.branch is None:
         return None
-    trunk, step = split_address(config.branch.origin)
-    if step is None:
-        raise InputError(f"branch.origin {config.branch.origin}: expected RUN@STEP")
+    branch, recorded = config.branch, _recorded_origin(run_dir)
+    if recorded is not None and (recorded.address, recorded.norms_of) != (branch.origin, branch.lr_by_norm_of):
+        recorded = None
+    # Of a run that has begun the foreign weights may be gone, as a trunk may.
+    trunk, step = split_address(branch.origin)
+    foreign = find_foreign(branch.origin) if step is None else None
+    if foreign is not None:
+        shape = foreign.shape
+        fields = {"model": shape} if shape is not None else {}
+        return Origin(branch.origin, foreign.digest, 0, 0, fields, foreign=foreign.kind)
+    if step is None and recorded is None:
+        raise InputError(
+            f"branch.origin {branch.origin}: expected RUN@STEP, or a folder with Hugging Face's config.json and model.safetensors, "
+            "or nanoGPT's ckpt.pt"
+        )
     try:
-        manifest = read_manifest(find_address(config.branch.origin))
-        norms = _branch_norms(trunk, step, config.branch.lr_by_norm_of)
+        manifest = read_manifest(find_address(branch.origin))
+        norms = _branch_norms(trunk, step or 0, branch.lr_by_norm_of)
     except InputError as error:
-        recorded, same = _recorded_origin(run_dir), (config.branch.origin, config.branch.lr_by_norm_of)
-        if recorded is not None and (recorded.address, recorded.norms_of) == same:
+        if recorded is not None:
             return recorded
         if required:
             raise
         logger.info("branch.origin is not there yet: %s", error)
         return None
     return Origin(
-        config.branch.origin,
+        branch.origin,
         manifest.digest,
         manifest.step,
         manifest.counters["windows"],
         manifest.experiment,
         RunFolder(trunk).data_path(),
         norms,
-        config.branch.lr_by_norm_of,
+        branch.lr_by_norm_of,
     )
 
 

@@ -10,6 +10,7 @@ status.json         running | done | preempted | failed | diverged, with step, r
 metrics.jsonl       the measurements (record/metrics.py)
 probes.jsonl        what single updates did, tensor by tensor (record/probe_columns.py)
 val_blocks.json     of a run that has come to its end: the last validation, block by block (record/blocks.py)
+lm_eval/            scores at tasks of lm-evaluation-harness, of whoever asked for them (record/evaluations.py)
 checkpoints/        step_00001000/ with a manifest.json each (engine/checkpoint.py)
 """
 
@@ -59,6 +60,7 @@ class RunFolder:
         self.probes = self.path / "probes.jsonl"
         self.blocks = self.path / "val_blocks.json"
         self.checkpoints = self.path / "checkpoints"
+        self.evaluations = self.path / "lm_eval"
 
     def create(
         self, config: dict[str, Any], given: dict[str, Any], experiment: dict[str, Any], plan: dict[str, Any]

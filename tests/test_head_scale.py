@@ -28,7 +28,7 @@ from tests.ranks import run_ranks
 from tests.test_decay import engine_ends
 from tests.test_model import BASE
 from tests.test_more_rules import resumed
-from weights.evaluate import evaluate
+from weights.evaluate import Asked, evaluate
 from weights.export import export
 from weights.read import read_tensors
 
@@ -172,7 +172,7 @@ def test_evaluated_and_exported(config_file: ConfigFile, tmp_path: Path) -> None
     run = tmp_path / "run"
     finish(start(config_file({"model": {"head_scale": True}, "optim": {"lr": 5e-3}}), run))
     rows = [row for row in read_metrics(run / "metrics.jsonl")[0] if "val/loss" in row]
-    found = evaluate(str(run), None, "weights", None)
+    found = evaluate([str(run)], Asked())[0]
     assert found["val/loss"] == pytest.approx(rows[-1]["val/loss"], rel=1e-6)
     assert math.isfinite(rows[-1]["val/loss"])
     path = export(run, None, tmp_path / "out")

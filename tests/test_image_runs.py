@@ -26,7 +26,7 @@ from record.metrics import read_metrics
 from tests.live import batch_of, make_training, train_steps, whole_and_resumed
 from tests.processes import finish, start
 from tests.ranks import run_ranks
-from weights.evaluate import evaluate
+from weights.evaluate import Asked, evaluate
 
 Make = Callable[..., RunConfig]
 STEPS = 3  # of a comparison: batch normalisation over few values makes the error of rounding grow
@@ -203,7 +203,10 @@ def test_a_run(make_images: Make, tmp_path: Path) -> None:
             assert math.isfinite(rows[12][what + kind])
     # Seen from outside: the weights with their statistics, and the average with statistics of its own.
     for kind in ("weights", "ema_0.9"):
-        found, suffix = evaluate(str(tmp_path / "whole"), None, kind, None), "" if kind == "weights" else f"_{kind}"
+        found, suffix = (
+            evaluate([str(tmp_path / "whole")], Asked(kind=kind))[0],
+            "" if kind == "weights" else f"_{kind}",
+        )
         assert found["val/loss"] == pytest.approx(rows[12][f"val/loss{suffix}"], rel=1e-5)
         assert found["val/error"] == rows[12][f"val/error{suffix}"]
     # The same run, begun again from its checkpoint in the midst.

@@ -16,8 +16,8 @@ from configs.load import validate
 from configs.schema import Model
 from configs.tensors import tensor_table
 from model.attention import Rotary, by_products
+from model.foreign_names import llama_names
 from model.gpt import GPT
-from weights.hf import llama_names
 
 BASE: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "seq_len": 24, "vocab_size": 100}
 LLAMA = BASE | {
@@ -66,7 +66,8 @@ def test_equals_transformers(qk_norm: bool) -> None:
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "tie_word_embeddings": False}
     theirs = network(kind(**shape, **heads, **rope)).eval()
     ours = gpt(**LLAMA | {"qk_norm": qk_norm})
-    names = [*llama_names(ours.config), ("lm_head", "head", slice(None))]
+    names = [(f"model.{name}", mine, rows) for name, mine, rows in llama_names(ours.config)]
+    names.append(("lm_head", "head", slice(None)))
     state = {f"{theirs}.weight": ours.get_parameter(f"{mine}.weight").detach()[rows] for theirs, mine, rows in names}
     assert set(state) == set(theirs.state_dict())
     theirs.load_state_dict(state)

@@ -25,10 +25,10 @@ from record.metrics import read_metrics
 from tests.processes import finish_all, start_ranks
 from tests.recorded import load
 from weights import gauss_newton, input_jacobian, jacobian, noise
-from weights.evaluate import to_evaluate
 from weights.frozen import freeze
 from weights.hessian import product, trace
 from weights.measures import TRACE_VECTORS, main, measured_images
+from weights.on_images import to_evaluate
 from weights.read import choose, config_with_data
 
 Make = Callable[..., RunConfig]

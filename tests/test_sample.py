@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,25 @@ def test_cached_equals_uncached(name: str, separate_at: int | None) -> None:
     expected, cache = model.logits(tokens), Cache(model.config, 24)
     # A prompt, single tokens, several at once behind them, and to the end of the context.
     for first, last in [(0, 5), *((i, i + 1) for i in range(5, 14)), (14, 18), *((i, i + 1) for i in range(18, 24))]:
-        found = model.logits(tokens[:, first:last], cache)
+        found = model.logits(tokens[:, first:last], cache=cache)
         torch.testing.assert_close(found, expected[:, first:last], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_prompt_is_read_once_for_all() -> None:
-    """Breaks if texts that continue one prompt see each other's tokens, or `last` gives another position's logits."""
+    """Breaks if texts that continue one prompt see each other's tokens, or a mask of positions gives another one's logits."""
     model, tokens = gpt(**LLAMA).eval(), some_tokens(3)
     tokens[:, :6] = tokens[0, :6]
     expected, cache = model.logits(tokens), Cache(model.config, 10)
-    torch.testing.assert_close(model.logits(tokens[:1, :6], cache, last=True), expected[:1, 5:6], rtol=1e-5, atol=1e-5)
+    last = torch.arange(6)[None] == 5
+    torch.testing.assert_close(model.logits(tokens[:1, :6], last, cache), expected[:1, 5], rtol=1e-5, atol=1e-5)
     cache.repeat(3)
     for i in range(6, 10):
-        found = model.logits(tokens[:, i : i + 1], cache)
+        found = model.logits(tokens[:, i : i + 1], cache=cache)
         torch.testing.assert_close(found, expected[:, i : i + 1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected[0, 9], expected[1, 9])
     with pytest.raises(AssertionError, match="11 tokens, room for 10"):
-        model.logits(tokens[:, :1], cache)
+        model.logits(tokens[:, :1], cache=cache)
 
 
 def greedy(model: GPT, prompt: list[int], tokens: int, stop: int | None = None, vocabulary: int = 100) -> list[int]:
@@ -175,6 +177,12 @@ def test_of_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert captured.out.startswith("To be")
     assert len(captured.out) == 5 + 4 + 1
     assert "x@1: bf16-true on cpu" in captured.err
+    with pytest.raises(InputError, match="another model's"):
+        write_texts(replace(source, model=source.model.model_copy(update={"vocab_size": 99})), "To", Sampling())
+    with pytest.raises(InputError, match="has no tokenizer with it; name prepared data"):
+        write_texts(replace(source, tokenizer_described={}), "To", Sampling())
+    with pytest.raises(InputError, match="has no token that ends a document"):
+        source.tokenizer()
     with pytest.raises(InputError, match="no end-of-text token to begin from; give a --prompt with text"):
         write_texts(source, "", Sampling())
     with pytest.raises(InputError, match="no token stands for 'é'"):

@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 from data.image_loader import eval_batches
 from data.image_manifest import ImageManifest
 from tests.processes import finish, start
-from weights.evaluate import to_evaluate
+from weights.on_images import to_evaluate
 from weights.read import choose, config_with_data
 from weights.snapshots import main
 

@@ -1,11 +1,15 @@
-"""The validation loss of a run's checkpoints, or of the average of several, after the fact.
+"""What a model costs on text, after the fact: loss, perplexity, bits per byte. Of a run on images its loss and error.
 
-    python -m weights.evaluate RUN[@STEP]
-    python -m weights.evaluate RUN --average 800,1000,1200
-    python -m weights.evaluate RUN --data DIR      where the run's data lies now
+    python -m weights.evaluate RUN[@STEP]                     over the run's own validation windows
+    python -m weights.evaluate RUN --average 800,1000,1200    the mean of several checkpoints' weights
+    python -m weights.evaluate RUN --data DIR                 on other prepared text, or where the run's own data lies now
+    python -m weights.evaluate RUN RUN@STEP FOLDER --data DIR several, each minus the first
 
-One process and one device; the fixed validation windows and the precision of the run. Prints one JSON object. Without @STEP
-the newest sound checkpoint is evaluated; newer ones that are damaged or set aside are named, and listed under `left_out`.
+FOLDER is a model of Hugging Face or of nanoGPT (record/foreign.py). One process and one device; the precision of the run. Of one
+model prints one JSON object, of several a table, or with --json an array. Without @STEP the newest sound checkpoint is evaluated;
+newer ones that are damaged or set aside are named, and listed under `left_out`.
+
+Errors are standard errors over windows (weights/elsewhere.py): what other windows of this text would change, and not other seeds.
 """
 
 from __future__ import annotations
@@ -13,77 +17,32 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from configs.errors import InputError
-from configs.images import ImageData
-from configs.schema import RunConfig
-from configs.windows import epoch_images
-from data import image_loader
-from data.any_manifest import AnyManifest
-from data.image_manifest import ImageManifest
-from data.loader import EvalBatch, eval_batches
-from data.manifest import Manifest
-from model.classifier import Classifier
-from model.gpt import GPT
+from data.manifest import Manifest, read_manifest
 from record.checkpoints import parse_address
-from weights.read import build_loaded, choose, choose_device, config_with_data
+from record.foreign import find_foreign
+from record.run import RunFolder
+from weights.elsewhere import Losses, Text, losses_on, paired
+from weights.on_images import validation_means
+from weights.read import choose, choose_device, config_with_data
+from weights.source import Source, read_source, source_of
 
 
-@torch.no_grad()
-def validation_means(
-    config: RunConfig, manifest: AnyManifest, weights: dict[str, Tensor], averaged: bool, device: torch.device
-) -> dict[str, float]:
-    """Over the run's validation data: `val/loss`, in nats per token or image, and of images `val/error`.
+@dataclass(frozen=True)
+class Asked:
+    """The options of `main`."""
 
-    `averaged`: as `to_evaluate`.
-    """
-    model = to_evaluate(config, manifest, weights, averaged, device)
-    totals, count = torch.zeros(len(model.measured), dtype=torch.float64), 0
-    for batch in _validation(config, manifest):
-        inputs, targets = (torch.from_numpy(half).to(device) for half in (batch.inputs, batch.targets))  # (b, …) each
-        by_target = len(model.measured) > 1
-        found = model(inputs, targets, by_target=True).sum(0) if by_target else model(inputs, targets)
-        totals += found.double().cpu()
-        count += batch.counted
-    return {f"val/{name}": total / count for name, total in zip(model.measured, totals.tolist(), strict=True)}
-
-
-@torch.no_grad()
-def to_evaluate(
-    config: RunConfig, manifest: AnyManifest, weights: dict[str, Tensor], averaged: bool, device: torch.device
-) -> GPT | Classifier:
-    """As read.build_loaded. `averaged`: the weights were never trained, so that running statistics of batch normalisation are
-    estimated anew, in a pass over the training images."""
-    model = build_loaded(config, manifest, weights, device)
-    if averaged and isinstance(model, Classifier) and model.statistics.layers:
-        passes = image_batches(config, manifest, "train")
-        model.re_estimate(torch.from_numpy(batch.inputs).to(device) for batch in passes)
-    return model
-
-
-def _validation(config: RunConfig, manifest: AnyManifest) -> Iterable[EvalBatch]:
-    """Of one rank this is the share of every rank: all windows, or all images."""
-    if isinstance(manifest, Manifest):
-        return eval_batches(config.data.path, manifest, config, config.batch.micro_batch or 1, 0, 1)
-    return image_batches(config, manifest, "val")
-
-
-def image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["train", "val"]) -> Iterable[EvalBatch]:
-    """The images of a run's evaluations, or of the pass in which an average's statistics are estimated."""
-    assert isinstance(manifest, ImageManifest)
-    assert isinstance(config.data, ImageData)
-    subset, count = None, config.eval.images
-    if split == "train":
-        subset, count = config.data.train_images, epoch_images(config, manifest.train.images)
-    micro_batch = config.batch.micro_batch or min(config.examples_per_step, 256)
-    return image_loader.eval_batches(config.data.path, manifest, micro_batch, 0, 1, count, split, subset=subset)
+    average: str | None = None
+    kind: str = "weights"
+    data: Path | None = None
+    tokens: int | None = None
+    context: int | None = None
 
 
 def parse_steps(text: str, option: str = "--average") -> list[int]:
@@ -96,38 +55,156 @@ def parse_steps(text: str, option: str = "--average") -> list[int]:
     return [int(part) for part in parts]
 
 
-def evaluate(address: str, average: str | None, kind: str, data: Path | None) -> dict[str, object]:
-    """What `main` prints, of its options. InputError for what cannot be evaluated."""
-    if average is not None and parse_address(address)[1] is not None:
-        raise InputError(f"--average {average}: expected a run without @STEP, found {address}")
-    chosen = choose(address, parse_steps(average) if average is not None else ())
-    config, manifest = config_with_data(chosen.run, data)
-    averaged = kind != "weights" or len(chosen.paths) > 1
-    weights = {**chosen.tensors(kind), **chosen.buffers()}
-    return {
-        "run": str(chosen.run.path),
-        "steps": chosen.steps,
-        "weights": kind,
-        **validation_means(config, manifest, weights, averaged, choose_device()),
-        "left_out": [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out],
-    }
+@dataclass(frozen=True)
+class Named:
+    """What one address names: its row so far, and of a transformer its source, and the tokens that its own evaluations see."""
+
+    row: dict[str, object]
+    source: Source | None
+    tokens: int | None = None
+
+
+def evaluate(addresses: Sequence[str], asked: Asked) -> list[dict[str, object]]:
+    """What `main` prints, a row a model. InputError for what cannot be evaluated."""
+    if asked.average is not None and any(parse_address(address)[1] is not None for address in addresses):
+        raise InputError(f"--average {asked.average}: expected a run without @STEP, found {', '.join(addresses)}")
+    models = [_name(address, asked) for address in addresses]
+    sources = [model.source for model in models if model.source is not None]
+    if len(sources) == len(models):
+        measured = _on_text(sources, models[0].tokens if len(models) == 1 else None, asked)
+        return [model.row | each for model, each in zip(models, measured, strict=True)]
+    if len(models) > 1 or asked.tokens is not None or asked.context is not None:
+        raise InputError("a run on images is evaluated by itself, over all of its validation images")
+    return [models[0].row]
+
+
+def _name(address: str, asked: Asked) -> Named:
+    """Of a run on images the row is whole."""
+    steps = parse_steps(asked.average) if asked.average is not None else ()
+    if find_foreign(address) is not None:
+        row = {"run": address, "steps": [], "weights": asked.kind}
+        return Named(row, read_source(address, asked.kind, steps=steps))
+    chosen = choose(address, steps)
+    left_out = [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out]
+    row = {"run": str(chosen.run.path), "steps": chosen.steps, "weights": asked.kind, "left_out": left_out}
+    elsewhere = is_elsewhere(chosen.run, asked.data)
+    config, manifest = config_with_data(chosen.run, None if elsewhere else asked.data)
+    if isinstance(manifest, Manifest):
+        source = source_of(chosen, asked.kind, None if elsewhere else asked.data)
+        return Named(row, source, None if elsewhere else config.eval.tokens)
+    if elsewhere:
+        raise InputError(
+            f"{address} is a run on images; those are evaluated on their own data, and {asked.data} is other"
+        )
+    averaged = asked.kind != "weights" or len(chosen.paths) > 1
+    weights = {**chosen.tensors(asked.kind), **chosen.buffers()}
+    return Named(row | validation_means(config, manifest, weights, averaged, choose_device()), None)
+
+
+def is_elsewhere(run: RunFolder, data: Path | None) -> bool:
+    """Whether `data` is other data than the run's, which lies where the run says."""
+    if data is None:
+        return False
+    own, other = (read_manifest(folder) for folder in (run.data_path() or "", data))
+    return own is not None and other is not None and own.digest != other.digest
+
+
+def _on_text(sources: Sequence[Source], own_tokens: int | None, asked: Asked) -> list[dict[str, object]]:
+    """Loss, perplexity, bits per byte of each model, and its difference from the first.
+
+    `own_tokens`: of a run alone on its own data, how much of it its own evaluations see.
+    """
+    folders = {source.tokenizer_folder for source in sources if source.has_data}
+    if asked.data is None and (len(folders) != 1 or not all(source.has_data for source in sources)):
+        raise InputError(
+            "say with --data DIR on which prepared text: these models have not one and the same of their own"
+        )
+    text = Text.of(asked.data or folders.pop())
+    shortest = min(source.model.seq_len for source in sources)
+    length = asked.context or shortest
+    if length > shortest:
+        raise InputError(f"--context {length}: the shortest context among these models is {shortest}")
+    tokens = asked.tokens or (own_tokens if asked.context is None else None)
+    most = None if tokens is None else max(1, tokens // length)
+    device = choose_device()
+    losses = [losses_on(source, text, length, most, device) for source in sources]
+    return [_row(each, difference) for each, difference in zip(losses, paired(losses), strict=True)]
+
+
+def _row(losses: Losses, difference: tuple[float, float] | None) -> dict[str, object]:
+    """One model's numbers. Per token only where the tokens are the data's own: others' are of other lengths."""
+    row: dict[str, object] = {"windows": len(losses.nats), "context": losses.targets}
+    if losses.is_own:
+        loss, error = losses.per_token
+        row |= {"val/loss": loss, "val/loss_se": error, "val/perplexity": math.exp(min(loss, 700.0))}
+    if losses.per_byte is not None:
+        row |= dict(zip(("val/bits_per_byte", "val/bits_per_byte_se"), losses.per_byte, strict=True))
+    if difference is not None:
+        row |= dict(zip(("minus_first", "minus_first_se"), difference, strict=True))
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Rows of several models as text."""
+    lines = [["model", "nats per token", "perplexity", "bits per byte", "minus the first"]]
+    for row in rows:
+        steps = row["steps"]
+        assert isinstance(steps, list)
+        model = str(row["run"]) + ("@" + "+".join(map(str, steps)) if steps else "")
+        model += "" if row["weights"] == "weights" else f" {row['weights']}"
+        perplexity = f"{row['val/perplexity']:.2f}" if "val/perplexity" in row else "–"
+        difference = _with_error(row, "minus_first") if row is not rows[0] else ""
+        lines.append(
+            [model, _with_error(row, "val/loss"), perplexity, _with_error(row, "val/bits_per_byte"), difference]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    windows = f"{rows[0]['windows']} windows of {rows[0]['context']} targets"
+    return "\n".join([*padded, f"{windows}; ± one standard error over windows, paired in the last column"])
+
+
+def _with_error(row: dict[str, object], name: str) -> str:
+    value, spread = row.get(name), row.get(f"{name}_se")
+    if not isinstance(value, float):
+        return "–"
+    sign = "+" if name.startswith("minus") else ""
+    return f"{value:{sign}.4f}" + (f" ± {spread:.4f}" if isinstance(spread, float) else "")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m weights.evaluate", description="Validation loss of checkpoints.")
-    parser.add_argument("run", help="run folder, or FOLDER@STEP")
+    parser = argparse.ArgumentParser(prog="python -m weights.evaluate", description="What models cost on text.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, FOLDER@STEP, or a model of Hugging Face or nanoGPT"
+    )
     parser.add_argument("--average", metavar="STEP,STEP,…", help="of the mean of these checkpoints' weights")
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data, the run's own or other")
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help="of the validation split, spread evenly; default: all, or a run's own windows",
+    )
+    parser.add_argument(
+        "--context", type=positive, metavar="T", help="targets in a window; default: the shortest context"
+    )
+    parser.add_argument("--json", action="store_true", help="an array of objects, also of several models")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        result = evaluate(args.run, args.average, args.weights, args.data)
+        rows = evaluate(args.runs, Asked(args.average, args.weights, args.data, args.tokens, args.context))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    print(json.dumps(rows) if args.json else json.dumps(rows[0]) if len(rows) == 1 else table(rows))
     return 0
+
+
+def positive(text: str) -> int:
+    """A count of one or more, of an option."""
+    if not text.isdecimal() or not int(text[:15]) >= 1 or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text[:40]!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from data.loader import EvalBatch, eval_batches
 from data.manifest import Manifest
 from model.gpt import GPT
 from record.metrics import encode_row
-from weights.evaluate import to_evaluate
 from weights.measures import addressed
+from weights.on_images import to_evaluate
 from weights.read import choose_device, config_with_data
 
 WINDOWS = 16  # of a kilotoken each the standard error is a percent or so; the cost is one forward pass

@@ -9,16 +9,17 @@ Shapes: V vocabulary, C = n_embd, D a head's width, G heads of keys, F inside th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from configs.foreign_shape import ACTIVATIONS
 from configs.transformer import Model
+from model.foreign_names import gpt2_names, llama_names
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # transformers' words
 # What the two families have, and all others lack: field, value.
 LLAMA = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False}
 GPT2 = {"norm": "layernorm", "position": "learned", "n_kv_head": None, "qk_norm": False}
@@ -73,17 +74,13 @@ def _scaled(model: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gpt2(model: Model, named: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    tensors = {"transformer.wte.weight": named["wte.weight"], "transformer.wpe.weight": named["wpe.weight"]}
-    modules = {"ln_f": "ln_f"}
-    for i in range(model.n_layer):
-        pairs = {"ln_1": "ln_1", "ln_2": "ln_2", "attn.qkv": "attn.c_attn", "attn.proj": "attn.c_proj"}
-        pairs |= {"mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
-        modules |= {f"blocks.{i}.{ours}": f"h.{i}.{theirs}" for ours, theirs in pairs.items()}
-    for ours, theirs in modules.items():
-        weight = named[f"{ours}.weight"]
+    tensors = {}
+    for theirs, ours in gpt2_names(model):
+        weight, is_embedding = named[f"{ours}.weight"], ours in ("wte", "wpe")
         # Their linear maps are (in, out).
-        tensors[f"transformer.{theirs}.weight"] = weight.T if weight.dim() == 2 else weight
-        tensors[f"transformer.{theirs}.bias"] = named.get(f"{ours}.bias", torch.zeros(weight.shape[0]))
+        tensors[f"transformer.{theirs}.weight"] = weight.T if weight.dim() == 2 and not is_embedding else weight
+        if not is_embedding:
+            tensors[f"transformer.{theirs}.bias"] = named.get(f"{ours}.bias", torch.zeros(weight.shape[0]))
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -99,7 +96,7 @@ def _gpt2(model: Model, named: dict[str, Tensor]) -> tuple[dict[str, Any], dict[
 
 
 def _llama(model: Model, named: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    tensors = {f"{theirs}.weight": named[f"{ours}.weight"][rows] for theirs, ours, rows in llama_names(model)}
+    tensors = {f"model.{theirs}.weight": named[f"{ours}.weight"][rows] for theirs, ours, rows in llama_names(model)}
     config = {
         "architectures": ["Qwen3ForCausalLM" if model.qk_norm else "LlamaForCausalLM"],
         "model_type": "qwen3" if model.qk_norm else "llama",
@@ -119,22 +116,3 @@ def _llama(model: Model, named: dict[str, Tensor]) -> tuple[dict[str, Any], dict
         "attention_dropout": model.dropout,
     }
     return config, tensors
-
-
-def llama_names(model: Model) -> Iterator[tuple[str, str, slice]]:
-    """Of each module but the head: its name there, here, and the rows of ours that it has."""
-    width = model.n_embd // model.n_head
-    keys = model.kv_heads * width
-    yield "model.embed_tokens", "wte", slice(None)
-    yield "model.norm", "ln_f", slice(None)
-    for i in range(model.n_layer):
-        theirs, ours, start = f"model.layers.{i}", f"blocks.{i}", 0
-        for name, rows in (("q", model.n_embd), ("k", keys), ("v", keys)):
-            yield f"{theirs}.self_attn.{name}_proj", f"{ours}.attn.qkv", slice(start, start + rows)
-            start += rows
-        pairs = {"self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.fc"}
-        pairs |= {"mlp.down_proj": "mlp.proj", "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"}
-        if model.qk_norm:
-            pairs |= {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}
-        for there, here in pairs.items():
-            yield f"{theirs}.{there}", f"{ours}.{here}", slice(None)

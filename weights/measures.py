@@ -59,9 +59,9 @@ from record.checkpoints import complete, step_of
 from record.metrics import encode_row
 from record.run import RunFolder
 from weights import gauss_newton, hessian, input_jacobian, jacobian, noise
-from weights.evaluate import to_evaluate
 from weights.frozen import Batches, Frozen, freeze
 from weights.norms import objective
+from weights.on_images import to_evaluate
 from weights.read import Chosen, choose, choose_device, config_with_data
 
 BATCH = 100  # images of one graph of the Hessian: what bounds its memory

@@ -3,6 +3,7 @@
     python -m weights.sample RUN[@STEP] --prompt "Once upon" [--tokens 100] [--temperature 0.8] [--top-k 50] [--top-p 0.9]
     python -m weights.sample RUN --prompt - < FILE              the prompt from standard input, as it is, its last newline too
     python -m weights.sample RUN --prompt "" --n 3 --seed 5     three texts from the end-of-text token
+    python -m weights.sample FOLDER --prompt TEXT --data DIR    a model from elsewhere, and prepared data that has its tokenizer
 
 Prints the prompt and what follows it, token by token as they come. A character whose bytes are not all there waits until it is
 whole. A text ends at the end-of-text token, which is not printed, or after --tokens: by default what the context has left, at most
@@ -11,8 +12,8 @@ when all have ended, each behind a line of 15 hyphens.
 
 The default is the distribution that was trained, temperature 1. Temperature 0 is greedy: always the likeliest token, the same text
 every time. Otherwise the i-th text of a seed draws the same numbers, whatever --n and the device are. Without --seed one is taken,
-and named on standard error. The precision is the run's. In bfloat16 logits are rounded, and on another device the same seed may
-lead to another text. Ids beyond the tokenizer's vocabulary, which only fill up the embedding, are never drawn.
+and named on standard error. The precision is the run's, and of a FOLDER fp32. In bfloat16 logits are rounded, and on another device
+the same seed may lead to another text. Ids beyond the tokenizer's vocabulary, which only fill up the embedding, are never drawn.
 
 A prompt is text and holds no end-of-text token: what looks like one is encoded as its characters. Nor is one put before it. An
 empty prompt begins from that token, the end of a document before. Where attention stayed within a document
@@ -100,8 +101,10 @@ def generate(
     """
     device, ended = network.head_weight.device, [False] * n
     cache = Cache(network.config, len(start) + tokens - 1)  # the last token is not read again
-    # Read once, whatever n is.
-    logits = network.logits(torch.tensor([start], device=device), cache, last=True)[:, -1].expand(n, -1)
+    # The beginning is read once, whatever n is, and of its logits only the last are made.
+    inputs = torch.tensor([start], device=device)
+    last = torch.arange(len(start), device=device)[None] == len(start) - 1
+    logits = network.logits(inputs, last, cache).expand(n, -1)  # (n, V)
     cache.repeat(n)
     for count in range(tokens):
         if not logits.isfinite().all():
@@ -112,7 +115,7 @@ def generate(
         if all(ended) or count == tokens - 1:
             return
         # A text that has ended is still computed, and nobody looks.
-        logits = network.logits(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]  # (n, V)
+        logits = network.logits(torch.tensor(drawn, device=device)[:, None], cache=cache)[:, 0]
 
 
 class TextStream:
@@ -167,7 +170,7 @@ def fitting(source: Source, prompt: int, tokens: int | None) -> int:
 
 def write_texts(source: Source, prompt: str, sampling: Sampling) -> None:
     """What `main` prints. InputError for what cannot be sampled."""
-    tokenizer, device = source.tokenizer(), choose_device()
+    tokenizer, device = source.tokenizer(without_end=True), choose_device()
     begun, stop = tokenizer.encode(prompt), tokenizer.eot
     start = begun or ([] if stop is None else [stop])
     if not start:
@@ -193,7 +196,7 @@ def write_texts(source: Source, prompt: str, sampling: Sampling) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m weights.sample", description="Text from a trained transformer.")
-    parser.add_argument("run", help="run folder, or FOLDER@STEP; or a folder of weights")
+    parser.add_argument("run", help="run folder, or RUN@STEP; or a FOLDER from elsewhere")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins; - reads standard input")
     parser.add_argument("--tokens", type=int, help=f"at most so many more; default what fits, at most {TOKENS}")
     parser.add_argument("--temperature", type=float, default=1.0, help="logits are divided by it; 0: greedy; default 1")
@@ -202,7 +205,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="the same seed, the same text")
     parser.add_argument("--n", type=int, default=1, help="how many texts")
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="where the run's data lies now; of a FOLDER, prepared data with its tokenizer",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:

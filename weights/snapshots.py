@@ -30,8 +30,9 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from data.any_manifest import AnyManifest
 from data.image_manifest import ImageManifest
-from weights.evaluate import image_batches, parse_steps, to_evaluate
+from weights.evaluate import parse_steps
 from weights.frozen import Batches, Frozen, freeze
+from weights.on_images import image_batches, to_evaluate
 from weights.predictions import ensemble, probabilities, score, total_variation
 from weights.read import Chosen, choose, choose_device, choose_in, config_with_data
 
