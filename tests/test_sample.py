@@ -15,7 +15,8 @@ from torch import Tensor
 
 from configs.errors import InputError
 from data.characters import FILE, Characters
-from data.tokenizer import HARD_TEXT, SentencePiece, train_sentencepiece
+from data.lossless import HARD_TEXT
+from data.tokenizer import SentencePiece, train_sentencepiece
 from model.cache import Cache
 from model.gpt import GPT
 from tests.processes import ConfigFile, finish, start

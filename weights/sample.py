@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
-from data.tokenizer import Decoder
+from data.lossless import Decoder
 from model.cache import Cache
 from model.gpt import GPT
 from weights.next_token import pick, probabilities
