@@ -19,6 +19,7 @@ from data.manifest import Manifest
 from data.options import Options as Prepared
 from data.prepare import prepare
 from data.sources import Source
+from data.tokenizer import SentencePiece
 from slurm import submit
 from tests.processes import ConfigFile, finish, losses, start
 from tests.recorded import load, write_run
@@ -32,7 +33,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, tiny_data: tuple[Path, Mani
     root, files = tmp_path_factory.mktemp("others"), tiny_files()[::2]
     model = (tiny_data[0] / "tokenizer.model").read_bytes()
     given = Prepared(tiny_data[1].vocab_size, 0.2, seed=0, tokenizer=hashlib.sha256(model).hexdigest())
-    prepare(Source.local("text", files), root / "same", given, model=model)
+    prepare(Source.local("text", files), root / "same", given, given=SentencePiece(model))
     prepare(Source.local("text", files), root / "own", Prepared(tiny_data[1].vocab_size, 0.2, seed=0))
     return {name: root / name for name in ("same", "own")}
 

@@ -24,7 +24,7 @@ from record.metrics import read_metrics
 from tests.processes import finish, start
 from tests.test_foreign import nanogpt
 from tests.test_prepare import tiny_files
-from weights import evaluate
+from weights import evaluate, export, sample
 from weights.elsewhere import Text, _ratio
 from weights.source import read_source
 
@@ -37,7 +37,7 @@ def other_text(tmp_path_factory: pytest.TempPathFactory, tiny_data: tuple[Path, 
     root = tmp_path_factory.mktemp("elsewhere")
     model = (tiny_data[0] / "tokenizer.model").read_bytes()
     given = Options(tiny_data[1].vocab_size, 0.2, seed=1, tokenizer=hashlib.sha256(model).hexdigest())
-    prepare(Source.local("text", tiny_files()), root / "same", given, model=model)
+    prepare(Source.local("text", tiny_files()), root / "same", given, given=SentencePiece(model))
     prepare(Source.local("text", tiny_files()), root / "other", Options(400, 0.2, seed=1))
     return {name: root / name for name in ("same", "other")}
 
@@ -151,6 +151,25 @@ def test_several_models_are_paired(
     assert f"{run}@6" in table
     assert "paired in the last column" in table
     assert len(printed(capsys, run, run, "--weights", "ema_0.5")) == 2
+
+
+def test_a_folder_with_its_tokenizer(
+    run: Path, other_text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a folder of Hugging Face is another model, its tokenizer is not known for the data's, or cannot be sampled from."""
+    assert export.main([str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
+    rows = printed(capsys, run, tmp_path / "hf", "--data", other_text["same"])
+    assert rows[1]["val/loss"] == pytest.approx(rows[0]["val/loss"], rel=1e-5)
+    assert "val/loss" not in printed(capsys, tmp_path / "hf", "--data", other_text["other"])[0], "encoded anew"
+    greedy = ("--prompt", "def ", "--tokens", "8", "--temperature", "0")
+    texts = []
+    for source in (run, tmp_path / "hf"):
+        assert sample.main([str(source), *greedy]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    (tmp_path / "hf" / "tokenizer.json").write_text("{}")
+    assert evaluate.main([str(tmp_path / "hf"), "--data", str(other_text["same"])]) == 2
+    assert "the tokenizer of" in capsys.readouterr().err
 
 
 def test_refused(run: Path, other_text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
