@@ -42,12 +42,13 @@ def test_equals_the_logits_in_any_batch(separate_at: int | None) -> None:
     network.separate_at = separate_at
     # one whose targets are the likeliest: a flag that is never true proves nothing
     first = tokens(4)
-    pairs = [*PAIRS, (first, [int(log_p(network, [*first, 0])[-1].argmax())])]
+    best = int(log_p(network, [*first, 0])[-1].argmax())
+    pairs = [*PAIRS, (first, [best, (best + 1) % 90 + 8]), (first, [best])]
     expected = [by_hand(network, context or [EOT], targets) for context, targets in pairs]
-    assert [best for _, best in expected] == [False] * 7 + [True]
+    assert [is_best for _, is_best in expected] == [False] * 8 + [True]
     for batch in (1, 4):
         scored = Likelihoods(network, EOT, batch, CPU).score(pairs)
-        assert [best for _, best in scored] == [best for _, best in expected]
+        assert [is_best for _, is_best in scored] == [is_best for _, is_best in expected]
         assert [value for value, _ in scored] == pytest.approx([value for value, _ in expected], abs=1e-5)
 
 

@@ -47,7 +47,9 @@ def three_seeds(root: Path) -> list[Path]:
     paths = []
     for seed, (base, own) in enumerate(((0.30, 0.001), (0.40, -0.001), (0.50, 0.0))):
         paths.append(scored(root, 0.0, seed, evaluation(base)))
-        paths.append(scored(root, 0.1, seed, evaluation(base + 0.03 + own), evaluation(0.9, step=50)))
+        paths.append(
+            scored(root, 0.1, seed, evaluation(base + 0.03 + own), evaluation(0.9, step=50, time="2026-02-01"))
+        )
     return paths
 
 
