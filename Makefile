@@ -51,6 +51,7 @@ study-data: .venv/dev $(GCIDE)
 	$(PREPARE) --source python-source --vocab-size 1024 --val-fraction 0.175 --out data/prepared/python-1024-study
 	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --vocab-size 1024 --val-fraction 0.15 --out data/prepared/english-1024
 	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --vocab-size 2048 --val-fraction 0.15 --out data/prepared/english-2048
+	$(PREPARE) --source dictd --input $(GCIDE) --skip-bad --tokenizer data/prepared/python-1024-study/tokenizer.model --val-fraction 0.15 --out data/prepared/webster-python-1024
 	$(PREPARE) --source python-source --packages --vocab-size 1024 --val-fraction 0.025 --out data/prepared/packages-1024
 	$(PREPARE) --source python-source --packages --vocab-size 2048 --val-fraction 0.025 --out data/prepared/packages-2048
 

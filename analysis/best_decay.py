@@ -22,6 +22,7 @@ from analysis.landscape import heat_maps
 from analysis.one_change import by_rule, one_change
 from analysis.own_rate import at_own_rates
 from analysis.pairing import Group, by_rest, group_runs, missing_baselines
+from analysis.published_levels import notes_on_levels, published_points, settings_under
 from analysis.runs import LAMBDA, RATE, Run, field_name, shown
 from analysis.seeds import disagreements
 from analysis.settled import e_folds_of, notes_on_e_folds
@@ -46,7 +47,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
     cautions = disagreements(trunks)
     findings, lines, fits = list(cautions), [], []
     families = by_rest(trunks, (LAMBDA,))
-    decays = sorted({group.decay for group in trunks})
+    # others print losses of validation: beside training losses they would say another thing
+    printed = settings_under(alone) if endpoint.column in (VALIDATION, WHOLE) else []
+    decays = sorted({group.decay for group in trunks} | {row.weight_decay for one in printed for row in one.case.rows})
     positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
         lines += _lines(rest, members, i, endpoint, positive)
@@ -64,6 +67,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     figures = []
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
+        lines += published_points(printed, lambda decay: place_of(decay, positive))
+        notes += notes_on_levels(alone) if printed else []
         panel = Panel("weight decay λ", f"{endpoint.words} (nats)", lines, xlog=True, ticks=ticks)
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
     figures += heat_maps(trunks, endpoint)

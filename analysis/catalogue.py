@@ -40,6 +40,11 @@ def _with_mechanisms(runs: list[Run]) -> bool:
     return False
 
 
+def _on_other_data(runs: list[Run]) -> bool:
+    """Whether a branch of one of them went on with other data."""
+    return any(run.fields.get("branch.data") == "other" for run in runs)
+
+
 def _with_scores(runs: list[Run]) -> bool:
     return any(any(run.evaluations) for run in runs)
 
@@ -66,6 +71,7 @@ CATALOGUE = {
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
+    "adaptation": Entry("adaptation", needs="branches on other data", fits=_on_other_data),
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),
     "overtraining": Entry("overtraining", needs="runs on images", fits=_of_images),

@@ -36,6 +36,7 @@ from analysis.figures import SEEDS_DRAWN, Figure, Line, Panel, Style, after_the_
 from analysis.grouped import diverged_lines, grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed, missing_baselines
 from analysis.published import notes_on, published_lines
+from analysis.published_levels import notes_on_levels, published_levels
 from analysis.runs import LAMBDA, Run, nats
 from analysis.seeds import disagreements
 from analysis.statistics import crossing_interval, final, interval, smooth
@@ -50,13 +51,13 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, looks, notes = begun.groups, begun.looks, begun.notes
     if len(trunks) < len(runs):
         notes.append(f"{len(runs) - len(trunks)} branches are left out; `python -m analysis bias_variance` shows them")
-    published = published_lines(trunks, options)
-    notes += notes_on(trunks)
+    # P1's points are of its training loss: under validation they would say another thing. Others print the end's validation
+    published, levels = published_lines(trunks, options), published_levels(trunks, options)
+    notes += notes_on(trunks) + notes_on_levels(trunks)
     panels = []
-    for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", [])):
+    for column, name, extra in ((TRAIN, "training", published), (VALIDATION, "validation", levels)):
         lines = _curves(groups, column, looks, options) + extra
         panels.append(Panel(options.xlabel, f"{name} loss ({nats(trunks)})", lines, limits=after_the_start(lines)))
-    # the paper's points are of its training loss: under validation they would say another thing
     caption = f"Training loss (running mean) and validation loss. {SEEDS_DRAWN}"
     losses = Figure("loss", caption, panels)
     figures, rows, cautions = [losses], [], disagreements(groups)

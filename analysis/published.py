@@ -3,6 +3,7 @@ lines to lay under runs of the same experiment."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,15 @@ def _recipe() -> tuple[dict[str, Any], frozenset[str]]:
 def same_experiment(run: Run) -> bool:
     """Whether a run is of the paper's recipe in every field that makes the experiment, but for λ, precision, seeds and data."""
     fields, varied = _recipe()
+    return run.fields.get(PRECISION) in PRECISIONS and is_alike(run, fields, varied, FREE)
+
+
+def is_alike(run: Run, fields: dict[str, Any], varied: Collection[str], free: tuple[str, ...]) -> bool:
+    """Whether a run has these `fields` wherever either it or the experiment, by its `varied` names, differs from the defaults.
+    Names that begin with one of `free` are not asked."""
     # also fields that only this run varies: they may be none of the recipe's
-    names = {name for name in varied | run.varied if not name.startswith(FREE)}
-    return run.fields.get(PRECISION) in PRECISIONS and all(run.fields.get(n) == fields.get(n) for n in names)
+    names = {name for name in {*varied, *run.varied} if not name.startswith(free)}
+    return all(run.fields.get(name) == fields.get(name) for name in names)
 
 
 def tokenizer_of(run: Run) -> str:

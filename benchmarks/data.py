@@ -29,7 +29,7 @@ from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from data.prepare import Options, prepare
 from data.sources import open_source
-from data.tokenizer import train_sentencepiece
+from data.tokenizer import SentencePiece, train_sentencepiece
 
 
 def configured(folder: Path, manifest: Manifest, seq_len: int, order: str) -> RunConfig:
@@ -52,11 +52,11 @@ def preparation(folder: Path) -> dict[str, Any]:
     texts = list(open_source("python-source", None).documents())
     sample = texts[:: max(1, len(texts) // 120)]  # about 2 MB, for unigram's sake
     for kind in ("bpe", "unigram"):
-        model = train_sentencepiece(sample, kind, 4096)
+        given = SentencePiece(train_sentencepiece(sample, kind, 4096))
         for workers in sorted({1, os.cpu_count() or 1}):
             source = open_source("python-source", None)
             begun = time.perf_counter()
-            prepare(source, folder / f"{kind}{workers}", Options(4096, 0.05, 0, tokenizer=kind), workers, model)
+            prepare(source, folder / f"{kind}{workers}", Options(4096, 0.05, 0, tokenizer=kind), workers, given)
             rate = source.size / 1e6 / (time.perf_counter() - begun)
             rates[f"{kind}, {workers} worker(s)"] = {"mb_per_s": rate, "mb_per_s_and_core": rate / workers}
     return rates

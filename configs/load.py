@@ -54,8 +54,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[R
         if "base" in base:
             raise InputError(f"{path}: its base {base_path} has a base itself; one level is allowed")
         given = merge(with_points(base, base_path.parent), given)
-    for override in overrides or []:
-        given = merge(given, parse_override(override))
+    given = with_own_data(given)
+    for override in overrides or []:  # of data.path and branch.data the later one wins
+        given = with_own_data(merge(given, parse_override(override)))
     given = with_points(given, path.parent)
     return with_absolute_data(validate(given, str(path))), given
 
@@ -66,9 +67,18 @@ def with_absolute_data(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data})
 
 
+def with_own_data(given: dict[str, Any]) -> dict[str, Any]:
+    """With what `branch.data {"path": DIR}` stands for: data.path DIR, and branch.data other."""
+    branch = given.get("branch")
+    own = branch.get("data") if isinstance(branch, dict) else None
+    if not isinstance(own, dict) or set(own) != {"path"} or not isinstance(own["path"], str):
+        return given
+    return merge(given, {"data": {"path": own["path"]}, "branch": {"data": "other"}})
+
+
 def validate(given: dict[str, Any], source: str) -> RunConfig:
     """Check a mapping against the schema of a run; InputError lists every problem, one per line."""
-    return validate_as(RunConfig, given, source)
+    return validate_as(RunConfig, with_own_data(given), source)
 
 
 def validate_as(schema: type[Schema], given: dict[str, Any], source: str) -> Schema:

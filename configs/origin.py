@@ -18,7 +18,7 @@ from configs.errors import InputError
 from configs.foreign_shape import misfits
 from configs.identity import differences, experiment, render_differences, with_paths
 from configs.kronecker import Kfac
-from configs.prepared import Prepared
+from configs.prepared import DataSummary, Prepared, read_summary
 from configs.schedule import lr_of_updates
 from configs.schema import Match, Model, Optim, RunConfig
 from configs.tensors import tensor_table
@@ -120,6 +120,9 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
         )
     if config.branch.data == "restart":
         return 0
+    if config.branch.data == "other":
+        _check_other_data(config, data, origin)
+        return 0
     order = differences(ours.get("data", {}), origin.experiment.get("data", {}), "data.") if data else []
     order += differences(
         {"data": config.seeds.data}, {"data": origin.experiment.get("seeds", {}).get("data", 0)}, "seeds."
@@ -131,9 +134,28 @@ def first_window(config: RunConfig, data: Prepared | None, origin: Origin) -> in
     if order:
         table = render_differences(with_paths(order, config.data.path, origin.data_path))
         raise InputError(
-            f"branch.data continue needs the trunk's data and order, or set branch.data to restart:\n{table}"
+            f"branch.data continue needs the trunk's data and order, or set branch.data to restart, or to other:\n{table}"
         )
     return origin.windows
+
+
+def _check_other_data(config: RunConfig, data: Prepared | None, origin: Origin) -> None:
+    """InputError where the data of a branch that goes on with other data is the trunk's, or of another tokenizer."""
+    trunks = origin.experiment.get("data", {}).get("digest")
+    if data is not None and data.digest == trunks:
+        raise InputError(
+            f"branch.data other: {config.data.path} is the trunk's own data; set branch.data to continue or restart, or name other "
+            "data in data.path"
+        )
+    theirs = read_summary(origin.data_path) if origin.data_path is not None else None
+    if not (isinstance(data, DataSummary) and isinstance(theirs, DataSummary)):
+        return
+    known = data.tokenizer is not None and theirs.tokenizer is not None and theirs.digest == trunks
+    if known and data.tokenizer != theirs.tokenizer:
+        raise InputError(
+            f"branch.data other: {config.data.path} has another tokenizer than the trunk's data in {origin.data_path}: its "
+            "tokens mean something else to these weights; prepare it with that tokenizer (--tokenizer FILE of data.prepare)"
+        )
 
 
 def _start_of_foreign(config: RunConfig, origin: Origin) -> int:

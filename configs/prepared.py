@@ -25,6 +25,7 @@ class DataSummary:
     val_tokens: int
     train_documents: int | None = None  # None: not known
     ends_known: bool = True  # whether documents' ends can be seen in the tokens
+    tokenizer: dict[str, Any] | None = None  # as the manifest describes it; None: not known
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def read_summary(folder: str | Path) -> Prepared | None:
             manifest["val"]["tokens"],
             train.get("documents"),
             ends_known(manifest.get("format", 1), manifest.get("eot"), manifest.get("tokenizer", {})),
+            manifest.get("tokenizer"),
         )
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -42,7 +42,12 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
         (f"{plan.unit} of the run", f"{plan.units:,} ({available})"),
         *([("left for branches", _room(config, plan))] if plan.units_available is not None else []),
         *(
-            [("branch", f"of {config.branch.origin}, from {example} {plan.first_window:,} of the order")]
+            [
+                (
+                    "branch",
+                    f"of {config.branch.origin}, {_reads(config.branch.data == 'other', example, plan.first_window)}",
+                )
+            ]
             if config.branch
             else []
         ),
@@ -94,6 +99,13 @@ def _room(config: RunConfig, plan: Plan) -> str:
     if steps < 1:
         return "nothing: a branch of its end can only restart the order (fewer steps or more data would leave room)"
     return f"{steps:,} steps that read on after its end"
+
+
+def _reads(is_other: bool, example: str, first: int) -> str:
+    """Where in which order a branch begins."""
+    if is_other:
+        return "on other data, from its beginning: that it is read once is counted anew, without what the trunk read"
+    return f"from {example} {first:,} of the order"
 
 
 def _scaled(config: RunConfig, plan: Plan) -> str:
@@ -159,7 +171,7 @@ def prepare_command(config: RunConfig) -> str:
     if config.unit == "images":  # folders are called after their source, with what was done to it behind a hyphen
         known = name.partition("-")[0] if not name.startswith("tiny-imagenet") else "tiny-imagenet"
         return f"python -m data.prepare_images --source {known} --out {shlex.quote(path)}"
-    if name.startswith(("english-", "packages-")) or name.endswith("-study"):
+    if name.startswith(("english-", "packages-", "webster-")) or name.endswith("-study"):
         return "make study-data"  # a command of its own would hold out another share: other data under the same name
     if name.startswith("python"):
         source = "python-source"

@@ -186,6 +186,10 @@ class Checkpoint(Section):
         return self
 
 
+class OtherData(Section):
+    path: str = setting(..., "folder of prepared data", operational=True, min_length=1, max_length=PATH)
+
+
 class Branch(Section):
     """A run that starts from another run's checkpoint. Its steps and tokens are its own."""
 
@@ -198,8 +202,10 @@ class Branch(Section):
         max_length=PATH,
     )
     optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
-    data: Literal["continue", "restart"] = setting(
-        "continue", "read on in the trunk's order, nothing twice, or begin the order again (P1)"
+    data: Literal["continue", "restart", "other"] | OtherData = setting(
+        "continue",
+        "read on in the trunk's order, nothing twice; begin the order again (P1); or go on with other data, that of data.path: "
+        '{"path": DIR} says both',
     )
     lr_by_norm_of: str | None = setting(
         None,

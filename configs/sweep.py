@@ -37,6 +37,7 @@ from configs.load import (
     validate,
     validate_as,
     with_absolute_data,
+    with_own_data,
     with_points,
 )
 from configs.prepared import Prepared
@@ -211,7 +212,7 @@ def _cell(
             given = merge(given, nest(name, value))
     given = with_points(merge(given, {"name": label}), Path(source).parent)
     if step is not None and parent is not None:
-        given = merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}})
+        given = with_own_data(merge(given, {"branch": {"origin": f"{parent.folder}@{step}"}}))
     config = with_absolute_data(validate(given, f"{source}, cell {label}"))
     given = merge(given, {"data": {"path": config.data.path}})  # a task is started from another folder
     data, identity = summary(config.data.path), None

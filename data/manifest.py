@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, model_validator
 
 from configs.errors import InputError
 from configs.prepared import DataSummary, ends_known
@@ -36,7 +37,16 @@ class Split(BaseModel):
         """No file of prepared data lies elsewhere than in its folder."""
         for name in (self.docs_file, *(shard.file for shard in self.shards)):
             plain_name(name)
+        if any(shard.header_bytes < 0 for shard in self.shards):
+            raise ValueError("a shard has a header of fewer than 0 bytes")
         return self
+
+    @field_serializer("shards")
+    def _written(self, shards: list[Shard]) -> list[dict[str, Any]]:
+        """Shards as they were written before some had a header: the checksum of a manifest is made of what is written."""
+        return [
+            {key: value for key, value in asdict(shard).items() if key != "header_bytes" or value} for shard in shards
+        ]
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Name and hash of every file of the split."""
@@ -113,6 +123,7 @@ class Manifest(BaseModel):
             self.val.tokens,
             self.train.documents,
             ends_known(self.format, self.eot, self.tokenizer),
+            self.tokenizer,
         )
 
 

@@ -13,7 +13,7 @@ MOST_HELD_OUT = 0.1  # by default
 
 @dataclass(frozen=True)
 class Options:
-    """What determines the output besides the source. `tokenizer`: bpe, unigram, gpt2, or the SHA-256 of a given model.
+    """What determines the output besides the source. `tokenizer`: bpe, unigram, gpt2, or the SHA-256 of a given file.
 
     `val_fraction` 0 stands for a validation split that has files of its own.
     """

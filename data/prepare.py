@@ -23,16 +23,20 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from configs.errors import InputError
+from data.huggingface import HuggingFace
+from data.llmc import adopt_shards
+from data.lossless import Given, Tokenizer
 from data.manifest import FILE, Manifest, Split, read_manifest
 from data.nanogpt import adopt
 from data.options import Options, default_vocab
 from data.output import building, check_disk, prepared_already, replace_file
-from data.request import one_folder, parser, read_request
+from data.request import named_tokenizer, one_folder, parser, read_request
 from data.shards import Shard, sha256_of, sha256_of_all, token_dtype
 from data.sources import Source
 from data.spool import read_bucket, spool
@@ -40,19 +44,20 @@ from data.tokenizer import (
     GPT2,
     MODEL_FILE,
     SentencePiece,
-    Tokenizer,
     fit_sentencepiece,
+    tokenizer_of,
     train_sentencepiece,
 )
 
 SPOOL_AND_TOKENS = 1.75  # disk per byte of text: the spool, and uint16 tokens of 2.7 bytes of text or more
+ADOPT = {"nanogpt": adopt, "llmc": adopt_shards}  # tokens that are there already
 FITTED = "vocab_fitted"  # in a manifest's options: the default vocabulary did not fit the text
 
 
 def prepare(
-    source: Source, out: Path, options: Options, workers: int = 1, model: bytes | None = None, fit: bool = False
+    source: Source, out: Path, options: Options, workers: int = 1, given: Given | None = None, fit: bool = False
 ) -> Manifest:
-    """Prepare `source` into the folder `out`, with a given SentencePiece `model` or as the options say.
+    """Prepare `source` into the folder `out`, with a `given` tokenizer or as the options say.
 
     With `fit` the vocabulary is a default: where the text cannot have it, another is taken. Data already there with the
     same source and options is returned as it is. Raises InputError for anything else in `out`, an empty corpus or split, or
@@ -69,7 +74,7 @@ def prepare(
     with building(out, request) as work:
         # A preparation that was killed after its manifest has only the sweeping up left.
         if not (work / FILE).exists():
-            manifest = _prepare_in(work, source, options, workers, model, fit)
+            manifest = _prepare_in(work, source, options, workers, given, fit)
             replace_file(work / FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
         shutil.rmtree(work / "spool", ignore_errors=True)
         for pattern in ("spooled.json", "*.lengths", "train_*.json", "val_*.json", "*.tmp"):
@@ -80,7 +85,7 @@ def prepare(
     return written
 
 
-def _prepare_in(work: Path, source: Source, options: Options, workers: int, model: bytes | None, fit: bool) -> Manifest:
+def _prepare_in(work: Path, source: Source, options: Options, workers: int, given: Given | None, fit: bool) -> Manifest:
     """The three passes, in the folder `work`; each leaves a file that says it is finished, and is not taken again."""
     spooled = work / "spooled.json"
     if not spooled.exists():
@@ -89,7 +94,7 @@ def _prepare_in(work: Path, source: Source, options: Options, workers: int, mode
         replace_file(spooled, json.dumps(spool(source, work / "spool", options)).encode())
     progress = json.loads(spooled.read_text())
     source.skipped, notes = progress["skipped"], progress.get("notes", [])
-    tokenizer = _tokenizer_for(work, source, options, model, fit)
+    tokenizer = _tokenizer_for(work, source, options, given, fit)
     recorded = {**asdict(options), **source.reading()}
     if fit and tokenizer.vocab_size != options.vocab_size:
         recorded[FITTED] = True
@@ -111,17 +116,20 @@ def _prepare_in(work: Path, source: Source, options: Options, workers: int, mode
     ).with_digest()
 
 
-def _tokenizer_for(work: Path, source: Source, options: Options, model: bytes | None, fit: bool) -> Tokenizer:
-    """The tokenizer the options ask for; a model is written beside the shards."""
+def _tokenizer_for(work: Path, source: Source, options: Options, given: Given | None, fit: bool) -> Tokenizer:
+    """The tokenizer the options ask for; its file is written beside the shards."""
+    if given is not None:
+        replace_file(work / given.file, given.content)
+        return given
     if options.tokenizer == "gpt2":
         return GPT2()
     path = work / MODEL_FILE
     if not path.exists():
-        if model is None and fit:
+        if fit:
             smaller = default_vocab(source.text_bytes())
             sample = partial(_sample, work / "spool", options)
             model = fit_sentencepiece(sample, options.tokenizer, options.vocab_size, smaller)
-        elif model is None:
+        else:
             model = train_sentencepiece(_sample(work / "spool", options), options.tokenizer, options.vocab_size)
         replace_file(path, model)
     return SentencePiece(path.read_bytes())
@@ -148,8 +156,8 @@ def _encode(work: Path, buckets: list[str], tokenizer: Tokenizer, workers: int) 
                 _encode_bucket(job)
                 bar.update()
         elif left:
-            spec = tokenizer.model if isinstance(tokenizer, SentencePiece) else None
-            with multiprocessing.get_context("spawn").Pool(min(workers, len(left)), _load_tokenizer, (spec,)) as pool:
+            made_of = tokenizer.describe(), getattr(tokenizer, "content", None)
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(left)), _load_tokenizer, made_of) as pool:
                 for _ in pool.imap_unordered(_encode_bucket, left):
                     bar.update()
     return {
@@ -166,8 +174,8 @@ def _use_tokenizer(tokenizer: Tokenizer) -> None:
     _tokenizer = tokenizer
 
 
-def _load_tokenizer(model: bytes | None) -> None:
-    _use_tokenizer(GPT2() if model is None else SentencePiece(model))
+def _load_tokenizer(description: dict[str, Any], content: bytes | None) -> None:
+    _use_tokenizer(tokenizer_of(description, content))
 
 
 def _encode_bucket(job: tuple[Path, str, str]) -> None:
@@ -178,7 +186,11 @@ def _encode_bucket(job: tuple[Path, str, str]) -> None:
     shard, unfinished = work / f"{name}.bin", work / f"{name}.bin.tmp"
     with open(unfinished, "wb") as file:
         for raw in read_bucket(work / "spool" / name):
-            ids = np.array([*_tokenizer.encode(raw.decode("utf-8")), _tokenizer.eot], dtype=np.int64)
+            text = raw.decode("utf-8")
+            encoded = _tokenizer.encode(text)
+            if isinstance(_tokenizer, HuggingFace):  # no proof that it is lossless but to try
+                _tokenizer.check(text, encoded)
+            ids = np.array([*encoded, _tokenizer.eot], dtype=np.int64)
             if ids.max() >= _tokenizer.vocab_size:
                 raise InputError(f"token id {ids.max()} is outside the vocabulary of {_tokenizer.vocab_size}")
             file.write(ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
@@ -231,10 +243,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> Manifest:
     if args.seed < 0 or args.workers < 1:
         raise InputError(f"--seed {args.seed} and --workers {args.workers} must be at least 0 and 1")
-    if args.source == "nanogpt":
-        return adopt(one_folder(args), args.out, args.vocab_size, args.tokenizer)
+    if args.source in ADOPT:
+        folder, given = one_folder(args), named_tokenizer(args)
+        return ADOPT[args.source](folder, args.out, args.vocab_size, args.tokenizer, given)
     request = read_request(args)
-    return prepare(request.source, args.out, request.options, args.workers, request.model, request.fit)
+    return prepare(request.source, args.out, request.options, args.workers, request.given, request.fit)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from data.documents import (
     separator,
 )
 from data.hub import OPENWEBTEXT, open_hub
+from data.huggingface import HuggingFace
+from data.lossless import Given
+from data.named_tokenizer import read_gpt2, read_named
 from data.options import (
     DEFAULT_VOCAB,
     SMALLEST_VOCAB,
@@ -32,9 +35,9 @@ from data.options import (
     sized,
     why_val_fraction,
 )
-from data.sources import SOURCES, Source, open_source
+from data.sources import HUB, SOURCES, Source, open_source
 from data.streams import MAX_DOCUMENT, MAX_RATIO, MAX_UNPACKED
-from data.tokenizer import GPT2, SentencePiece
+from data.tokenizer import GPT2
 
 TRAINED = ("bpe", "unigram")
 
@@ -61,6 +64,10 @@ the vocabulary
   Its default is {DEFAULT_VOCAB}. For a text that is split and has less than 16 MiB, it is the power of two at or below an entry for
   512 bytes of text, 512 at least. Where a text cannot fill a default, or has more characters, another is taken, and said.
 
+the token that ends a document, of a tokenizer of Hugging Face
+  --eot; else eos_token of tokenizer_config.json beside the file; else <|endoftext|>. The tokenizer must be lossless: a text that
+  it does not give back, a word of a text that it takes for the end, or ids drawn at random are refused.
+
 bounds
   A line or a document has at most {MAX_DOCUMENT >> 20} MiB. A compressed file gives at most {MAX_RATIO} times its own bytes, or
   {MAX_UNPACKED >> 20} MiB if that is more. What is beyond is refused.
@@ -69,11 +76,11 @@ bounds
 
 @dataclass
 class Request:
-    """What a command line asks for. `model`: a given tokenizer. `fit`: the vocabulary is a default and may be lowered."""
+    """What a command line asks for. `given`: a tokenizer of a file. `fit`: the vocabulary is a default and may be lowered."""
 
     source: Source
     options: Options
-    model: bytes | None
+    given: Given | None
     fit: bool
 
 
@@ -86,14 +93,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--source", required=True, choices=SOURCES)
-    add("--input", nargs="+", help="files, folders or quoted globs; for nanogpt the folder of train.bin and val.bin")
+    add("--input", nargs="+", help="files, folders or quoted globs; for nanogpt and llmc the folder of .bin files")
     add("--val-input", nargs="+", default=[], help="files of their own for validation, instead of a share of --input")
     add("--out", required=True, type=Path, help="folder to create")
     add(
         "--tokenizer",
-        help="bpe (default) or unigram, trained here; gpt2, or a SentencePiece model file; nanogpt: its tokens'",
+        help="bpe (default) or unigram, trained here; gpt2; or a file: of a SentencePiece model, tokenizer.json, or GPT-2's "
+        "merges; nanogpt, llmc: its tokens'",
     )
-    add("--vocab-size", type=int, help="of the tokenizer to train; default: see below. nanogpt: of its tokens")
+    add("--merges", type=Path, help="gpt2: OpenAI's vocab.bpe, for a machine without network")
+    add("--eot", metavar="TOKEN", help="tokenizer.json: the token that ends a document, where its files do not tell")
+    add("--vocab-size", type=int, help="of the tokenizer to train; default: see below. nanogpt, llmc: of its tokens")
     add("--val-fraction", type=float, help="share of documents held out; default 0.0005, or enough to validate")
     add("--split-on", help="text: where a file is split into documents: file, blank-line, line, or a separator")
     add("--document-bytes", type=int, help="text, dictd: the size that documents are gathered to; text: and cut at")
@@ -106,19 +116,21 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=os.cpu_count() or 1)
     add("--text-field", default="text", help="field or column of jsonl, parquet, arrow and datasets")
     add("--packages", action="store_true", help="python-source: the installed packages' sources too")
-    add("--dataset", default=OPENWEBTEXT, help="openwebtext: a hub dataset with text, or a local copy's folder")
-    add("--revision", help="openwebtext: of the dataset; default main, else the hub's parquet conversion")
+    add(
+        "--dataset",
+        help="hub, openwebtext: a dataset with text, such as HuggingFaceFW/fineweb, or the folder of a copy",
+    )
+    add("--config", help="hub: a configuration that the dataset's card names, such as sample-10BT; default: the card's")
+    add("--revision", help="hub, openwebtext: of the dataset; default main, else the hub's parquet conversion")
     return made
 
 
 def read_request(args: argparse.Namespace) -> Request:
     """Find the files and choose what was left open. What was chosen is in the source's notes. InputError for bad options."""
-    if args.source == "openwebtext":
-        if args.input or args.val_input:
-            raise InputError(
-                "--source openwebtext takes no --input and no --val-input; see --dataset, or --source parquet"
-            )
-        source = open_hub(args.dataset, args.revision, args.text_field)
+    if args.source in HUB:
+        source = _open_dataset(args)
+    elif args.config is not None:
+        raise InputError(f"--config {args.config} is for --source hub, of which it names a configuration")
     else:
         by_name = args.val_fraction is None
         source = open_source(args.source, args.input, args.text_field, args.packages, args.val_input, by_name)
@@ -126,14 +138,44 @@ def read_request(args: argparse.Namespace) -> Request:
     split = _choose_documents(args, source)
     fraction = _choose_val_fraction(args, source)
     args.tokenizer = args.tokenizer or "bpe"
-    model, tokenizer = None, args.tokenizer
-    if tokenizer not in (*TRAINED, "gpt2"):
-        model = _read_model(Path(tokenizer))
-        tokenizer = hashlib.sha256(model).hexdigest()
+    given, tokenizer = named_tokenizer(args), args.tokenizer
+    if given is not None and tokenizer != "gpt2":
+        tokenizer = hashlib.sha256(given.content).hexdigest()
+        if isinstance(given, HuggingFace):  # which of its tokens ends a document is not said by its file
+            tokenizer += f", end of text {given.eot}"
     fit = args.tokenizer in TRAINED and args.vocab_size is None
-    vocab_size = _choose_vocab(args, source, model, split)
+    vocab_size = _choose_vocab(args, source, given, split)
     options = Options(vocab_size, fraction, args.seed, args.text_field, tokenizer)
-    return Request(source, options, model, fit)
+    return Request(source, options, given, fit)
+
+
+def _open_dataset(args: argparse.Namespace) -> Source:
+    """A dataset of the hub. InputError for options of files, and where no dataset is named."""
+    if args.input or args.val_input:
+        raise InputError(
+            f"--source {args.source} takes no --input and no --val-input; see --dataset, or --source parquet"
+        )
+    if args.source == "hub" and args.dataset is None:
+        raise InputError("--source hub needs --dataset: a name such as HuggingFaceFW/fineweb, or a local copy's folder")
+    return open_hub(args.dataset or OPENWEBTEXT, args.revision, args.text_field, args.config, args.source)
+
+
+def named_tokenizer(args: argparse.Namespace) -> Given | None:
+    """The tokenizer of a file that --tokenizer, --merges and --eot ask for; what was taken is printed. None: of no file."""
+    if args.merges is not None and args.tokenizer != "gpt2":
+        raise InputError(
+            f"--merges {args.merges} is for --tokenizer gpt2; name a tokenizer of your own with --tokenizer FILE"
+        )
+    if args.eot is not None and args.tokenizer in (None, *TRAINED, "gpt2"):
+        raise InputError(f"--eot {args.eot} is for a tokenizer of Hugging Face: --tokenizer PATH/tokenizer.json")
+    if args.merges is not None:
+        return read_gpt2(args.merges)
+    if args.tokenizer in (None, *TRAINED, "gpt2"):
+        return None
+    given, said = read_named(Path(args.tokenizer), args.eot)
+    if said:
+        print(said)
+    return given
 
 
 def _choose_documents(args: argparse.Namespace, source: Source) -> bool:
@@ -184,13 +226,13 @@ def _choose_val_fraction(args: argparse.Namespace, source: Source) -> float:
     return fraction
 
 
-def _choose_vocab(args: argparse.Namespace, source: Source, model: bytes | None, split: bool) -> int:
+def _choose_vocab(args: argparse.Namespace, source: Source, tokenizer: Given | None, split: bool) -> int:
     """The vocabulary to train. InputError beside a tokenizer that has another."""
     given: int | None = args.vocab_size
     if given is not None and given < 1:
         raise InputError(f"--vocab-size {given} must be at least 1")
     if given is not None and args.tokenizer not in TRAINED:
-        own = SentencePiece(model).vocab_size if model is not None else GPT2().vocab_size
+        own = (tokenizer or GPT2()).vocab_size
         if given != own:
             raise InputError(
                 f"--vocab-size {given} beside --tokenizer {args.tokenizer}, whose vocabulary is {own}: leave --vocab-size out, "
@@ -208,22 +250,13 @@ def _choose_vocab(args: argparse.Namespace, source: Source, model: bytes | None,
 
 
 def one_folder(args: argparse.Namespace) -> Path:
-    """The --input of an adopted pair. InputError for several, or for options that its tokens cannot obey."""
+    """The --input of adopted tokens. InputError for several, or for options that its tokens cannot obey."""
     text_only = {"--val-input": args.val_input, "--split-on": args.split_on, "--document-bytes": args.document_bytes}
-    given = [name for name, value in {**text_only, "--skip-bad": args.skip_bad}.items() if value]
+    others = {"--skip-bad": args.skip_bad, "--dataset": args.dataset, "--config": args.config}
+    given = [name for name, value in {**text_only, **others}.items() if value]
     if given:
-        raise InputError(f"--source nanogpt takes tokens as they are: leave {', '.join(given)} out")
+        raise InputError(f"--source {args.source} takes tokens as they are: leave {', '.join(given)} out")
     paths: list[str] = args.input or ["."]
     if len(paths) > 1:
-        raise InputError(f"--source nanogpt reads one folder; --input names {len(paths)}")
+        raise InputError(f"--source {args.source} reads one folder; --input names {len(paths)}")
     return Path(paths[0])
-
-
-def _read_model(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"--tokenizer {path} is neither bpe, unigram, gpt2 nor a file")
-    try:
-        SentencePiece(path.read_bytes())
-    except InputError as error:
-        raise InputError(f"--tokenizer {path}: {error}") from None
-    return path.read_bytes()

@@ -1,7 +1,8 @@
 """A split on disk: raw little-endian token shards (`train_00000.bin`, …), read as one stream.
 
-Shards carry no header: a shard is an array of uint16, or of uint32 where the id space needs it (nanoGPT's format
-for uint16). `train_docs.bin` holds the stream position after each document's end-of-text token, as uint64.
+A shard is an array of uint16, or of uint32 where the id space needs it (nanoGPT's format for uint16). Those made here carry
+no header; an adopted file may have one, which is skipped. `train_docs.bin` holds the stream position after each document's
+end-of-text token, as uint64.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from configs.errors import InputError
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of tokens, as a manifest says it."""
+    """A file of tokens, as a manifest says it: `sha256` is of the whole file, `header_bytes` stand before the first token."""
 
     file: str
     tokens: int
     sha256: str
+    header_bytes: int = 0
 
 
 class TokenStream:
@@ -36,21 +38,21 @@ class TokenStream:
         self._maps: list[NDArray[np.unsignedinteger]] = []
         for path, shard in zip(self._paths, shards, strict=True):
             size = path.stat().st_size if path.exists() else None
-            expected = shard.tokens * self.dtype.itemsize
+            expected = shard.header_bytes + shard.tokens * self.dtype.itemsize
             if size != expected:
                 what = "is missing" if size is None else f"has {size} bytes"
                 raise InputError(
                     f"token shard {path} {what}; the manifest says {expected} bytes: prepare the data again"
                 )
-            self._maps.append(self._map(path) if expected else np.empty(0, self.dtype))
+            self._maps.append(self._map(path, shard.header_bytes) if shard.tokens else np.empty(0, self.dtype))
         self._starts = np.cumsum([0] + [shard.tokens for shard in shards])
 
-    def _map(self, path: Path) -> NDArray[np.unsignedinteger]:
+    def _map(self, path: Path, header_bytes: int) -> NDArray[np.unsignedinteger]:
         """Memory-mapped without read-ahead, which would fetch far more than a window from a cold disk."""
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=self.dtype)
+        return np.frombuffer(mapped, dtype=self.dtype, offset=header_bytes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -14,11 +14,13 @@ from typing import Any
 from configs.errors import InputError
 from data.dictionary import index_of, read_entries, read_index
 from data.documents import FILE, split_documents
+from data.hub_rows import column_values
 from data.inputs import find_inputs
 from data.rows import RowError, json_text, text_of
 from data.streams import COMPRESSED, MAX_RATIO, MAX_UNPACKED, TOO_LONG, Reader, lines
 
-SOURCES = ("openwebtext", "python-source", "text", "jsonl", "parquet", "arrow", "dictd", "nanogpt")
+SOURCES = ("openwebtext", "hub", "python-source", "text", "jsonl", "parquet", "arrow", "dictd", "nanogpt", "llmc")
+HUB = ("openwebtext", "hub")  # read by the hub's own library
 BATCH_ROWS, BATCH_BYTES = 256, 32 << 20  # of a parquet file in memory at once
 
 
@@ -50,7 +52,7 @@ class Source:
 
     def documents(self) -> Iterator[str]:
         """Every document, files in order. InputError names the file and place of what cannot be read."""
-        if self.kind == "openwebtext":
+        if self.kind in HUB:
             yield from self._read_hub()
         else:
             yield from self._read_files(self.files)
@@ -87,7 +89,7 @@ class Source:
         return self.val_size() * self._packing(self.val_files)
 
     def _packing(self, files: Sequence[Any]) -> int:
-        packed = self.kind in ("parquet", "openwebtext") or any(str(path).endswith(COMPRESSED) for path in files)
+        packed = self.kind in ("parquet", *HUB) or any(str(path).endswith(COMPRESSED) for path in files)
         return 3 if packed else 1
 
     def _read_files(self, files: Sequence[Path]) -> Iterator[str]:
@@ -243,18 +245,9 @@ class Source:
             self.on_bytes(count)
 
     def _read_hub(self) -> Iterator[str]:
-        import datasets
-
-        rows = datasets.load_dataset(
-            "parquet", data_files=[str(file) for file in self.files], split="train", streaming=True
-        )
-        for number, row in enumerate(rows):
-            if self.text_field not in row:
-                raise InputError(
-                    f"the dataset has no column {self.text_field!r} (found: {', '.join(row)}); see --text-field"
-                )
+        for number, value in enumerate(column_values([str(file) for file in self.files], self.text_field)):
             try:
-                yield text_of(row[self.text_field], f"row {number} of the dataset", f"the column {self.text_field!r}")
+                yield text_of(value, f"row {number} of the dataset", f"the column {self.text_field!r}")
             except RowError as error:
                 self._bad(error)
 

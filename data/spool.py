@@ -18,7 +18,7 @@ from tqdm import tqdm
 from configs.errors import InputError
 from data.documents import FILE, cut_point
 from data.options import Options, sized
-from data.sources import Source
+from data.sources import HUB, Source
 
 MIN_BUCKETS = 8  # so that small corpora use several workers
 FEW_DOCUMENTS = 32  # of fewer pieces of a text, a hash would hold out anything from none to half
@@ -34,7 +34,7 @@ def spool(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """
     buckets = _Buckets(folder, options, source)
     total = source.size + source.val_size()
-    counted = source.kind != "openwebtext"  # the hub's files are read by its own library, which tells no position
+    counted = source.kind not in HUB  # the hub's files are read by its own library, which tells no position
     with buckets, tqdm(desc="read", total=total if counted else None, unit="B", unit_scale=True) as bar:
         source.on_bytes = bar.update
         for text in source.documents():

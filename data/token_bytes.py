@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from data.characters import Characters
-from data.tokenizer import GPT2, HARD_TEXT, META_SPACE, SentencePiece, Tokenizer
+from data.huggingface import HuggingFace
+from data.lossless import HARD_TEXT, Tokenizer
+from data.tokenizer import GPT2, META_SPACE, SentencePiece
 
 
 def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
@@ -18,7 +20,9 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
     """
     match tokenizer:
         case SentencePiece():
-            lengths = _of_pieces(tokenizer.model)
+            lengths = _of_pieces(tokenizer.content)
+        case HuggingFace():
+            lengths = tokenizer.token_bytes()
         case Characters():
             lengths = [len(tokenizer.decode([i]).encode()) for i in range(tokenizer.vocab_size)]
         case GPT2():

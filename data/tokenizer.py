@@ -14,49 +14,34 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import sentencepiece
 
 from configs.errors import InputError
 from data.characters import load_characters
+from data.huggingface import GPT2_FILE, GPT2Merges, HuggingFace
+from data.lossless import EOT, HARD_TEXT, Decoder, Tokenizer
+from record.files import plain_name
 
-EOT = "<|endoftext|>"
 META_SPACE = "\u2581"
 UNLIMITED = 1 << 30  # SentencePiece drops "sentences" longer than 4,192 bytes by default
 MODEL_FILE = "tokenizer.model"
-HARD_TEXT = " \t\r\n  a  b \u2581\u2581 日本語 👩‍👩‍👧 \x00\x1b e\u0301 \u00a0\ufeff <unk> <|endoftext|>  "
-
-
-class Decoder(Protocol):
-    """What turns tokens into text again."""
-
-    vocab_size: int
-
-    def decode(self, ids: list[int]) -> str: ...
-
-    def describe(self) -> dict[str, Any]: ...
-
-
-class Tokenizer(Decoder, Protocol):
-    """What preparation needs: `eot` never occurs in the ids of a text; ids are below `vocab_size`."""
-
-    eot: int
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 class SentencePiece:
     """A SentencePiece model, ours or a user's. InputError for one that is not lossless or has no end-of-text piece."""
 
-    def __init__(self, model: bytes) -> None:
-        self.model = model
+    file: ClassVar[str] = MODEL_FILE
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
         try:
             with _quiet():
-                self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+                self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, TypeError):
-            raise InputError(f"not a SentencePiece model ({len(model):,} bytes)") from None
-        if not model:  # which SentencePiece takes for a model without a piece
+            raise InputError(f"not a SentencePiece model ({len(content):,} bytes)") from None
+        if not content:  # which SentencePiece takes for a model without a piece
             raise InputError("not a SentencePiece model (0 bytes)")
         self.vocab_size: int = self._processor.vocab_size()
         self.eot: int = self._processor.eos_id()
@@ -87,7 +72,7 @@ class SentencePiece:
         return text
 
     def describe(self) -> dict[str, Any]:
-        digest = hashlib.sha256(self.model).hexdigest()
+        digest = hashlib.sha256(self.content).hexdigest()
         return {"kind": "sentencepiece", "file": MODEL_FILE, "sha256": digest}
 
 
@@ -103,11 +88,15 @@ class GPT2:
 
             self._encoding = tiktoken.get_encoding("gpt2")
         except ImportError:
-            raise InputError("--tokenizer gpt2 needs the package tiktoken: pip install tiktoken") from None
+            raise InputError(
+                "GPT-2's tokens need the package tiktoken: pip install tiktoken; or GPT-2's file of merges, vocab.bpe: --merges "
+                "FILE of data.prepare, or put it into the folder of the data"
+            ) from None
         except Exception as error:  # whatever its transport raises
             raise InputError(
-                f"--tokenizer gpt2 needs the network once, for GPT-2's merges ({type(error).__name__}: {error}); run it where "
-                "there is one with TIKTOKEN_CACHE_DIR set, and bring that folder, or use --tokenizer bpe"
+                f"tiktoken needs the network once, for GPT-2's merges ({type(error).__name__}: {error}); run it where there is "
+                "one with TIKTOKEN_CACHE_DIR set, and bring that folder; or bring the merges, vocab.bpe: --merges FILE of "
+                "data.prepare, or put it into the folder of the data"
             ) from None
         self.vocab_size: int = self._encoding.n_vocab
         self.eot: int = self._encoding.eot_token
@@ -131,20 +120,36 @@ class GPT2:
 
 def load_tokenizer(folder: Path, description: dict[str, Any]) -> Decoder:
     """The tokenizer of prepared data. InputError if its file is missing or is not the one the manifest names."""
-    if description.get("kind") == "gpt2":
-        return GPT2()
-    if description.get("kind") not in ("sentencepiece", "characters"):
+    kind = description.get("kind")
+    if kind == "gpt2":
+        # The manifest does not say whether the merges lie here: whoever has the data may bring them.
+        merges = folder / GPT2_FILE
+        try:
+            return tokenizer_of(description, merges.read_bytes() if merges.is_file() else None)
+        except InputError as error:
+            raise InputError(f"the data in {folder}: {error}") from None
+    if kind not in ("sentencepiece", "characters", "huggingface"):
         raise InputError(f"the data in {folder} names no tokenizer: its tokens cannot be decoded")
-    path = folder / description["file"]
+    path = folder / plain_name(description["file"])
     if not path.exists():
         raise InputError(f"{path} is missing; prepare the data again")
-    characters = description["kind"] == "characters"
-    tokenizer: Decoder = load_characters(path) if characters else SentencePiece(path.read_bytes())
+    tokenizer = load_characters(path) if kind == "characters" else tokenizer_of(description, path.read_bytes())
     if tokenizer.describe() != description:
         raise InputError(
             f"{path} is not the tokenizer the data was prepared with; restore it or prepare the data again"
         )
     return tokenizer
+
+
+def tokenizer_of(description: dict[str, Any], content: bytes | None) -> Tokenizer:
+    """The tokenizer that encodes, by what a manifest says of it and the content of its file (None: it has none)."""
+    if content is None:
+        return GPT2()
+    if description["kind"] == "gpt2":
+        return GPT2Merges(content)
+    if description["kind"] == "huggingface":
+        return HuggingFace(content, description["eot"])
+    return SentencePiece(content)
 
 
 class VocabularyError(InputError):

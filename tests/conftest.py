@@ -23,6 +23,7 @@ from data.manifest import Manifest
 from data.prepare import Options, prepare
 from data.prepare_images import main as prepare_images
 from data.sources import Source
+from data.tokenizer import SentencePiece
 from tests.cluster import Cluster, cluster, why_not
 
 TINY: dict[str, Any] = {
@@ -121,9 +122,9 @@ def short_documents(
     text = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text()
     lines = sorted({line.strip() for line in text.splitlines() if line.strip()})
     (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    model = (tiny_data[0] / "tokenizer.model").read_bytes()
-    options = Options(512, 0.2, 0, tokenizer=hashlib.sha256(model).hexdigest())
-    return folder / "out", prepare(Source.local("jsonl", [folder / "lines.jsonl"]), folder / "out", options, 1, model)
+    given = SentencePiece((tiny_data[0] / "tokenizer.model").read_bytes())
+    options = Options(512, 0.2, 0, tokenizer=hashlib.sha256(given.content).hexdigest())
+    return folder / "out", prepare(Source.local("jsonl", [folder / "lines.jsonl"]), folder / "out", options, 1, given)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def create(folder: RunFolder, experiment: dict[str, Any]) -> None:
     if experiment["schedule"].get("match"):
         match = {"digest": digest(experiment["schedule"]["match"]["reference"])}
         experiment = {**experiment, "schedule": {**experiment["schedule"], "match": match}}
-    folder.create(config, config, {**experiment, "data": {"digest": "d" * 64}}, {"n_parameters": 1000})
+    folder.create(config, config, merge(experiment, {"data": {"digest": "d" * 64}}), {"n_parameters": 1000})
 
 
 def write_run(

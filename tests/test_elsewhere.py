@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from data.loader import spread_windows
+from data.lossless import HARD_TEXT
 from data.manifest import Manifest
 from data.options import Options
 from data.prepare import prepare
 from data.sources import Source
 from data.token_bytes import byte_lengths
-from data.tokenizer import HARD_TEXT, SentencePiece, train_sentencepiece
+from data.tokenizer import SentencePiece, train_sentencepiece
 from record.metrics import read_metrics
 from tests.processes import finish, start
 from tests.test_foreign import nanogpt

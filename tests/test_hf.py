@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.errors import InputError
-from data.tokenizer import HARD_TEXT, SentencePiece, train_sentencepiece
+from data.huggingface import HuggingFace
+from data.lossless import HARD_TEXT
+from data.tokenizer import SentencePiece, train_sentencepiece
 from tests.processes import ConfigFile, finish_ranks
 from tests.test_llama import LLAMA, gpt
 from tests.test_llama_engine import SHAPE
+from tests.test_named_tokenizers import byte_level
 from weights import export
 from weights.hf import convert
+from weights.hf_folder import write_tokenizer
 from weights.hf_tokenizer import tokenizer_files
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,6 +83,21 @@ def test_tokenizer_is_the_same(kind: str, tmp_path: Path) -> None:
     for text in (*texts, HARD_TEXT, "", " ", "\u2581 \u2581\u2581a", "<|endoftext|>", "x<unk>y", "日本語日本語"):
         ids = theirs.encode(text, add_special_tokens=False)
         assert ids == ours.encode(text), text[:40]
+        assert theirs.decode(ids) == text
+
+
+def test_a_tokenizer_json_is_written_as_it_is(tmp_path: Path) -> None:
+    """Breaks if a tokenizer.json of the data comes out as another, or transformers gives other ids or another end of text."""
+    from transformers import AutoTokenizer
+
+    ours = HuggingFace(byte_level("</s>").to_str().encode(), 400)
+    write_tokenizer(tmp_path, ours, 64)
+    assert (tmp_path / "tokenizer.json").read_bytes() == ours.content
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token, theirs.eos_token_id, len(theirs), theirs.model_max_length) == ("</s>", 400, 401, 64)
+    for text in (HARD_TEXT, "", " ", "</s>", "a</s>b  日本語"):
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == ours.encode(text), text
         assert theirs.decode(ids) == text
 
 

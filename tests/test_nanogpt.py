@@ -21,6 +21,7 @@ from data.manifest import Manifest
 from data.nanogpt import adopt
 from data.plain_pickle import LARGEST, read_plain_pickle
 from data.prepare import main
+from data.tokenizer import SentencePiece
 from data.verify import verify_split
 from tests.test_corpora import corpus_config
 
@@ -119,12 +120,13 @@ def test_vocabulary_is_told_or_asked_for(tmp_path: Path, tiny_data: tuple[Path, 
     assert given.digest != gpt2.digest
     with pytest.raises(ValueError, match="less than the 50257 of --tokenizer gpt2"):
         adopt(pair, tmp_path / "out", 50000, "gpt2")
-    with pytest.raises(ValueError, match="for nanogpt's tokens gpt2, or the SentencePiece model"):
+    with pytest.raises(ValueError, match="for tokens that are there gpt2, or the file"):
         adopt(pair, tmp_path / "out", None, "bpe")
     folder, manifest = tiny_data
     tokens = np.concatenate([np.fromfile(folder / shard.file, "<u2") for shard in manifest.train.shards])
     ours = nanogpt_pair(tmp_path / "ours", tokens, tokens[:1000])
-    adopted = adopt(ours, tmp_path / "model", None, str(folder / "tokenizer.model"))
+    model = SentencePiece((folder / "tokenizer.model").read_bytes())
+    adopted = adopt(ours, tmp_path / "model", None, str(folder / "tokenizer.model"), model)
     assert (adopted.eot, adopted.tokenizer) == (manifest.eot, manifest.tokenizer)
     assert adopted.train.documents == manifest.train.documents
     assert adopted.train.docs_sha256 == manifest.train.docs_sha256

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from configs.errors import InputError
 from configs.windows import windows_in
 from data.loader import inputs_and_targets, read_document_ends, spread_windows
+from data.lossless import HARD_TEXT, Tokenizer
 from data.manifest import Manifest, read_manifest
 from data.shards import TokenStream
 from data.token_bytes import byte_lengths
-from data.tokenizer import HARD_TEXT, Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from model.gpt import GPT
 from weights.source import Source
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import InputError
-from data.tokenizer import Tokenizer
+from data.lossless import Tokenizer
 from weights.likelihood import Likelihoods
 
 if TYPE_CHECKING:

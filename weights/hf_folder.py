@@ -11,12 +11,14 @@ from torch import Tensor
 
 from configs.errors import InputError
 from configs.schema import RunConfig
+from data.huggingface import HuggingFace
+from data.lossless import HARD_TEXT
 from data.manifest import Manifest
-from data.tokenizer import HARD_TEXT, SentencePiece, load_tokenizer
+from data.tokenizer import GPT2, SentencePiece, load_tokenizer
 from record.files import write_json
 from record.metrics import read_metrics
 from weights.hf import convert
-from weights.hf_tokenizer import tokenizer_files
+from weights.hf_tokenizer import tokenizer_files, tokenizer_settings
 from weights.read import Chosen, config_with_data
 
 LOSSES = ("train/loss", "val/loss", "val/final_loss")
@@ -38,28 +40,35 @@ def write_folder(work: Path, chosen: Chosen, kind: str, weights: dict[str, Tenso
         )
     model, tensors = convert(config.gpt, weights, manifest.eot)
     tokenizer = load_tokenizer(Path(config.text.path), manifest.tokenizer)
-    if not isinstance(tokenizer, SentencePiece):
+    if not isinstance(tokenizer, SentencePiece | HuggingFace):
+        hint = f"put GPT-2's merges, vocab.bpe, into {config.text.path}, or " if isinstance(tokenizer, GPT2) else ""
         raise InputError(
-            f"the data's tokenizer is {manifest.tokenizer.get('kind')}, and only SentencePiece's are written for transformers; "
+            f"the data's tokenizer is {manifest.tokenizer.get('kind')}, of which there is no file to write for transformers; {hint}"
             "use --to safetensors"
         )
     write_json(work / "config.json", model)
-    for name, content in tokenizer_files(tokenizer, config.gpt.seq_len).items():
-        # Not indented: a vocabulary of 50,000 pieces is read by programs.
-        (work / name).write_text(json.dumps(content, ensure_ascii=False))
-    _check(work, tokenizer)
+    write_tokenizer(work, tokenizer, config.gpt.seq_len)
     save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
     (work / "README.md").write_text(_card(config, manifest, chosen, kind))
 
 
-def _check(work: Path, tokenizer: SentencePiece) -> None:
-    """InputError where the written tokenizer gives other ids, or other text back, than the data's own."""
+def write_tokenizer(work: Path, tokenizer: SentencePiece | HuggingFace, length: int) -> None:
+    """tokenizer.json and tokenizer_config.json. InputError where they give other ids, or other text back, than the data's own."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise InputError(
             "--to hf compares the tokenizer that it writes with the data's, by the package tokenizers: pip install tokenizers"
         ) from None
+    if isinstance(tokenizer, SentencePiece):
+        for name, content in tokenizer_files(tokenizer, length).items():
+            # Not indented: a vocabulary of 50,000 pieces is read by programs.
+            (work / name).write_text(json.dumps(content, ensure_ascii=False))
+    else:
+        (work / "tokenizer.json").write_bytes(tokenizer.json())
+        written = Tokenizer.from_file(str(work / "tokenizer.json"))
+        settings = tokenizer_settings(written.id_to_token(tokenizer.eot), length)
+        (work / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False))
     written = Tokenizer.from_file(str(work / "tokenizer.json"))
     written.encode_special_tokens = True  # as split_special_tokens of tokenizer_config.json
     ids = written.encode(HARD_TEXT, add_special_tokens=False).ids

@@ -12,7 +12,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from configs.errors import InputError
-from data.tokenizer import EOT, META_SPACE, SentencePiece
+from data.lossless import EOT
+from data.tokenizer import META_SPACE, SentencePiece
 
 NEVER = -1e4  # a score; those of pieces are logarithms of probabilities
 Files = dict[str, dict[str, Any]]
@@ -20,13 +21,13 @@ Files = dict[str, dict[str, Any]]
 
 def tokenizer_files(tokenizer: SentencePiece, length: int) -> Files:
     """tokenizer.json and tokenizer_config.json. `length`: the longest text in tokens that the model takes."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content)
     raw = [processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
     scores = [processor.get_score(i) for i in range(tokenizer.vocab_size)]
     special = [i for i in range(tokenizer.vocab_size) if processor.is_control(i) or processor.is_unknown(i)]
     pieces = [p if i in special else p.replace(META_SPACE, " ") for i, p in enumerate(raw)]
     unknown = processor.unk_id()
-    kind = _kind(tokenizer.model)
+    kind = _kind(tokenizer.content)
     model: dict[str, Any]
     if kind == "bpe":
         plain = [i for i in range(len(pieces)) if i not in special and not processor.is_byte(i)]
@@ -47,17 +48,21 @@ def tokenizer_files(tokenizer: SentencePiece, length: int) -> Files:
     decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
     whole |= {"pre_tokenizer": None, "post_processor": None, "decoder": decoder, "model": model}
-    config = {
+    config = tokenizer_settings(EOT, length) | {"unk_token": pieces[unknown]}
+    return {"tokenizer.json": whole, "tokenizer_config.json": config}
+
+
+def tokenizer_settings(end: str, length: int) -> dict[str, Any]:
+    """tokenizer_config.json. `end`: the token that ends a document; `length`: the longest text in tokens."""
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOT,
-        "bos_token": EOT,
-        "unk_token": pieces[unknown],
+        "eos_token": end,
+        "bos_token": end,
         "model_max_length": length,
         # what looks like a special token in a text is text, as in preparation
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
-    return {"tokenizer.json": whole, "tokenizer_config.json": config}
 
 
 def _kind(model: bytes) -> str:

@@ -17,8 +17,9 @@ from configs.errors import InputError
 from configs.precision import TABLE
 from configs.schema import Model, Precision
 from configs.tensors import tensor_table
+from data.lossless import Tokenizer
 from data.manifest import Manifest, read_manifest
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from engine.dtypes import autocast_dtype, set_matmul_precision
 from engine.foreign_tensors import open_foreign
 from model.gpt import GPT
