@@ -54,6 +54,7 @@ def carry(small: RunConfig, large: RunConfig, known: Carried) -> tuple[list[str]
     InputError where one of them has no such λ, or they are not of one algorithm.
     """
     check(small, large)
+    # 0 times any power of the width is 0: that is no advice
     if known.decay <= 0:
         raise InputError(
             f"--to {large.name}: there is no λ to carry: {small.name} has λ = 0 ({known.origin}), and every rule leaves that 0; "
@@ -105,6 +106,7 @@ def check(small: RunConfig, large: RunConfig) -> None:
                 f"--to: {config.name} has optim.decay_rule {config.optim.decay_rule}, and the rules of width are of decoupled "
                 "decay; set it to decoupled in both"
             )
+        # a matched rate is known from the run alone, and so is its sum
         if config.schedule.match is not None:
             raise InputError(
                 f"--to: the learning rate of {config.name} follows another run, and its sum is known from the run alone; leave "
@@ -124,6 +126,7 @@ def _updates(config: RunConfig) -> float:
 
 
 def _disagreement(decays: list[float], wider: float) -> str:
+    # the factor between them says more than any of the three
     values, spread = ", ".join(f"{decay:.3g}" for decay in decays), max(decays) / min(decays)
     if math.isclose(wider, 1.0):
         return f"The width is the same, so rules of width change nothing but by η: λ = {values}."

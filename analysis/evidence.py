@@ -53,6 +53,7 @@ def evidence_of(config: RunConfig, runs: list[Run], options: Options) -> Evidenc
     groups, more = group_runs(done, options.by)
     notes += more
     # the best λ of another experiment is no evidence for this one: it is shown, under a name that says so
+    # its setting decides too whether a λ may be carried from it
     others = _unlike(config, done)
     notes += others
     name = "Runs of another setting" if others else "Runs"

@@ -90,6 +90,7 @@ def nearest(config: RunConfig, decay_sum: float | None) -> pd.DataFrame:
 
 
 def _distance(place: Place, ours: tuple[float, float], decay_sum: float | None) -> float:
+    # like with like: all parameters with all, blocks with blocks
     ratio, mine = ratios(place)[0], ours[0]
     if ratio is None:
         ratio, mine = ratios(place)[1], ours[1]
@@ -132,6 +133,7 @@ def _gain(case: Case) -> str:
 def _lies(place: Place) -> str:
     """Where among the λ tried the best one is."""
     decays = [row.weight_decay for row in place.case.rows]
+    # a setting of one λ was tuned by other means, or not at all
     if len(decays) == 1:
         return "one λ alone"
     # of a best λ at an end nobody knows where the optimum is
@@ -143,6 +145,7 @@ def _lies(place: Place) -> str:
 
 def said_of_interior(config: RunConfig, decay_sum: float | None, one: float | None) -> str:
     """Where interior optima lie, and which λ of this run would lie there; `one`: Σηλ of λ = 1 over the run."""
+    # computed, so that a table that is added moves the range
     cases = interior()
     sums = [place.decay_sum for place in cases if place.decay_sum is not None]
     low, high = min(sums), max(sums)

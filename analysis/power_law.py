@@ -31,6 +31,7 @@ def power_law(config: RunConfig, parameters: int | None = None) -> tuple[float, 
     batch = config.units_per_step
     # D counts tokens read
     tokens = config.schedule.steps * batch
+    # the law is of τ; λ follows from it at this η and this length
     tau = LAW["coefficient"] * (tokens / (parameters or n_parameters(config.model))) ** LAW["exponent"]
     return tau, batch / (config.optim.lr * tau * tokens)
 
@@ -76,6 +77,7 @@ def by_power_law(config: RunConfig, worth: float) -> tuple[list[tuple[str, str, 
         fraction, best = power_law(config, n)
         what = f"λ by the power law, D/N = {tokens / n:.3g}{which}"
         rows.append((what, f"{best / worth:.3g} (τ = {fraction:.3g} of the run)", _law()))
+    # in decoupled decay's λ first, then as the rule writes it
     best, other = power_law(config)[1], power_law(config, blocks)[1] / worth
     # the law was fitted with decoupled decay
     own = "" if worth == 1 else f", which is {best:.3g} of decoupled decay"

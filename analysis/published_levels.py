@@ -59,6 +59,7 @@ def _same_tokens(run: Run, place: Place) -> bool:
     theirs = place.table.tokenizer
     if theirs is None or not tokenizer_of(run):
         return True
+    # a run of an older version recorded no size: then the kind alone decides
     # two SentencePiece models are told apart by their size at least
     sizes = (theirs.vocab_size, run.data.get("vocab_size", theirs.vocab_size))
     return tokenizer_of(run) == theirs.kind and sizes[0] == sizes[1]
@@ -66,6 +67,7 @@ def _same_tokens(run: Run, place: Place) -> bool:
 
 def published_levels(runs: list[Run], options: Options) -> list[Line]:
     """A horizontal line for each published value that lies under some run, with the band that its source counts as equal."""
+    # one line for all seeds of a setting and λ
     rows: dict[tuple[str, float], tuple[Place, Row, Run]] = {}
     for run in runs:
         if (known := row_of(run)) is not None:
@@ -152,6 +154,7 @@ def _notes(place: Place, alike: list[Run]) -> list[str]:
         notes.append(
             f"{name}: some runs have not recorded their tokenizer; values are laid under them as if it were the same"
         )
+    # a divergence there is a result too, and has no place on an axis of losses
     gone = [row for row in case.rows if row.diverged and any(run.decay == row.weight_decay for run in same)]
     notes += [f"{name}: λ = {row.weight_decay:g} diverged there, and has no level" for row in gone]
     return notes

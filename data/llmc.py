@@ -139,6 +139,12 @@ def _in_order(folder: Path, split: str, numbered: dict[Path, str | None]) -> lis
     return [by_number[number] for number in sorted(by_number)]
 
 
+def begins_with_header(path: Path) -> bool:
+    """Whether a file's first number is that of a token shard."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(4), "little") in FORMS
+
+
 def _read_form(path: Path) -> Form:
     """What the header of a shard says. InputError where it says anything that is not known, or not the file's length."""
     with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from data.adoption import (
 )
 from data.characters import FILE as CHARACTERS
 from data.characters import Characters, read_meta
+from data.llmc import begins_with_header
 from data.lossless import Given
 from data.manifest import Manifest
 
@@ -37,6 +38,8 @@ def adopt(
             raise InputError(
                 f"{path} is missing, empty, or of odd size: nanogpt reads a folder's train.bin and val.bin of uint16"
             )
+        if begins_with_header(path):
+            raise InputError(f"{path} begins with the header of llm.c's token shards; --source llmc reads those")
     told = told_vocabulary(vocab_size, tokenizer, given) or _read_meta(folder, vocab_size)
     size = sum(path.stat().st_size for path in paths.values())
     origin = {"kind": "nanogpt", "folder": str(folder.resolve()), "files": 2, "bytes": size, "skipped": {}}

@@ -163,7 +163,7 @@ def test_the_column_of_the_text(fineweb: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_damaged_copies(fineweb: Path) -> None:
     """Breaks if a file that was not fetched whole is a traceback; other columns in one of the files are no matter."""
-    pq.write_table(pa.table({"text": ["plain"]}), fineweb / "data/CC-MAIN-2013-20/000_00001.parquet")
+    pq.write_table(pa.table({"text": ["plain"], "more": [1]}), fineweb / "data/CC-MAIN-2013-20/000_00001.parquet")
     assert list(open_hub(str(fineweb), None, config="CC-MAIN-2013-20").documents()) == [
         *texts("2013-20/000_00000"),
         "plain",

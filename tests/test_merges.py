@@ -86,6 +86,7 @@ def test_odd_merges(layout: Path, tmp_path: Path) -> None:
         (good.replace(b"\n", b"\r\n"), "line 2 is"),
         (good[: len(good) // 2] + b"x", "line "),
         (good + b"not one\n", "expected are two pieces"),
+        (good + good.splitlines()[-1] + b"\n", "that make a new one"),
         (b"", "not a file of merges"),
         (b"#version: 0.2\n", "it has no line"),
         (b"\xff", r"not UTF-8 \(byte 0\)"),

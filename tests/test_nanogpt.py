@@ -58,6 +58,7 @@ def test_nanogpt_pair_is_adopted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (np.array([1, 2, 300]), 256, "holds token id 300, outside the vocabulary of 256"),
         (np.array([]), None, "missing, empty, or of odd size"),
+        (np.array([20240520 & 0xFFFF, 20240520 >> 16, 1, 0]), 65536, "begins with the header of llm.c's token shards"),
     ],
 )
 def test_odd_nanogpt_pairs(tmp_path: Path, train: np.ndarray, vocab_size: int | None, message: str) -> None:
