@@ -20,7 +20,8 @@ from analysis.command import Options, Result
 from analysis.endpoint import Endpoint
 from analysis.figures import SEQUENCE, Figure, Line, Panel
 from analysis.grouped import grouped, trunks_of
-from analysis.mechanisms import ERROR, FISHER, JACOBIAN, NEWTON
+from analysis.mechanisms import FISHER, JACOBIAN, NEWTON
+from analysis.optimisers import ERROR
 from analysis.pairing import Group
 from analysis.runs import Run
 from analysis.statistics import LEAST_SEEDS, Interval, rank_correlation, seed_count

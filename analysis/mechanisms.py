@@ -15,34 +15,28 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.arms import is_pilot
-from analysis.claims import Claim, difference_claim, table_of_claims
+from analysis.claims import table_of_claims
 from analysis.command import Options, Result
-from analysis.compare import lost
-from analysis.endpoint import Endpoint, endpoint_of, lowest
+from analysis.compare import sound
+from analysis.endpoint import Endpoint, endpoint_of
 from analysis.figures import Figure, Line, Panel
 from analysis.grouped import Grouped, Read, diverged_lines, grouped, mean_line, probed, trunks_of
 from analysis.layer_rates import layer_rate, norm_of, normalised, spread
+from analysis.optimisers import ERROR, name_of_cell, table_of_optimisers
 from analysis.pairing import Group
-from analysis.published import paper
-from analysis.runs import RATE, SEEDS, Run, field_name, shown
-from analysis.statistics import interval
+from analysis.runs import Run
+from analysis.statistics import Interval, interval
 
-P2 = "1810.12281"
 LAYERS = 4  # so many are drawn, from the first to the last
-ERROR, GAP = "val/error", "test error minus training error"
+GAP = "test error minus training error"
 JACOBIAN, NEWTON, FISHER = "measure/input_jacobian_norm", "measure/gauss_newton_norm", "measure/fisher_norm"
-METRICS = {"fisher": "K-FAC-F", "fisher_empirical": "K-FAC, empirical Fisher", "gauss_newton": "K-FAC-G"}
-FORMS = {"l2_coupled": "L2", "l2_loss": "L2, in the loss", "decoupled": "decay"}
-OWN = ("optim.", "schedule.", SEEDS)  # what belongs to an optimiser's arm, and makes no other setting
-WORDS = "better than without", "worse than without"
 
 LayerRead = Callable[[Run, str], pd.Series]
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks = trunks_of(runs)
-    begun = grouped(trunks, options)
+    begun = _told_briefly(grouped(trunks, options))
     notes = list(begun.notes)
     figures = [_rates(begun, trunks, options), _jacobians(begun, trunks, options), _damping(begun, trunks, options)]
     figures.append(_epsilon(begun, trunks, options))
@@ -53,15 +47,56 @@ def analyse(runs: list[Run], options: Options) -> Result:
     # on images the error, as P2 has it; of tokens the loss that all of them have
     images = all(ERROR in run.metrics for run in trunks)
     endpoint = Endpoint(ERROR, "test error at the end", "", "") if images else endpoint_of(begun.groups)
-    table, claims, more = _optimisers(begun.groups, endpoint, options)
+    table, claims, more = table_of_optimisers(begun.groups, endpoint, options)
     if not images:
         notes.append(endpoint.note)
     tables = {
         "Optimisers × {none, L2, decay}": table,
         "Minus the same optimiser without decay": table_of_claims(claims),
+        "Measures": _measures(begun.groups),
     }
     findings = [claim.sentence for claim in claims]
     return Result("mechanisms", "Three mechanisms of weight decay", findings, figures, tables, notes + more, claims)
+
+
+def _told_briefly(begun: Grouped) -> Grouped:
+    """With each group under its optimiser, form, η and λ: all fields in which optimisers differ would fill a legend. Where two
+    groups are one by these, all keep their names."""
+    # only if every group keeps a name of its own
+    names = {group.name: name_of_cell(group) for group in begun.groups}
+    if len(set(names.values())) < len(names):
+        return begun
+    groups = [replace(group, name=names[group.name]) for group in begun.groups]
+    return replace(begun, groups=groups, looks={names[name]: look for name, look in begun.looks.items()})
+
+
+def _measures(groups: list[Group]) -> pd.DataFrame:
+    """A row a group: what the figures draw, as one number a run, its mean and interval over the seeds of sound runs."""
+    reads: dict[str, Read] = {
+        "η/‖w_l‖² (Adam: η/‖w_l‖), mean of the run": _over_layers(layer_rate),
+        "input Jacobian at the end": _column(JACOBIAN),
+        "Gauss-Newton norm at the end": _column(NEWTON),
+        "Fisher norm at the end": _column(FISHER),
+        f"{GAP} at the end": gap,
+        "λ_d·‖w_l‖² at the end": _over_layers(layer_damping),
+    }
+    rows = []
+    for group in groups:
+        row: dict[str, object] = {"": group.name}
+        for words, read in reads.items():
+            # the rate is what a run has gone through, the rest is where it has come to
+            curves = [curve for run in sound(group) if len(curve := read(run))]
+            value = interval(float(curve.mean() if "mean of the run" in words else curve.iloc[-1]) for curve in curves)
+            row[words] = _few_digits(value) if value.n else None
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.dropna(axis=1, how="all") if len(table) else table
+
+
+def _few_digits(value: Interval) -> str:
+    """Three digits: norms span many powers of ten."""
+    bounds = f" [{value.low:.3g}, {value.high:.3g}]" if np.isfinite(value.low) else ""
+    return f"{value.mean:.3g}{bounds}"
 
 
 def _panel(begun: Grouped, options: Options, label: str, read: Read, title: str = "", log: bool = True) -> Panel:
@@ -170,89 +205,3 @@ def layer_damping(run: Run, name: str) -> pd.Series:
     if run.algorithm != "kfac" or damping is None:
         return pd.Series(dtype=float)
     return float(damping) * norm_of(run, name) ** 2
-
-
-def optimiser_of(run: Run) -> str:
-    """As P2 calls it."""
-    if run.algorithm == "kfac":
-        return METRICS.get(str(run.fields.get("optim.kfac.metric", "fisher")), "K-FAC")
-    return {"sgd": "SGD", "adam": "Adam"}.get(run.algorithm, run.algorithm)
-
-
-def form_of(run: Run) -> str:
-    """none, L2 or decay; another rule by its own name."""
-    return FORMS.get(run.rule, run.rule) if run.decay else "none"
-
-
-def _setting(group: Group) -> str:
-    # an optimiser has its own η, λ and schedule: they make no other setting
-    names = [name for name in group.fields if not name.startswith(OWN)]
-    return ", ".join(f"{field_name(name)} = {shown(group.fields[name])}" for name in names)
-
-
-def _optimisers(
-    groups: list[Group], endpoint: Endpoint, options: Options
-) -> tuple[pd.DataFrame, list[Claim], list[str]]:
-    """A row a cell: its value at the end, and its difference to the same optimiser's lowest cell without decay in one setting.
-
-    A pilot's seeds chose η and λ, and enter neither.
-    """
-    # what a pilot chose must not be judged on the seeds that chose it
-    kept = [
-        Group(g.name, g.fields, runs)
-        for g in groups
-        if (runs := [r for r in g.runs if not is_pilot(r, options.pilot_from)])
-    ]
-    rows, claims, notes = [], [], []
-    if len(kept) < len(groups):
-        notes.append(
-            f"{len(groups) - len(kept)} cells of seeds from {options.pilot_from} up are a pilot's, and in no row"
-        )
-    for group in kept:
-        run = group.runs[0]
-        ends = interval(endpoint.seed_losses(group).values())
-        accuracy = endpoint.column == ERROR
-        # a mean of errors in one row, as the accuracy that P2 prints
-        shown_end = interval([1 - v if accuracy else v for v in endpoint.seed_losses(group).values()])
-        row: dict[str, object] = {"setting": _setting(group), "optimiser": optimiser_of(run), "form": form_of(run)}
-        row |= {"η": run.fields.get(RATE), "λ": run.decay, "seeds": ends.n}
-        row["test accuracy" if accuracy else endpoint.words] = shown_end.text().lstrip("+") if ends.n else None
-        # both sides may have several η: the lowest of the cells without decay
-        plain = [g for g in kept if g.decay == 0 and _arm(g) == _arm(group)]
-        base = lowest(plain, endpoint) if group.decay else None
-        if base is not None:
-            difference = endpoint.difference(group, base[0])
-            name = f"{row['optimiser']} with {row['form']} (η = {row['η']:g}, λ = {run.decay:g})"
-            name += f", {row['setting']}" if row["setting"] else ""
-            gone = lost(group, base[0])
-            claim = difference_claim(name, endpoint.words, difference, WORDS, lost=gone)
-            # how many seeds would tell a difference is counted in nats: an error has none
-            claims.append(replace(claim, advice="", seeds_needed=None) if accuracy else claim)
-            row["verdict"] = claims[-1].verdict
-        if (printed := published(run)) is not None:
-            row["P2 on CIFAR-10, second-hand"] = f"{printed:.4f}"
-        rows.append(row)
-    # several cells of one optimiser and form: the table shows all, and chooses none
-    return pd.DataFrame(rows), claims, notes
-
-
-def _arm(group: Group) -> tuple[str, str]:
-    return optimiser_of(group.runs[0]), _setting(group)
-
-
-def published(run: Run) -> float | None:
-    """P2's test accuracy of the same network on CIFAR-10 by the same optimiser, without decay or with; None where there is none.
-
-    P2's tables name one number with decay: it stands beside decay, and of SGD, where the two coincide, beside L2 too.
-    """
-    get = run.fields.get
-    if (get("model.classes"), get("model.image_size"), get("model.width", 64)) != (10, 32, 64):
-        return None
-    augmented = "augmented" if get("data.crop") or get("data.flip") else "plain"
-    # the notes have one network with augmentation, and two without
-    table = paper(P2)["accuracy"]["none_and_decay"]
-    pair = table.get(f"{get('model.kind')}, {get('model.batchnorm')}, {augmented}", {}).get(optimiser_of(run))
-    with_decay = form_of(run) == "decay" or (run.algorithm == "sgd" and form_of(run) == "L2")
-    if pair is None or not (with_decay or form_of(run) == "none"):
-        return None
-    return float(pair[1 if with_decay else 0])

@@ -1,4 +1,4 @@
-"""The table of characters that nanoGPT's character-level data sets come with, as a tokenizer that decodes."""
+"""The table of characters that nanoGPT's character-level data sets come with, as a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,23 @@ FILE = "characters.json"
 
 
 class Characters:
-    """A tokenizer that only decodes: `table[i]` is the text of token i."""
+    """`table[i]` is the text of token i; a text's tokens are those of its single characters. No token ends a document."""
+
+    eot: int | None = None
 
     def __init__(self, table: list[str]) -> None:
         self.table, self.vocab_size = table, len(table)
+        self._ids = {text: i for i, text in reversed(list(enumerate(table)))}  # of equal texts the first
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. InputError for a character that the table has not."""
+        for character in text:
+            if character not in self._ids:
+                raise InputError(
+                    f"no token stands for {character!r}: the data has {self.vocab_size}, for "
+                    f"{''.join(sorted(one for one in self._ids if len(one) == 1))!r}"
+                )
+        return [self._ids[character] for character in text]
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.transformer import Model
+from model.cache import Kept
 from model.linear import Linear
 
 SHIFT = 2.0  # what `stable` multiplies a positive row maximum by: 2510.04212 has it in 2 to 8, and any gives the same function
@@ -31,14 +32,24 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, width) if config.qk_norm else None
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None) -> Tensor:
-        """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T) bool: what may be seen; None: all before. `rotation` of Rotary.at."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, kept: Kept | None = None
+    ) -> Tensor:
+        """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T) bool: what may be seen; None: all before. `rotation` of Rotary.at.
+
+        `kept`, for sampling: keys and values of the tokens before x, which x sees too; the mask is then (B, 1, T, S).
+        """
         q, k, v = self.queries_keys_values(x, rotation)
+        if kept is not None:
+            k, v = kept.extend(k, v)  # (B, G, S, D)
         y = self.proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (B, H, T, D), k and v (B, G, T, D) → (B, H, T, D), by the arithmetic of model.attention."""
+        """q (B, H, T, D), k and v (B, G, T, D) → (B, H, T, D), by the arithmetic of model.attention.
+
+        With a mask there may be more keys and values than queries: (B, G, S, D).
+        """
         dropout = self.dropout if self.training else 0.0
         if self.arithmetic == "sdpa":
             grouped = self.n_kv_head < self.n_head
@@ -106,11 +117,11 @@ class Rotary:
         angles = torch.arange(config.seq_len, dtype=torch.float64)[:, None] * rates  # (T, D/2)
         self.table = torch.stack((angles.cos(), angles.sin())).float()  # (2, T, D/2)
 
-    def at(self, length: int, device: torch.device) -> Tensor:
-        """(2, length, D/2) float32, on the device."""
+    def at(self, length: int, device: torch.device, start: int = 0) -> Tensor:
+        """(2, length, D/2) float32, on the device: of `length` positions from `start` on."""
         if self.table.device != device:
             self.table = self.table.to(device)
-        return self.table[:, :length]
+        return self.table[:, start : start + length]
 
 
 def make_norm(config: Model, width: int) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from configs.schema import Model
 from configs.tensors import tensor_table
 from model.attention import Attention, Rotary, make_norm
+from model.cache import Cache, Kept
 from model.linear import Linear
 from model.loss import cross_entropies, cross_entropy_sum, logit_statistics
 
@@ -53,8 +54,10 @@ class Block(nn.Module):
         self.ln_1, self.attn = make_norm(config, config.n_embd), Attention(config)
         self.ln_2, self.mlp = make_norm(config, config.n_embd), MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, rotation)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None, kept: Kept | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, rotation, kept=kept)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -127,28 +130,36 @@ class GPT(nn.Module):
         z_loss = self.z_loss if self.training else 0.0
         return cross_entropy_sum(x, self.head_weight, targets, z_loss, self.autocast, self.compiled)
 
-    def logits(self, inputs: Tensor, at: Tensor | None = None) -> Tensor:
-        """(B, T) token ids → (B, T, V); of the n positions alone that the mask `at` (B, T) has, (n, V)."""
+    def logits(self, inputs: Tensor, at: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T) token ids → (B, T, V); of the n positions alone that the mask `at` (B, T) has, (n, V). `cache` as `hidden`'s."""
         with self._autocast(inputs.device):
-            hidden = self.hidden(inputs)
+            hidden = self.hidden(inputs, cache)
             if at is not None:
                 hidden = hidden[at]  # (n, C)
             # By the head where there is one, so that a hook on it sees it (engine/curvature.py).
             return F.linear(hidden, self.head_weight) if self.config.tied_head else self.head(hidden)
 
-    def hidden(self, inputs: Tensor) -> Tensor:
-        """(B, T) token ids → the last hidden states (B, T, C), normalised, as the head takes them."""
+    def hidden(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T) token ids → the last hidden states (B, T, C), normalised, as the head takes them.
+
+        `cache`: the inputs continue the tokens that it holds, and are kept in it; for sampling, under torch.no_grad.
+        """
+        start, seen = (0, inputs) if cache is None else cache.append(inputs)  # seen (B, S)
         length, rotation = inputs.shape[1], None
         x = self.wte(inputs)  # (B, T, C)
         if self.rotary is None:
-            x = x + self.wpe.weight[:length]
+            x = x + self.wpe.weight[start : start + length]
         else:
-            rotation = self.rotary.at(length, inputs.device)
+            rotation = self.rotary.at(length, inputs.device, start)
         x = F.dropout(x, self.config.dropout, self.training)
-        mask = None if self.separate_at is None else document_mask(inputs, self.separate_at)
+        mask = None if self.separate_at is None else document_mask(seen, self.separate_at, start)
+        if start and mask is None:  # "all before" of no mask counts from the first key
+            mask = x.new_ones((1, 1, length, seen.shape[1]), dtype=torch.bool).tril(start)
         recompute = self.recompute and torch.is_grad_enabled()
-        for block in self.blocks:
-            x = checkpoint(block, x, mask, rotation, use_reentrant=False) if recompute else block(x, mask, rotation)
+        kept = [None] * len(self.blocks) if cache is None else cache.blocks
+        for block, own in zip(self.blocks, kept, strict=True):
+            given = (x, mask, rotation, own)
+            x = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         x = self.ln_f(x)
         # s·(x·Wᵀ) = (s·x)·Wᵀ: here every reader of logits gets the scale, and a head of any chunk needs to know nothing of it.
         return self.head_scale(x) if self.config.head_scale else x
@@ -185,9 +196,12 @@ class GPT(nn.Module):
         return torch.autocast(device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
 
-def document_mask(inputs: Tensor, eot: int) -> Tensor:
-    """Which position may see which, (B, 1, T, T) bool: earlier ones of its own document; eot belongs to what it ends."""
+def document_mask(inputs: Tensor, eot: int, start: int = 0) -> Tensor:
+    """Which position may see which, (B, 1, T, T) bool: earlier ones of its own document; eot belongs to what it ends.
+
+    `start`: of the positions from there on alone, (B, 1, T − start, T).
+    """
     ends = (inputs == eot).cumsum(1)
     document = ends - (inputs == eot).long()  # (B, T)
-    same = document[:, :, None] == document[:, None, :]  # (B, T, T)
-    return same.tril()[:, None]
+    same = document[:, start:, None] == document[:, None, :]  # (B, T − start, T)
+    return same.tril(start)[:, None]

@@ -137,7 +137,8 @@ def _read(path: Path, unfinished: bool) -> Archive:
             "status": status or None,
             "plan": record.plan,
             "starts": folder.read_starts(),
-            "norms": folder.read_norms(),
+            # which norms were followed; the numbers are in the rows of the run that they are of, and only a resume needs them
+            "norms": {name: value for name, value in folder.read_norms().items() if name in ("digest", "match")},
             "val_blocks": read_object(folder.blocks) if read_blocks(folder.blocks) else None,
         }
         evaluations, damaged = read_evaluations(folder)

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from analysis import mechanisms
-from analysis.command import Options
+from analysis.command import Options, load_runs
 from analysis.layer_rates import layer_rate, normalised, spread
-from analysis.mechanisms import form_of, layer_damping, optimiser_of, published
+from analysis.mechanisms import layer_damping
+from analysis.optimisers import P2, form_of, optimiser_of, published
+from analysis.published import paper
 from analysis.runs import Run
+from tests.processes import ROOT
 from tests.recorded import load, write_run
 
 MODEL = {"kind": "mlp", "image_size": 2, "channels": 1, "classes": 10, "width": 4, "batchnorm": "plain"}
 FIRST, SECOND = "body.layers.0.linear.weight", "body.layers.1.linear.weight"
+PLAIN_AND_DECAYED = (("without decay", ""), ("with decay on matmul", ", λ = 0.05"))
 KFAC = {"metric": "gauss_newton", "damping": 0.01}
 
 
@@ -75,7 +79,8 @@ def test_figures(runs: list[Run]) -> None:
     titles = [panel.title for panel in figures["mechanism_1"].panels]
     assert titles == ["geometric mean over layers", FIRST, SECOND]
     mean, first, second = (
-        next(one for one in panel.lines if "λ = 0," in one.name).y for panel in figures["mechanism_1"].panels
+        next(one for one in panel.lines if one.name == "SGD without decay (η = 0.1)").y
+        for panel in figures["mechanism_1"].panels
     )
     assert first[-1] < first[0] / 3
     assert second == pytest.approx(first / 4)
@@ -100,6 +105,25 @@ def test_the_table(runs: list[Run]) -> None:
     assert (pilot.tables["Optimisers × {none, L2, decay}"]["seeds"] == 2).all(), "a pilot's seeds are counted"
 
 
+def test_masks_and_norms_are_forms() -> None:
+    """Breaks if what decays, or whose layer norms are taken, is not told, or such a run is compared with another than the plain
+    one: on the study's own records."""
+    runs, _ = load_runs([str(ROOT / "docs/study/records/small_layer_norms")], None)
+    result = mechanisms.analyse(runs, Options())
+    table = result.tables["Optimisers × {none, L2, decay}"].set_index("form")
+    forms = {"none", "decay on matmul", "decay on conv", "decay on last", "none, layer norms of the run of λ 0.05"}
+    assert set(table.index) == forms | {"decay on last, layer norms of the run of decay_mask matmul"}
+    assert table["verdict"].isna().sum() == 1, "only the plain run has nothing to be compared with"
+    ends = {form: float(table["test accuracy"][form].split()[0]) for form in forms}
+    claims = {claim.name: claim.estimate for claim in result.claims}
+    taken = claims["SGD without decay, layer norms of the run of λ 0.05 (η = 0.1)"]
+    assert taken == pytest.approx(ends["none"] - ends["none, layer norms of the run of λ 0.05"], abs=1e-4)
+    measures = result.tables["Measures"].set_index("")
+    rate = measures.columns[0]
+    plain, decayed = (float(measures[rate][f"SGD {w} (η = 0.1{v})"].split()[0]) for w, v in PLAIN_AND_DECAYED)
+    assert decayed > plain, "decay holds the effective learning rate up"
+
+
 def test_published_numbers_stand_beside_their_own_setting(tmp_path: Path) -> None:
     """Breaks if P2's number stands beside another network, optimiser or form, or is not marked as second-hand."""
     model = {"kind": "vgg16", "image_size": 32, "channels": 3, "classes": 10, "width": 64, "batchnorm": "plain"}
@@ -117,4 +141,4 @@ def test_published_numbers_stand_beside_their_own_setting(tmp_path: Path) -> Non
         write_run(tmp_path / "d", steps=3, optim={"algorithm": "adam"}, **{**shape, "model": {**model, "width": 16}})
     )
     assert published(run) is None
-    assert mechanisms.paper(mechanisms.P2)["accuracy"]["second_hand"] is True
+    assert paper(P2)["accuracy"]["second_hand"] is True

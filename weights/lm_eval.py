@@ -45,11 +45,6 @@ def evaluated(source: Source, place: tuple[int | None, str], args: argparse.Name
     manager = manager_of(names, args.include)
     tasks = load_tasks(manager, names)
     device, tokenizer = choose_device(), source.tokenizer()
-    if tokenizer.vocab_size > source.model.vocab_size:
-        raise InputError(
-            f"{source.name} has {source.model.vocab_size:,} tokens, and the tokenizer in {source.tokenizer_folder} "
-            f"{tokenizer.vocab_size:,}: it is another model's"
-        )
     likelihoods = Likelihoods(source.network(device, args.precision), tokenizer.eot, args.batch, device)
     counts: Counter[str] = Counter()
     asked = as_harness_asks(likelihoods, tokenizer, counts)

@@ -60,12 +60,26 @@ class Source:
             raise InputError(f"the weights of {self.name} are not those of its model: {error}") from None
         return network.to(getattr(torch, TABLE[precision].weights))
 
-    def tokenizer(self) -> Tokenizer:
-        """Text to tokens and back. InputError where it is not there, or the data was prepared without one that encodes."""
-        tokenizer = load_tokenizer(self.tokenizer_folder, self.tokenizer_described)
-        if not hasattr(tokenizer, "encode"):
-            raise InputError(f"the tokenizer of {self.name} decodes tokens only; it cannot encode a text")
-        return cast(Tokenizer, tokenizer)
+    def tokenizer(self, without_end: bool = False) -> Tokenizer:
+        """Text to tokens and back. InputError where it is not there, has more tokens than the model, or none that ends a document.
+
+        `without_end`: one whose `eot` is None will do, of single characters.
+        """
+        if not self.tokenizer_described:
+            raise InputError(
+                f"{self.name} has no tokenizer with it; name prepared data that has its own with --data DIR"
+            )
+        tokenizer = cast(Tokenizer, load_tokenizer(self.tokenizer_folder, self.tokenizer_described))
+        if tokenizer.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"{self.name} has {self.model.vocab_size:,} tokens, and the tokenizer in {self.tokenizer_folder} "
+                f"{tokenizer.vocab_size:,}: it is another model's"
+            )
+        if tokenizer.eot is None and not without_end:
+            raise InputError(
+                f"the tokenizer of {self.name} has no token that ends a document, and none to begin one with"
+            )
+        return tokenizer
 
 
 def read_source(address: str, kind: str = "weights", data: Path | None = None, steps: Sequence[int] = ()) -> Source:
