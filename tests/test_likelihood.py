@@ -93,10 +93,14 @@ def test_greedy_continuation() -> None:
     expected = [plain(prompt, count) for prompt, count in zip(prompts, most, strict=True)]
     for batch in (1, 3):
         likelihoods = Likelihoods(network, EOT, batch, CPU)
-        assert likelihoods.continued(prompts, most, lambda i, ids: False) == expected
+        assert likelihoods.continued(prompts, most, 100, lambda i, ids: False) == expected
         assert (likelihoods.cut, likelihoods.lost) == (2, 5 + 9)
-        short = likelihoods.continued(prompts, most, lambda i, ids: i == 0 and len(ids) == 2)
+        short = likelihoods.continued(prompts, most, 100, lambda i, ids: i == 0 and len(ids) == 2)
         assert short == [expected[0][:2], *expected[1:]]
     # the second token of the first row, as if it ended a text
-    ended = Likelihoods(network, expected[0][1], 3, CPU).continued(prompts[:1], [8], lambda i, ids: False)
+    ended = Likelihoods(network, expected[0][1], 3, CPU).continued(prompts[:1], [8], 100, lambda i, ids: False)
     assert ended == [expected[0][: expected[0].index(expected[0][1])]]
+    # ids from 50 on have no text: the likeliest of the others is taken, with kept keys and without
+    small = Likelihoods(network, EOT, 3, CPU).continued(prompts[:2], [4, 4], 50, lambda i, ids: False)
+    assert small != [tokens[:4] for tokens in expected[:2]]
+    assert max(map(max, small)) < 50
