@@ -52,6 +52,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     answers = {id(run): latest(run.evaluations[0]) for run in runs}
     if not any(answers.values()):
         raise InputError("no run has scores at tasks; `python -m weights.lm_eval RUN --tasks …` makes some")
+    # a run that was asked nothing is no gap in a table of scores
     begun = grouped([run for run in runs if answers[id(run)]], options)
     questions = sorted({question for one in answers.values() for question in one})
     scores, differences, findings, lacking = [], [], [], 0
@@ -60,6 +61,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             scores += [
                 _row(question, group, run, answers[id(run)]) for run in group.runs if question in answers[id(run)]
             ]
+            # the scores stand first; a difference needs a group to be compared with
             base = baseline_of(group, begun.groups)
             if base is group:
                 continue
@@ -74,7 +76,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
                     findings.append(
                         f"{question.task}, {question.metric}: {name}: {change.text()}: {verdict} (exploratory)."
                     )
-    first = f"{len(scores)} scores at {len({question.task for question in questions})} tasks"
+    tasks = len({question.task for question in questions})
+    first = f"{len(scores)} scores at {tasks} task{'s' if tasks > 1 else ''}"
     # how many would exclude zero without any effect: nothing here is corrected
     if judged := [
         row for row in differences if "no claim" not in str(row["verdict"]) and "too few" not in str(row["verdict"])
@@ -90,6 +93,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
 def latest(evaluations: list[Evaluation]) -> Answers:
     """The score of the last step at every question; of one step the one that was made last."""
     answers: Answers = {}
+    # what comes later in this order takes the place of what stood there
     for one in sorted(evaluations, key=lambda one: (one.step or 0, one.time)):
         for score in one.scores:
             shots = "" if score.shots is None else str(score.shots)
@@ -118,6 +122,7 @@ def _difference(
             continue
         (step, score), (other, its) = answers[id(run)][question], answers[id(twin)][question]
         unlike, better = unlike + (step != other), score.higher_is_better
+        # of two steps the difference would be that of the training between them
         if step == other and score.value is not None and its.value is not None:
             changes.append((run, score.value - its.value))
     return interval(by_seed(changes).values()), unlike, better
@@ -144,6 +149,7 @@ def _short(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 def _unlike(questions: list[Question]) -> list[str]:
     """A note on each task of which the runs were asked other documents or prompts."""
+    # of one number of shots: with others the prompts are meant to differ
     hashes: dict[tuple[str, str], set[str]] = defaultdict(set)
     for question in questions:
         hashes[question.task, question.shots].add(question.hash)

@@ -42,12 +42,13 @@ def test_equals_the_logits_in_any_batch(separate_at: int | None) -> None:
     network.separate_at = separate_at
     # one whose targets are the likeliest: a flag that is never true proves nothing
     first = tokens(4)
-    pairs = [*PAIRS, (first, [int(log_p(network, [*first, 0])[-1].argmax())])]
+    best = int(log_p(network, [*first, 0])[-1].argmax())
+    pairs = [*PAIRS, (first, [best, (best + 1) % 90 + 8]), (first, [best])]
     expected = [by_hand(network, context or [EOT], targets) for context, targets in pairs]
-    assert [best for _, best in expected] == [False] * 7 + [True]
+    assert [is_best for _, is_best in expected] == [False] * 8 + [True]
     for batch in (1, 4):
         scored = Likelihoods(network, EOT, batch, CPU).score(pairs)
-        assert [best for _, best in scored] == [best for _, best in expected]
+        assert [is_best for _, is_best in scored] == [is_best for _, is_best in expected]
         assert [value for value, _ in scored] == pytest.approx([value for value, _ in expected], abs=1e-5)
 
 
@@ -92,10 +93,14 @@ def test_greedy_continuation() -> None:
     expected = [plain(prompt, count) for prompt, count in zip(prompts, most, strict=True)]
     for batch in (1, 3):
         likelihoods = Likelihoods(network, EOT, batch, CPU)
-        assert likelihoods.continued(prompts, most, lambda i, ids: False) == expected
+        assert likelihoods.continued(prompts, most, 100, lambda i, ids: False) == expected
         assert (likelihoods.cut, likelihoods.lost) == (2, 5 + 9)
-        short = likelihoods.continued(prompts, most, lambda i, ids: i == 0 and len(ids) == 2)
+        short = likelihoods.continued(prompts, most, 100, lambda i, ids: i == 0 and len(ids) == 2)
         assert short == [expected[0][:2], *expected[1:]]
     # the second token of the first row, as if it ended a text
-    ended = Likelihoods(network, expected[0][1], 3, CPU).continued(prompts[:1], [8], lambda i, ids: False)
+    ended = Likelihoods(network, expected[0][1], 3, CPU).continued(prompts[:1], [8], 100, lambda i, ids: False)
     assert ended == [expected[0][: expected[0].index(expected[0][1])]]
+    # ids from 50 on have no text: the likeliest of the others is taken, with kept keys and without
+    small = Likelihoods(network, EOT, 3, CPU).continued(prompts[:2], [4, 4], 50, lambda i, ids: False)
+    assert small != [tokens[:4] for tokens in expected[:2]]
+    assert max(map(max, small)) < 50

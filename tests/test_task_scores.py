@@ -47,7 +47,9 @@ def three_seeds(root: Path) -> list[Path]:
     paths = []
     for seed, (base, own) in enumerate(((0.30, 0.001), (0.40, -0.001), (0.50, 0.0))):
         paths.append(scored(root, 0.0, seed, evaluation(base)))
-        paths.append(scored(root, 0.1, seed, evaluation(base + 0.03 + own), evaluation(0.9, step=50)))
+        paths.append(
+            scored(root, 0.1, seed, evaluation(base + 0.03 + own), evaluation(0.9, step=50, time="2026-02-01"))
+        )
     return paths
 
 
@@ -63,7 +65,7 @@ def test_pairs_over_seeds(tmp_path: Path) -> None:
     assert row["comparison"] == "λ = 0.1 minus λ = 0"
     assert (row["task"], row["metric"], row["shots"], row["verdict"]) == ("arc", "acc", "0", "better")
     assert row["difference"].startswith("+0.0300 [+0.0275, +0.0325] (3 seeds")
-    assert found.findings[0].startswith("6 scores at 1 tasks; 1 of 1 paired differences exclude zero")
+    assert found.findings[0].startswith("6 scores at 1 task; 1 of 1 paired differences exclude zero")
     scores = found.tables["Scores"]
     assert list(scores["score"][scores["run"] == "λ = 0"]) == [0.30, 0.40, 0.50]
     assert set(scores["standard error"]) == {0.02}

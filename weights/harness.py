@@ -84,6 +84,7 @@ def as_harness_asks(likelihoods: Likelihoods, tokenizer: Tokenizer, notes: Count
             made = likelihoods.continued(
                 [tokenizer.encode(request.args[0]) for request in requests],
                 [kwargs["max_gen_toks"] for kwargs in asked],
+                tokenizer.vocab_size,
                 lambda i, ids: any(stop in tokenizer.decode(ids) for stop in stops[i]),
             )
             return [_until(tokenizer.decode(ids), ends) for ids, ends in zip(made, stops, strict=True)]

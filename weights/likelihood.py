@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from model.gpt import GPT
+from weights.sample import generate
 
 T = TypeVar("T")
 Pair = tuple[list[int], list[int]]  # a context and what follows it, as tokens
@@ -66,33 +67,48 @@ class Likelihoods:
 
     @torch.no_grad()
     def continued(
-        self, prompts: Sequence[list[int]], most: Sequence[int], is_ended: Callable[[int, list[int]], bool]
+        self,
+        prompts: Sequence[list[int]],
+        most: Sequence[int],
+        vocabulary: int,
+        is_ended: Callable[[int, list[int]], bool],
     ) -> list[list[int]]:
         """The likeliest token after each prompt, and so on, up to `most` tokens, without the end-of-text token that ends it.
 
-        `is_ended` of a prompt's number and its new tokens says whether they are enough. Each token is one forward pass over the
-        last tokens that fit into the context.
+        `vocabulary`: ids from there on only fill up the embedding, and are never taken. `is_ended` of a prompt's number and its new
+        tokens says whether they are enough. Where prompt and tokens fit into the context, keys and values are kept; else each token
+        is one forward pass over the last tokens that fit.
         """
+        begun = [prompt or [self.eot] for prompt in prompts]
+        # the last token that is made is not read
+        fits = [0 < count <= self.length + 1 - len(start) for start, count in zip(begun, most, strict=True)]
         made: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        kept = [i for i, fit in enumerate(fits) if fit]
+        for i in tqdm(kept, desc="prompts", disable=len(kept) < 20, leave=False, mininterval=2):
+            for (token,) in generate(self.network, begun[i], most[i], 1, vocabulary, self.eot, _likeliest):
+                made[i] += [] if token is None else [token]
+                if token is None or is_ended(i, made[i]):
+                    break
+        order = sorted((i for i, fit in enumerate(fits) if not fit), key=lambda i: -len(begun[i]))
         for rows in self._batches(order, "prompts"):
             left = [i for i in rows if most[i] > 0]
             while left:
-                windows = [((prompts[i] or [self.eot]) + made[i])[-self.length :] for i in left]
+                windows = [(begun[i] + made[i])[-self.length :] for i in left]
                 inputs = self._filled(windows)  # (B, T)
                 last = torch.zeros_like(inputs, dtype=torch.bool)
                 for row, window in zip(last, windows, strict=True):
                     row[len(window) - 1] = True
-                for i, token in zip(left, self.network.logits(inputs, last).argmax(-1).tolist(), strict=True):
-                    made[i].append(token)
-                left = [
-                    i for i in left if made[i][-1] != self.eot and len(made[i]) < most[i] and not is_ended(i, made[i])
-                ]
-        for prompt, tokens in zip(prompts, made, strict=True):
-            # the last token that was made was never read
-            if over := max(0, len(prompt or [self.eot]) + len(tokens) - 1 - self.length):
-                self.cut, self.lost = self.cut + 1, self.lost + over
-        return [tokens[:-1] if tokens[-1:] == [self.eot] else tokens for tokens in made]
+                tokens = _likeliest(self.network.logits(inputs, last)[:, :vocabulary])
+                going = []
+                for i, token in zip(left, tokens, strict=True):
+                    made[i] += [] if token == self.eot else [token]
+                    if token != self.eot and len(made[i]) < most[i] and not is_ended(i, made[i]):
+                        going.append(i)
+                left = going
+            for i in rows:
+                if over := max(0, len(begun[i]) + len(made[i]) - 1 - self.length):
+                    self.cut, self.lost = self.cut + 1, self.lost + over
+        return made
 
     def _filled(self, rows: list[list[int]]) -> Tensor:
         """(B, T), filled up on the right. By which token does not matter: nothing that counts sees it."""
@@ -103,3 +119,7 @@ class Likelihoods:
         starts = range(0, len(items), self.batch)
         for start in tqdm(starts, desc=unit, unit=" batches", disable=len(starts) < 20, leave=False, mininterval=2):
             yield items[start : start + self.batch]
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    return logits.argmax(-1).tolist()
