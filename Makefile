@@ -13,6 +13,7 @@ PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
 STUDY := loss_curves bias_variance generalisation effective_lr
+MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
 	effective_lr_table1.csv loss_difference.png
 
@@ -58,6 +59,11 @@ study-data: .venv/dev $(GCIDE)
 study-report: .venv/run
 	for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_s24 --out runs/study/s24 || exit 1; done
 	cp $(addprefix runs/study/s24/,$(STUDY_FILES)) docs/study/s24/
+	for sweep in $(MECHANISMS); do \
+		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
+		for i in 1 2 3; do cp runs/study/$$sweep/mechanisms_table$$i.csv docs/study/mechanisms/$${sweep}_table$$i.csv || exit 1; done; \
+	done
+	cp runs/study/small_layer_norms_adam/mechanism_1.png docs/study/mechanisms/small_layer_norms_adam.png
 
 # Unpacked and not installed: that needs no root, and the package would bring a dictionary server that starts by itself.
 $(GCIDE):

@@ -47,7 +47,12 @@ def _form(group: Group) -> str:
     if MASK in group.fields and run.decay:
         form += f" on {group.fields[MASK]}"
     # the fields name only what differs from the run that is followed
-    return form + (f", layer norms of the run of {_leader(run)}" if _follows(run) else "")
+    return form + (f", layer norms of the run of {_leader(run)} {_how_often(run)}" if _follows(run) else "")
+
+
+def _how_often(run: Run) -> str:
+    every = run.fields.get("schedule.match.every")
+    return "each epoch" if every is None else "each update" if every == 1 else f"every {every} updates"
 
 
 def _follows(run: Run) -> bool:

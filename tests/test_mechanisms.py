@@ -111,13 +111,19 @@ def test_masks_and_norms_are_forms() -> None:
     runs, _ = load_runs([str(ROOT / "docs/study/records/small_layer_norms")], None)
     result = mechanisms.analyse(runs, Options())
     table = result.tables["Optimisers × {none, L2, decay}"].set_index("form")
-    forms = {"none", "decay on matmul", "decay on conv", "decay on last", "none, layer norms of the run of λ 0.05"}
-    assert set(table.index) == forms | {"decay on last, layer norms of the run of decay_mask matmul"}
+    forms = {
+        "none",
+        "decay on matmul",
+        "decay on conv",
+        "decay on last",
+        "none, layer norms of the run of λ 0.05 each epoch",
+    }
+    assert set(table.index) == forms | {"decay on last, layer norms of the run of decay_mask matmul each epoch"}
     assert table["verdict"].isna().sum() == 1, "only the plain run has nothing to be compared with"
     ends = {form: float(table["test accuracy"][form].split()[0]) for form in forms}
     claims = {claim.name: claim.estimate for claim in result.claims}
-    taken = claims["SGD without decay, layer norms of the run of λ 0.05 (η = 0.1)"]
-    assert taken == pytest.approx(ends["none"] - ends["none, layer norms of the run of λ 0.05"], abs=1e-4)
+    taken = claims["SGD without decay, layer norms of the run of λ 0.05 each epoch (η = 0.1)"]
+    assert taken == pytest.approx(ends["none"] - ends["none, layer norms of the run of λ 0.05 each epoch"], abs=1e-4)
     measures = result.tables["Measures"].set_index("")
     rate = measures.columns[0]
     plain, decayed = (float(measures[rate][f"SGD {w} (η = 0.1{v})"].split()[0]) for w, v in PLAIN_AND_DECAYED)

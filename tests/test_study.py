@@ -10,6 +10,7 @@ import pytest
 
 from analysis.catalogue import CATALOGUE
 from analysis.command import Options, load_runs
+from analysis.published import paper
 from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
@@ -73,3 +74,30 @@ def test_jacobians_come_from_the_records() -> None:
         if line.startswith(f"| {words} |")
     }
     assert numbers == {words: list(rows["ρ"]) for words, rows in kept.groupby("with", sort=False)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", ["small_mechanisms", "small_layer_norms", "small_layer_norms_adam"])
+def test_mechanisms_come_from_the_records(sweep: str) -> None:
+    """Breaks if a table of the three mechanisms is not what the committed records give."""
+    runs, notes = load_runs([str(STUDY / "records" / sweep)], Path("runs"))
+    assert not notes
+    tables = CATALOGUE["mechanisms"].load().analyse(runs, Options()).tables.values()
+    for i, table in enumerate(tables, 1):
+        text = table.to_csv(index=False)
+        assert (STUDY / "mechanisms" / f"{sweep}_table{i}.csv").read_text() == text, i
+
+
+def test_the_page_of_mechanisms_quotes_its_tables() -> None:
+    """Breaks if the page gives a difference, an accuracy or a norm that is in none of the tables."""
+    page = (STUDY / "mechanisms.md").read_text().partition("## Effective learning rate: Adam")[2].replace("−", "-")
+    text = "\n".join(path.read_text() for path in (STUDY / "mechanisms").glob("*.csv"))
+    # the paper's own numbers stand in a column of their own
+    ours = re.sub(r"0\.\d{4} / 0\.\d{4}", "", page)
+    numbers = re.findall(r"[+-]\d\.\d{4}|\b0\.\d{4}\b|\b0\.000\d{2,3}\b", ours)
+    assert len(numbers) >= 40
+    for number in numbers:
+        assert number in text or str(float(number)) in text, number
+    paper_table = paper("1810.12281")["accuracy"]["none_and_decay"]["vgg16, plain, plain"]
+    for optimiser, pair in paper_table.items():
+        assert f"{pair[0]:.4f} / {pair[1]:.4f}" in page, optimiser
