@@ -150,7 +150,8 @@ def test_several_models_are_paired(
     table = capsys.readouterr().out
     assert f"{run}@6" in table
     assert "paired in the last column" in table
-    assert len(printed(capsys, run, run, "--weights", "ema_0.5")) == 2
+    kept = [printed(capsys, run, run, option, "ema_0.5") for option in ("--weights", "--average")]
+    assert kept[0] == kept[1] != printed(capsys, run, run), "the same average by both names"
 
 
 def test_a_folder_with_its_tokenizer(

@@ -176,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder, FOLDER@STEP, or a model of Hugging Face or nanoGPT"
     )
-    parser.add_argument("--average", metavar="STEP,STEP,…", help="of the mean of these checkpoints' weights")
+    parser.add_argument(
+        "--average", metavar="STEP,STEP,…", help="of the mean of these checkpoints' weights; ema_0.99: as --weights"
+    )
     parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data, the run's own or other")
     parser.add_argument(
@@ -192,7 +194,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        rows = evaluate(args.runs, Asked(args.average, args.weights, args.data, args.tokens, args.context))
+        # of an average that the run kept, or of checkpoints: the name tells
+        kept = args.average if str(args.average).startswith("ema_") else None
+        average = None if kept else args.average
+        if kept and args.weights != "weights":
+            raise InputError(f"--average {kept} and --weights {args.weights} name two averages; give one")
+        rows = evaluate(args.runs, Asked(average, kept or args.weights, args.data, args.tokens, args.context))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

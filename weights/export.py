@@ -72,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder, or FOLDER@STEP")
     parser.add_argument("--to", choices=("safetensors", "hf"), default="safetensors", help="format")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
+    parser.add_argument(
+        "--weights", "--average", default="weights", metavar="KIND", help="an average instead: ema_0.99"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="of hf: where the run's data lies now")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")

@@ -179,7 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shots", type=_count(0), metavar="K", help="examples before each question; default: the task's"
     )
-    parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
+    parser.add_argument(
+        "--weights", "--average", default="weights", metavar="KIND", help="an average instead: ema_0.99"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data, and so its tokenizer, lies now")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here, and not into the run's folder")
     return parser

@@ -204,7 +204,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that together reach P")
     parser.add_argument("--seed", type=int, help="the same seed, the same text")
     parser.add_argument("--n", type=int, default=1, help="how many texts")
-    parser.add_argument("--weights", default="weights", metavar="KIND", help="an average instead: ema_0.99")
+    parser.add_argument(
+        "--weights", "--average", default="weights", metavar="KIND", help="an average instead: ema_0.99"
+    )
     parser.add_argument(
         "--data",
         type=Path,
