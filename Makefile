@@ -13,7 +13,7 @@ PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
 STUDY := loss_curves bias_variance generalisation effective_lr
-MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam
+MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
 	effective_lr_table1.csv loss_difference.png
 
@@ -61,7 +61,7 @@ study-report: .venv/run
 	cp $(addprefix runs/study/s24/,$(STUDY_FILES)) docs/study/s24/
 	for sweep in $(MECHANISMS); do \
 		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
-		for i in 1 2 3; do cp runs/study/$$sweep/mechanisms_table$$i.csv docs/study/mechanisms/$${sweep}_table$$i.csv || exit 1; done; \
+		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \
 	done
 	cp runs/study/small_layer_norms_adam/mechanism_1.png docs/study/mechanisms/small_layer_norms_adam.png
 

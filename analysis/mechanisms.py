@@ -89,8 +89,9 @@ def _measures(groups: list[Group]) -> pd.DataFrame:
             value = interval(float(curve.mean() if "mean of the run" in words else curve.iloc[-1]) for curve in curves)
             row[words] = _few_digits(value) if value.n else None
         rows.append(row)
-    table = pd.DataFrame(rows)
-    return table.dropna(axis=1, how="all") if len(table) else table
+    table = pd.DataFrame(rows).dropna(axis=1, how="all")
+    # names alone say nothing: runs on tokens have none of these
+    return table if table.shape[1] > 1 else pd.DataFrame()
 
 
 def _few_digits(value: Interval) -> str:

@@ -77,13 +77,13 @@ def test_jacobians_come_from_the_records() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sweep", ["small_mechanisms", "small_layer_norms", "small_layer_norms_adam"])
+@pytest.mark.parametrize("sweep", ["small_mechanisms", "small_layer_norms", "small_layer_norms_adam", "small_kfac_gpt"])
 def test_mechanisms_come_from_the_records(sweep: str) -> None:
     """Breaks if a table of the three mechanisms is not what the committed records give."""
     runs, notes = load_runs([str(STUDY / "records" / sweep)], Path("runs"))
     assert not notes
     tables = CATALOGUE["mechanisms"].load().analyse(runs, Options()).tables.values()
-    for i, table in enumerate(tables, 1):
+    for i, table in enumerate((table for table in tables if len(table)), 1):
         text = table.to_csv(index=False)
         assert (STUDY / "mechanisms" / f"{sweep}_table{i}.csv").read_text() == text, i
 
