@@ -28,13 +28,8 @@ from analysis.statistics import LEAST_SEEDS, Interval, interval, rank_correlatio
 from configs.errors import InputError
 
 WORDS = LOWER, HIGHER = "lower", "higher"
-IGNORED = (
-    "branch.",
-    SEEDS,
-    STARTS,
-    LAMBDA,
-    "data.",
-)  # where a branch starts, and the λ that it may have from its trunk
+# Where a branch starts, and what has words of its own.
+IGNORED = ("branch.origin", "branch.digest", "branch.norms", SEEDS, STARTS, LAMBDA, "data.")
 PHASES = {"before": "before, on the trunk's data", "after": "after, on the other data"}
 
 
@@ -94,18 +89,24 @@ def _trunk(run: Run, runs: list[Run]) -> Run | None:
 
 
 def _settings(branches: Sequence[tuple[Run, Run]]) -> dict[str, list[tuple[Run, Run]]]:
-    """Branches by what they differ in beside λ and seeds: the step they start from, the data, η."""
+    """Branches by what they differ in beside the trunk's λ and seeds: the step they start from, the data, η, their own λ."""
     every = [run for run, _ in branches]
-    # the step and the data have words of their own
     names = [name for name in differing_fields(every) if not name.startswith(IGNORED)]
     datas = {run.fields.get("data.digest") or run.fields.get("data.path") for run in every}
     steps = {run.origin[1] for run in every if run.origin}
+    # A stage sets one λ, or keeps the trunk's. A trunk that has the λ that is set belongs to both.
+    set_to = {run.decay for run, trunk in branches if run.decay != trunk.decay}
+    is_kept = not set_to or any(run.decay == trunk.decay and run.decay not in set_to for run, trunk in branches)
     settings: dict[str, list[tuple[Run, Run]]] = {}
     for run, trunk in branches:
+        own = [f"λ {run.decay:g} after"] if run.decay in set_to else []
+        own += ["the trunk's λ after"] if is_kept and run.decay == trunk.decay else []
         parts = [f"{name.rpartition('.')[2]} {run.fields.get(name)}" for name in names]
         parts += [f"on {str(run.fields.get('data.path')).rpartition('/')[2]}"] if len(datas) > 1 else []
         parts += [f"from step {run.origin[1]:,}"] if len(steps) > 1 and run.origin else []
-        settings.setdefault(", ".join(parts), []).append((run, trunk))
+        for words in own:
+            several = len(set_to) + is_kept > 1
+            settings.setdefault(", ".join([*parts, words] if several else parts), []).append((run, trunk))
     return dict(sorted(settings.items()))
 
 

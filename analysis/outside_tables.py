@@ -98,7 +98,10 @@ class Case(Section):
 
 
 class Tokenizer(Section):
-    kind: str = setting(..., "as a run records it (data/manifest.py)")
+    name: str = setting(..., "whose it is", min_length=1)
+    kinds: tuple[str, ...] = setting(
+        ..., "what a run over such tokens may have recorded (data/manifest.py); none: no data prepared here has them"
+    )
     vocab_size: int = setting(..., "of its tokens, before padding", ge=2)
 
 

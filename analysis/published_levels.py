@@ -60,9 +60,8 @@ def _same_tokens(run: Run, place: Place) -> bool:
     if theirs is None or not tokenizer_of(run):
         return True
     # a run of an older version recorded no size: then the kind alone decides
-    # two SentencePiece models are told apart by their size at least
-    sizes = (theirs.vocab_size, run.data.get("vocab_size", theirs.vocab_size))
-    return tokenizer_of(run) == theirs.kind and sizes[0] == sizes[1]
+    size = run.data.get("vocab_size", theirs.vocab_size)
+    return tokenizer_of(run) in theirs.kinds and size == theirs.vocab_size
 
 
 def published_levels(runs: list[Run], options: Options) -> list[Line]:
@@ -137,7 +136,7 @@ def _notes(place: Place, alike: list[Run]) -> list[str]:
     notes = []
     others = sorted({tokenizer_of(run) for run in alike if not _same_tokens(run, place)})
     if others:
-        size = f"{table.tokenizer.kind}'s, {table.tokenizer.vocab_size:,} of them" if table.tokenizer else "others"
+        size = f"{table.tokenizer.name}, {table.tokenizer.vocab_size:,} of them" if table.tokenizer else "others"
         notes.append(
             f"{name}: published values are not laid under runs whose tokens are those of {', '.join(others)}: there they are "
             f"{size}, and losses per token of two tokenizers do not compare"
@@ -150,6 +149,13 @@ def _notes(place: Place, alike: list[Run]) -> list[str]:
         f"{name}: published values are from {table.short} ({table.corpus}); whether these runs read the same data cannot be told. "
         f"Equal there: {table.tolerance_means}. Not in the fields: {'; '.join(place.not_expressed)}"
     )
+    # the kind and the size are all that was recorded
+    vague = sorted({tokenizer_of(run) for run in same} & {"huggingface", "unknown", "sentencepiece"})
+    if vague and table.tokenizer is not None:
+        notes.append(
+            f"{name}: tokens recorded as {', '.join(vague)}, {table.tokenizer.vocab_size:,} of them, are taken for "
+            f"{table.tokenizer.name}"
+        )
     if any(not tokenizer_of(run) for run in same):
         notes.append(
             f"{name}: some runs have not recorded their tokenizer; values are laid under them as if it were the same"

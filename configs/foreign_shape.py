@@ -30,8 +30,10 @@ def shape_of_hf(config: Mapping[str, Any], name: str) -> Shape:
         )
     try:
         return reader(config, name)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"{name} is no whole configuration of {config['model_type']}: {error} is missing") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{name} is no configuration of {config['model_type']}: {error}") from None
 
 
 def shape_of_nanogpt(arguments: Mapping[str, Any], name: str) -> Shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from configs.schedule import lr_of_updates
 from configs.schema import Match, Model, Optim, RunConfig
 from configs.tensors import tensor_table
 from configs.windows import windows_read
+
+logger = logging.getLogger(__name__)
 
 NOT_THE_ORDER = ("data.cross_document_attention", "data.skip_steps")  # fields of `data` that leave the order as it is
 
@@ -148,10 +151,22 @@ def _check_other_data(config: RunConfig, data: Prepared | None, origin: Origin) 
             "data in data.path"
         )
     theirs = read_summary(origin.data_path) if origin.data_path is not None else None
-    if not (isinstance(data, DataSummary) and isinstance(theirs, DataSummary)):
+    if not isinstance(data, DataSummary):  # not prepared yet
         return
-    known = data.tokenizer is not None and theirs.tokenizer is not None and theirs.digest == trunks
-    if known and data.tokenizer != theirs.tokenizer:
+    known = isinstance(theirs, DataSummary) and theirs.digest == trunks
+    kinds = {
+        str((each.tokenizer or {}).get("kind", "unknown")) for each in (data, theirs) if isinstance(each, DataSummary)
+    }
+    if not known or "unknown" in kinds:
+        where = origin.data_path or "a folder that is not known"
+        logger.info(
+            "branch.data other: whether %s has the tokenizer of the trunk's data (%s) cannot be told",
+            config.data.path,
+            where,
+        )
+        return
+    assert isinstance(theirs, DataSummary)
+    if data.tokenizer != theirs.tokenizer:
         raise InputError(
             f"branch.data other: {config.data.path} has another tokenizer than the trunk's data in {origin.data_path}: its "
             "tokens mean something else to these weights; prepare it with that tokenizer (--tokenizer FILE of data.prepare)"

@@ -31,6 +31,9 @@ def choose_files(
         raise InputError(
             f"the configuration {entry['config_name']} of {where} names no parquet file that is there ({', '.join(patterns)[:200]})"
         )
+    # Of a whole folder the names tell which files are of which split, where any of them does.
+    if "data_dir" in entry and "data_files" not in entry:
+        chosen = [name for name in chosen if "train" in name] or chosen
     return chosen, f"configuration {entry['config_name']}, split {split}"
 
 

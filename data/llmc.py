@@ -48,7 +48,7 @@ class Form:
         """
         usual = self.vocabulary
         assert usual.end is not None
-        if largest >= usual.end:
+        if usual.end <= largest < usual.size:  # an id behind them all is of another vocabulary
             return replace(usual, size=max(usual.size, vocab_size or 0))
         if vocab_size is not None:
             return Vocabulary(vocab_size, {"kind": "unknown"}, "--vocab-size")

@@ -39,3 +39,9 @@ def difference(text: str, back: str) -> str:
         return ""
     place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
     return f"{text[place : place + 12]!r} at character {place} came back as {back[place : place + 12]!r}"
+
+
+def are_same(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two give the same ids, as far as a hard text tells: one tokenizer may be in two formats."""
+    sizes = one.vocab_size == other.vocab_size and one.eot == other.eot
+    return sizes and one.encode(HARD_TEXT) == other.encode(HARD_TEXT)

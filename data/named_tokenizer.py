@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from configs.errors import InputError
 from data.huggingface import FILE as JSON
 from data.huggingface import GPT2Merges, HuggingFace, candidates, find_eot, read_spec
-from data.lossless import EOT, Given
+from data.lossless import EOT, Given, Tokenizer, are_same
 from data.merges import tokenizer_json
-from data.tokenizer import MODEL_FILE, SentencePiece
+from data.tokenizer import MODEL_FILE, SentencePiece, load_tokenizer
 from record.files import read_regular
 
 CONFIG = "tokenizer_config.json"
@@ -46,6 +46,36 @@ def read_named(path: Path, eot: str | None) -> tuple[Given, str]:
         return SentencePiece(_read(file, "--tokenizer")), ""
     except InputError as error:
         raise InputError(_at(f"--tokenizer {file}", error)) from None
+
+
+def tokenizer_in(folder: Path) -> Given | None:
+    """The tokenizer in a model's folder; None where there is none. InputError for one that does not give a text back."""
+    if not folder.is_dir() or not any((folder / name).is_file() for name in (JSON, *VOCABULARIES)):
+        return None
+    try:
+        return read_named(folder, None)[0]
+    except InputError as error:
+        raise InputError(f"the tokenizer of {folder} cannot be used: {error}") from None
+
+
+def check_beside(folder: Path, data: Path, described: dict[str, Any]) -> str:
+    """What is known of the tokens of prepared data to a model's folder, in a sentence; `described`: of the data's manifest.
+
+    InputError where the tokenizer in the folder gives other ids than the data's.
+    """
+    try:
+        own = tokenizer_in(folder)
+        theirs = load_tokenizer(data, described) if own is not None else None
+    except InputError as error:
+        return f"whether {folder} was made with the tokens of {data} is not known: {error}"
+    if own is None or not hasattr(theirs, "encode"):
+        return f"{folder} has no tokenizer beside it: the tokens of {data} are taken for its own"
+    if not are_same(own, cast(Tokenizer, theirs)):
+        raise InputError(
+            f"{folder} has another tokenizer than the data in {data}: its ids mean something else to these weights; prepare the "
+            f"data with --tokenizer {folder}"
+        )
+    return f"{folder} and {data} have one tokenizer"
 
 
 def _of_json(file: Path, eot: str | None) -> tuple[Given, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +31,23 @@ logger = logging.getLogger(__name__)
 
 Read = Callable[[str], Tensor]
 PREFIXES = ("_orig_mod.", "transformer.", "model.")
+DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)  # what the reader of a damaged file raises
 # Buffers that older files have beside the weights: they say nothing.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor there, and the shape that it must have, turned as ours are."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,10 @@ def _open_hf(foreign: Foreign) -> Opened:
             file = safe_open(path, framework="pt").__enter__()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read ({error})") from None
-        files |= {_bare(name): (file, name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        names = _bare_names(file.keys(), path)
+        if twice := sorted(set(names) & set(files)):
+            raise InputError(f"{path} has {twice[0]}, which another of the model's files has too")
+        files |= {bare: (file, name) for bare, name in names.items()}
     shapes = {name: tuple(file.get_slice(full).get_shape()) for name, (file, full) in files.items()}
 
     def read(name: str) -> Tensor:
@@ -88,7 +108,7 @@ def _open_nanogpt(foreign: Foreign) -> Opened:
     try:
         # weights_only: tensors and plain values, and an error where the file would run code
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, *DAMAGE) as error:
         why = str(error).strip().splitlines()[:1]
         raise InputError(
             f"{path} is no checkpoint of tensors and plain values, the only ones that are read ({''.join(why)})"
@@ -101,38 +121,48 @@ def _open_nanogpt(foreign: Foreign) -> Opened:
         or not all(map(torch.is_tensor, tensors.values()))
     ):
         raise InputError(f"{path} has no model and model_args; expected a checkpoint that nanoGPT wrote")
-    bare = {_bare(str(name)): tensor for name, tensor in tensors.items()}
+    bare = {bare: tensors[name] for bare, name in _bare_names(tensors, path).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in bare.items()}
     return Opened(bare.__getitem__, shapes, shape_of_nanogpt(arguments, str(path)), is_turned=False)
 
 
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _bare_names(names: Iterable[str], path: Path) -> dict[str, str]:
+    """Names without prefix → names. InputError where two become one."""
+    bare: dict[str, str] = {}
+    for name in names:
+        short = str(name)
+        for prefix in PREFIXES:
+            short = short.removeprefix(prefix)
+        if short in bare:
+            raise InputError(f"{path} has both {bare[short]} and {name}, which are one tensor by their names")
+        bare[short] = name
+    return bare
 
 
-def _places(model: Model) -> tuple[dict[str, list[str]], dict[str, float]]:
+def _places(model: Model) -> tuple[dict[str, list[Part]], dict[str, float]]:
     """Of each of our tensors its parts there, in order; and theirs that we have not, with the value that does nothing."""
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, list[Part]] = {}
     neutral: dict[str, float] = {}
     ours = tensor_table(model)
     is_gpt2 = model.position == "learned"
-    modules = list(gpt2_names(model)) if is_gpt2 else [names[:2] for names in llama_names(model)]
+    whole = slice(None)
+    modules = [(*names, whole) for names in gpt2_names(model)] if is_gpt2 else list(llama_names(model))
     if not model.tied_head:
-        modules.append(("lm_head", "head"))
-    for there, here in modules:
+        modules.append(("lm_head", "head", whole))
+    for there, here, rows in modules:
         for end, value in (("weight", 1.0), ("bias", 0.0)):
             if f"{here}.{end}" in ours:
-                parts.setdefault(f"{here}.{end}", []).append(f"{there}.{end}")
+                first, *rest = ours[f"{here}.{end}"].shape
+                count = len(range(first)[rows])
+                parts.setdefault(f"{here}.{end}", []).append(Part(f"{there}.{end}", (count, *rest)))
             elif end == "weight" or is_gpt2:
                 neutral[f"{there}.{end}"] = value
     return parts, neutral
 
 
-def _check(where: str, opened: Opened, model: Model, parts: dict[str, list[str]], neutral: dict[str, float]) -> None:
+def _check(where: str, opened: Opened, model: Model, parts: dict[str, list[Part]], neutral: dict[str, float]) -> None:
     """InputError unless the tensors are those of the model, whole and with their shapes."""
-    required = {name for names in parts.values() for name in names}
+    required = {part.name for each in parts.values() for part in each}
     beside = {"lm_head.weight"} if model.tied_head else set()
     missing = sorted(required - set(opened.shapes))
     extra = [name for name in opened.shapes if name not in required | set(neutral) | beside]
@@ -143,13 +173,16 @@ def _check(where: str, opened: Opened, model: Model, parts: dict[str, list[str]]
             raise InputError(
                 f"{where} {what} {', '.join(names[:5])}{more}: these are not the tensors of the model that it says it is"
             )
-    for name, names in parts.items():
-        rows, *columns = _shape(opened, names, _is_turned(name, model, opened))
-        wanted = tensor_table(model)[name].shape
-        # A shorter context has the first of the positions.
-        fits = rows >= wanted[0] if name == "wpe.weight" else rows == wanted[0]
-        if not fits or tuple(columns) != tuple(wanted[1:]):
-            raise InputError(f"{where}: {' + '.join(names)} has shape {(rows, *columns)}, expected {tuple(wanted)}")
+    for name, each in parts.items():
+        is_turned = _is_turned(name, model, opened)
+        for part in each:
+            shape = opened.shapes[part.name][::-1] if is_turned else opened.shapes[part.name]
+            # A shorter context has the first of the positions.
+            longer = (
+                name == "wpe.weight" and len(shape) == 2 and shape[0] > part.shape[0] and shape[1:] == part.shape[1:]
+            )
+            if shape != part.shape and not longer:
+                raise InputError(f"{where}: {part.name} has shape {shape}, expected {part.shape}")
     for name, value in neutral.items():
         if name in opened.shapes and not torch.all(opened.read(name) == value):
             field = "model.bias" if value == 0 else "model.layernorm_gain"
@@ -157,7 +190,7 @@ def _check(where: str, opened: Opened, model: Model, parts: dict[str, list[str]]
                 f"{where}: {name} is not {value:g} everywhere, and this network has none; set {field} true"
             )
     if "lm_head.weight" in beside & set(opened.shapes):
-        embedding = opened.read(parts["wte.weight"][0])
+        embedding = opened.read(parts["wte.weight"][0].name)
         if not torch.equal(opened.read("lm_head.weight"), embedding):
             raise InputError(
                 f"{where}: its lm_head.weight is not its embedding, and model.tied_head is true; set it false"
@@ -168,14 +201,8 @@ def _is_turned(name: str, model: Model, opened: Opened) -> bool:
     return opened.is_turned and tensor_table(model)[name].role == "matrix" and name != "head.weight"
 
 
-def _shape(opened: Opened, names: list[str], is_turned: bool) -> tuple[int, ...]:
-    """Of parts one below the other."""
-    shapes = [opened.shapes[name][::-1] if is_turned else opened.shapes[name] for name in names]
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if all(shapes) else (0,)
-
-
-def _whole(name: str, model: Model, opened: Opened, names: list[str]) -> Tensor:
-    pieces = [opened.read(part).float() for part in names]
+def _whole(name: str, model: Model, opened: Opened, parts: list[Part]) -> Tensor:
+    pieces = [opened.read(part.name).float() for part in parts]
     if _is_turned(name, model, opened):
         pieces = [piece.T for piece in pieces]
     whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]

@@ -8,6 +8,9 @@ from pathlib import Path
 from configs.errors import InputError
 from configs.identity import differences, render_differences
 from configs.schema import Branch
+from data.any_manifest import manifest_of
+from data.manifest import Manifest
+from data.named_tokenizer import check_beside
 from engine import checkpoint
 from engine.agree import on_every_rank, on_first_rank
 from engine.foreign_tensors import open_foreign
@@ -95,7 +98,12 @@ def _start_from_elsewhere(training: Training, branch: Branch) -> None:
     fragments, foreign = training.engine.fragments, find_foreign(branch.origin)
     if foreign is None:
         raise InputError(f"branch.origin {branch.origin} is not there any more, and this run has no checkpoint yet")
-    read = on_every_rank(lambda: open_foreign(foreign, training.config.gpt)[1])
+    config = training.config
+    # Said where nothing tells, refused where the tokens are others.
+    manifest = on_first_rank(lambda: manifest_of(config))
+    if isinstance(manifest, Manifest):
+        logger.info("%s", on_first_rank(lambda: check_beside(foreign.path, Path(config.data.path), manifest.tokenizer)))
+    read = on_every_rank(lambda: open_foreign(foreign, config.gpt)[1])
     fragments.load("weights", read)
     for kind in fragments.averages.kinds:
         fragments.begin(kind)

@@ -18,7 +18,7 @@ from record.files import read_object, write_json
 from record.run import LARGEST, RunFolder
 
 FORMAT = 1
-ASKED = ("step", "weights", "precision", "limit", "shots", "tasks")  # what a file's name stands for
+ASKED = ("step", "weights", "precision", "limit", "shots", "tasks", "include")  # what a file's name stands for
 
 
 class Score(BaseModel):

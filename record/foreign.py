@@ -46,10 +46,15 @@ def find_foreign(address: str | Path) -> Foreign | None:
     InputError for a folder of a model whose tensors are in no file that is read.
     """
     path = Path(address)
+    is_hf = (path / CONFIG).is_file() and "model_type" in read_object(path / CONFIG)
     for checkpoint in (path, path / NANOGPT):
         if checkpoint.suffix == ".pt" and checkpoint.is_file():
+            if is_hf:
+                raise InputError(
+                    f"{path} holds a model of Hugging Face and {NANOGPT} too; name {checkpoint}, or move it away"
+                )
             return Foreign(path, "nanogpt", (checkpoint,))
-    if not (path / CONFIG).is_file() or "model_type" not in read_object(path / CONFIG):
+    if not is_hf:
         return None
     return Foreign(path, "hf", _tensor_files(path))
 

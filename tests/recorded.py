@@ -34,7 +34,8 @@ def create(folder: RunFolder, experiment: dict[str, Any]) -> None:
     )
     # In the identity a digest stands for another run, as in configs/identity.py.
     if experiment.get("branch"):
-        experiment = {**experiment, "branch": {"digest": digest(experiment["branch"]["origin"])}}
+        chosen = {name: value for name, value in experiment["branch"].items() if name in ("data", "optimizer")}
+        experiment = {**experiment, "branch": {**chosen, "digest": digest(experiment["branch"]["origin"])}}
     if experiment["schedule"].get("match"):
         match = {"digest": digest(experiment["schedule"]["match"]["reference"])}
         experiment = {**experiment, "schedule": {**experiment["schedule"], "match": match}}

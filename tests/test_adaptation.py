@@ -53,7 +53,7 @@ def test_a_branch_goes_on_with_other_data(
         settings = [word for item in fields.items() for word in ("--set", "=".join(item))]
         return finish(start(config, tmp_path / name, "--branch", f"{trunk}@6", *settings, *options), code)
 
-    assert "one pass is counted" not in branch("plan", {}, "--dry-run")
+    assert "on other data" not in branch("plan", {}, "--dry-run")
     assert "on other data, from its beginning" in branch("plan", data, "--dry-run")
     branch("adapted", data)
     resolved = json.loads((tmp_path / "adapted/config.json").read_text())
@@ -114,7 +114,26 @@ def test_the_best_before_and_after(tmp_path: Path) -> None:
     same = analyse(load(*adapted(tmp_path / "same", before, before)), Options())
     assert "λ = 0.1 is lowest before and after: the best λ stays the best" in same.findings[0]
     close = analyse(load(*adapted(tmp_path / "close", before, dict.fromkeys(before, 2.5))), Options())
-    assert "undecided" in close.findings[0] or "lower after" not in close.findings[0]
+    assert "has the lowest mean after: undecided" in close.findings[0]
+
+
+def test_a_branch_of_another_kind_is_another_setting(tmp_path: Path) -> None:
+    """Breaks if branches at a λ of their own, or with the optimiser's state, are averaged with others."""
+    paths = []
+    for decay in (0.0, 0.1):
+        trunk = write_run(tmp_path / f"trunk{decay}", lambda s: 3.0 + 0 * s, decay=decay, noise=0.0)
+        paths.append(trunk)
+        for own, optimizer, end in ((0.0, "drop", 2.0), (0.5, "drop", 4.0), (0.5, "keep", 5.0), (decay, "drop", 2.0)):
+            branch = {"origin": f"{trunk}@1000", "data": "other", "optimizer": optimizer}
+            path = tmp_path / f"b{decay}-{own}-{optimizer}"
+            if not path.exists():
+                paths.append(write_run(path, lambda s, k=end: k + 0 * s, decay=own, noise=0.0, branch=branch))  # type: ignore[misc]
+    table = analyse(load(*paths), Options()).tables["Before and after"]
+    ends = {(row["setting"], row["trunks"]): row["after"].split()[0] for _, row in table.iterrows()}
+    assert len(set(ends)) == len(table)
+    assert {end for (setting, _), end in ends.items() if "λ 0.5 after" in setting and "drop" in setting} == {"+4.0000"}
+    assert {end for (setting, _), end in ends.items() if "keep" in setting} == {"+5.0000"}
+    assert {end for (setting, _), end in ends.items() if "the trunk's λ after" in setting} == {"+2.0000"}
 
 
 def test_without_branches_on_other_data(tmp_path: Path) -> None:

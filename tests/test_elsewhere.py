@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from data.loader import spread_windows
 from data.lossless import HARD_TEXT
-from data.manifest import Manifest
+from data.manifest import Manifest, read_manifest
 from data.options import Options
 from data.prepare import prepare
 from data.sources import Source
@@ -155,7 +156,11 @@ def test_several_models_are_paired(
 
 
 def test_a_folder_with_its_tokenizer(
-    run: Path, other_text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    other_text: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Breaks if a folder of Hugging Face is another model, its tokenizer is not known for the data's, or cannot be sampled from."""
     assert export.main([str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
@@ -168,9 +173,18 @@ def test_a_folder_with_its_tokenizer(
         assert sample.main([str(source), *greedy]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+    # a tokenizer that cannot be used: refused where it would matter, but for tokens that are nobody's
     (tmp_path / "hf" / "tokenizer.json").write_text("{}")
     assert evaluate.main([str(tmp_path / "hf"), "--data", str(other_text["same"])]) == 2
-    assert "the tokenizer of" in capsys.readouterr().err
+    assert "cannot be used" in capsys.readouterr().err
+    shutil.copytree(other_text["same"], tmp_path / "adopted")
+    manifest = read_manifest(other_text["same"])
+    assert manifest is not None
+    unknown = manifest.model_copy(update={"tokenizer": {"kind": "unknown"}}).with_digest()
+    (tmp_path / "adopted" / "manifest.json").write_text(unknown.model_dump_json())
+    adopted = printed(capsys, run, tmp_path / "hf", "--data", tmp_path / "adopted")
+    assert [row["val/loss"] for row in adopted] == pytest.approx([rows[0]["val/loss"]] * 2, rel=1e-5)
+    assert caplog.text.count("says of no tokenizer") == 2, "whose tokens they are cannot be told"
 
 
 def test_refused(run: Path, other_text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

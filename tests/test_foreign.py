@@ -164,6 +164,21 @@ def test_refused(change: Change, said: str, tmp_path: Path) -> None:
     assert said in str(error.value)
 
 
+def test_parts_of_one_tensor_have_shapes_of_their_own(tmp_path: Path) -> None:
+    """Breaks if queries and keys of other sizes pass because together they have as many rows."""
+    made_by_transformers("Llama", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    start = "model.layers.0.self_attn."
+    q, k = tensors[start + "q_proj.weight"], tensors[start + "k_proj.weight"]
+    tensors |= {start + "q_proj.weight": q[:16].clone(), start + "k_proj.weight": torch.cat((k, q[16:]))}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"q_proj\.weight has shape \(16, 32\), expected \(32, 32\)"):
+        ours_of(tmp_path)
+    (tmp_path / "ckpt.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"and ckpt\.pt too"):
+        find_foreign(tmp_path)
+
+
 def test_damaged_or_absent_files(tmp_path: Path) -> None:
     """Breaks if a cut file ends in a traceback, or a pickle is named as if it could be read."""
     network = gpt(vocab_size=96)

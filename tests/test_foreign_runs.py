@@ -50,6 +50,12 @@ def test_a_run_starts_from_a_folder(config_file: ConfigFile, tmp_path: Path) -> 
     row = next(row for row in read_metrics(trunk / "metrics.jsonl")[0] if row["step"] == 4)
     assert losses(sharded)[0][1] < losses(trunk)[0][1], f"trained to {row['train/loss']}"
 
+    # a tokenizer beside the model must be the data's
+    assert "has no tokenizer beside it" in output
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert "has another tokenizer than the data" in begin("others", folder, *AS_WEIGHTS, code=2)
+    (folder / "merges.txt").unlink()
+
     # other weights are another experiment, and a run that has begun needs them no more
     experiments = [
         json.loads((tmp_path / name / "experiment.json").read_text()) for name in ("inside", "outside", "sharded")

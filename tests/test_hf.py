@@ -81,7 +81,7 @@ def test_tokenizer_is_the_same(kind: str, tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.eos_token_id, len(theirs)) == (ours.eot, ours.vocab_size)
     for text in (*texts, HARD_TEXT, "", " ", "\u2581 \u2581\u2581a", "<|endoftext|>", "x<unk>y", "日本語日本語"):
-        ids = theirs.encode(text, add_special_tokens=False)
+        ids = theirs.encode(text)
         assert ids == ours.encode(text), text[:40]
         assert theirs.decode(ids) == text
 
@@ -93,10 +93,23 @@ def test_a_tokenizer_json_is_written_as_it_is(tmp_path: Path) -> None:
     ours = HuggingFace(byte_level("</s>").to_str().encode(), 400)
     write_tokenizer(tmp_path, ours, 64)
     assert (tmp_path / "tokenizer.json").read_bytes() == ours.content
+    # one that puts a token before every text, as Llama's: our ids have none
+    around = json.loads(ours.content)
+    bos = {"id": "</s>", "ids": [400], "tokens": ["</s>"]}
+    parts = [{"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    around["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": parts,
+        "pair": parts,
+        "special_tokens": {"</s>": bos},
+    }
+    (tmp_path / "around").mkdir()
+    write_tokenizer(tmp_path / "around", HuggingFace(json.dumps(around).encode(), 400), 64)
+    assert AutoTokenizer.from_pretrained(tmp_path / "around").encode("a b") == ours.encode("a b")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.eos_token, theirs.eos_token_id, len(theirs), theirs.model_max_length) == ("</s>", 400, 401, 64)
     for text in (HARD_TEXT, "", " ", "</s>", "a</s>b  日本語"):
-        ids = theirs.encode(text, add_special_tokens=False)
+        ids = theirs.encode(text)
         assert ids == ours.encode(text), text
         assert theirs.decode(ids) == text
 

@@ -230,7 +230,7 @@ def damage(name: str, folder: Path) -> None:
         ("two sets", "holds shards of several sets (edu_fineweb, fineweb)"),
         ("no val", "has no validation shard, *_val_*.bin"),
         ("mixed", "fineweb_train_000002.bin of uint32); put each kind into a folder of its own"),
-        ("beyond", "fineweb_train_000002.bin holds token id 50257, outside the vocabulary of 50257"),
+        ("beyond", "here the largest id is 50257; give --tokenizer FILE"),
         ("raw", "Raw tokens named train.bin and val.bin are for --source nanogpt"),
     ],
 )

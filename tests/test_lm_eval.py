@@ -220,7 +220,7 @@ def test_a_model_without_a_run(
     source = read_source(str(run))
     nanogpt(source.network(CPU), tmp_path / "ckpt.pt")
     words = (tmp_path / "ckpt.pt", "--tasks", "small_choice", "--include", tasks, "--shots", 3)
-    assert "--data DIR says which prepared data has its tokenizer" in refusal(capsys, *words)
+    assert "name prepared data that has its own with --data DIR" in refusal(capsys, *words)
     out = tmp_path / "new" / "scores.json"
     assert main([*map(str, words), "--data", str(tiny_data[0]), "--out", str(out)]) == 0
     found = parse_evaluation(json.loads(out.read_text()), "")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from configs.errors import InputError
 from configs.windows import windows_in
 from data.loader import inputs_and_targets, read_document_ends, spread_windows
-from data.lossless import HARD_TEXT, Tokenizer
+from data.lossless import Tokenizer, are_same
 from data.manifest import Manifest, read_manifest
 from data.shards import TokenStream
 from data.token_bytes import byte_lengths
@@ -55,8 +55,7 @@ class Text:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """InputError where the data names none, or its file is gone."""
-        tokenizer: Any = load_tokenizer(self.folder, self.manifest.tokenizer)
-        return tokenizer  # type: ignore[no-any-return]
+        return cast(Tokenizer, load_tokenizer(self.folder, self.manifest.tokenizer))
 
     @cached_property
     def tokens(self) -> NDArray[np.int64]:
@@ -81,7 +80,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Losses:
-    """Of each window: the nats of its targets, their number and their bytes, (n,) each.
+    """Of each window the nats of its targets, and their bytes, (n,) each; `targets`: how many a window has.
 
     `bytes` is None where the tokenizer is not known to say them; `is_own`: the tokens are the data's own.
     """
@@ -132,7 +131,7 @@ def losses_on(source: Source, text: Text, length: int, most: int | None, device:
     starts = spread_windows(min(most or available, available), len(tokens), length) * length
     network = source.network(device)
     nats = _nats(network, tokens, starts, length, device, source.name)
-    lengths = _lengths(tokenizer or _quietly(text))
+    lengths = _lengths(tokenizer, text)
     if lengths is None:
         return Losses(nats, length, None, is_own)
     targets = tokens[starts[:, None] + np.arange(1, length + 1)]  # (n, T)
@@ -157,35 +156,29 @@ def _nats(
 
 
 def _tokenizer_of(source: Source, text: Text) -> Tokenizer | None:
-    """The model's own tokenizer where it is another than the data's; None where the data's tokens are its own."""
-    if source.tokenizer_described == text.manifest.tokenizer:
+    """The model's own tokenizer where it is another than the data's; None where the data's tokens are its own.
+
+    Where nothing tells whose they are, they are taken for its own, and that is said.
+    """
+    theirs = text.manifest.tokenizer
+    is_unknown = theirs.get("kind") == "unknown"
+    if source.tokenizer_described == theirs and (not is_unknown or source.tokenizer_folder == text.folder):
         return None
-    if not source.tokenizer_described:
-        logger.warning("%s has no tokenizer with it: the tokens of %s are taken for its own", source.name, text.folder)
+    if is_unknown or not (source.tokenizer_described or source.why_not):
+        why = f"{text.folder} says of no tokenizer" if is_unknown else f"{source.name} has no tokenizer with it"
+        logger.warning("%s: the tokens of %s are taken for those of %s", why, text.folder, source.name)
         return None
-    own, theirs = source.tokenizer(), text.tokenizer
-    # One tokenizer in two formats gives the same ids.
-    if (
-        own.vocab_size == theirs.vocab_size
-        and own.eot == theirs.eot
-        and own.encode(HARD_TEXT) == theirs.encode(HARD_TEXT)
-    ):
+    own = source.tokenizer()
+    if are_same(own, text.tokenizer):
         return None
     logger.warning("%s has another tokenizer than %s: the text is encoded anew", source.name, text.folder)
     return own
 
 
-def _quietly(text: Text) -> Tokenizer | None:
+def _lengths(tokenizer: Tokenizer | None, text: Text) -> NDArray[np.int64] | None:
+    """Bytes of each token, of the data's own where `tokenizer` is None; None where they cannot be told, which is said."""
     try:
-        return text.tokenizer
-    except InputError as error:
-        logger.warning("no bits per byte: %s", error)
-        return None
-
-
-def _lengths(tokenizer: Tokenizer | None) -> NDArray[np.int64] | None:
-    try:
-        return None if tokenizer is None else byte_lengths(tokenizer)
+        return byte_lengths(tokenizer or text.tokenizer)
     except InputError as error:
         logger.warning("no bits per byte: %s", error)
         return None

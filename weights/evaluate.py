@@ -88,7 +88,14 @@ def _name(address: str, asked: Asked) -> Named:
     left_out = [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out]
     row = {"run": str(chosen.run.path), "steps": chosen.steps, "weights": asked.kind, "left_out": left_out}
     elsewhere = is_elsewhere(chosen.run, asked.data)
-    config, manifest = config_with_data(chosen.run, None if elsewhere else asked.data)
+    try:
+        config, manifest = config_with_data(chosen.run, None if elsewhere else asked.data)
+    except InputError as error:
+        if asked.data is None:
+            raise
+        raise InputError(
+            f"{error}. On other data a run is evaluated where its own lies too, for its tokenizer"
+        ) from None
     if isinstance(manifest, Manifest):
         source = source_of(chosen, asked.kind, None if elsewhere else asked.data)
         return Named(row, source, None if elsewhere else config.eval.tokens)

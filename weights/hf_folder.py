@@ -67,11 +67,15 @@ def write_tokenizer(work: Path, tokenizer: SentencePiece | HuggingFace, length: 
     else:
         (work / "tokenizer.json").write_bytes(tokenizer.json())
         written = Tokenizer.from_file(str(work / "tokenizer.json"))
+        # What it puts around a text by default is not in our ids.
+        if written.encode("a").ids != written.encode("a", add_special_tokens=False).ids:
+            spec = {**json.loads(tokenizer.json()), "post_processor": None}
+            (work / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False))
         settings = tokenizer_settings(written.id_to_token(tokenizer.eot), length)
         (work / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False))
     written = Tokenizer.from_file(str(work / "tokenizer.json"))
     written.encode_special_tokens = True  # as split_special_tokens of tokenizer_config.json
-    ids = written.encode(HARD_TEXT, add_special_tokens=False).ids
+    ids = written.encode(HARD_TEXT).ids  # with whatever it adds by default, as AutoTokenizer does
     if ids != tokenizer.encode(HARD_TEXT) or written.decode(ids, skip_special_tokens=False) != HARD_TEXT:
         raise InputError(
             "the data's tokenizer cannot be written for transformers with the same ids; use --to safetensors"
@@ -82,7 +86,9 @@ def _card(config: RunConfig, manifest: Manifest, chosen: Chosen, kind: str) -> s
     """What the weights are of: the numbers that another reader needs, and the command."""
     step = chosen.steps[-1]
     rows = {row["step"]: row for row in read_metrics(chosen.run.metrics)[0]}
-    losses: dict[str, Any] = {name: rows.get(step, {}).get(name) for name in LOSSES}
+    # An average has losses of its own, and was never trained.
+    names = LOSSES if kind == "weights" else [f"{name}_{kind}" for name in LOSSES if name.startswith("val/")]
+    losses: dict[str, Any] = {name: rows.get(step, {}).get(name) for name in names}
     optim = config.optim
     lines = {
         "run": f"{chosen.run.path.name}, step {step:,} of {config.schedule.steps:,}, {kind}",

@@ -2,7 +2,9 @@
 
     python -m weights.lm_eval RUN[@STEP] --tasks arc_easy,piqa
     python -m weights.lm_eval RUN --tasks mine --include DIR       tasks of one's own: DIR/*.yaml
-    python -m weights.lm_eval FOLDER --data DATA --tasks mine --include DIR --out scores.json     a model without a run
+    python -m weights.lm_eval FOLDER --tasks mine --include DIR --out scores.json     a model without a run
+
+FOLDER has a tokenizer beside it, or --data DIR names prepared data that has.
 
 Needs the package lm_eval (pip install lm_eval==0.4.13). Prints the harness's table and writes lm_eval/step_….json into the run's
 folder (record/evaluations.py), of which `python -m analysis lm_eval` makes tables. The hub is not asked for data sets, unless
@@ -138,11 +140,9 @@ def opened(args: argparse.Namespace) -> tuple[Source, RunFolder | None, tuple[in
     """The weights that are meant; their run, None of a model without one; their step, and the SHA-256 of their file."""
     foreign = find_foreign(args.run)
     if foreign is not None:
-        if args.data is None:
-            raise InputError(
-                f"{args.run} has no data of its own; --data DIR says which prepared data has its tokenizer"
-            )
-        return read_source(args.run, args.weights, args.data), None, (None, foreign.digest)
+        source = read_source(args.run, args.weights, args.data)
+        source.tokenizer()  # refused before the tasks are read
+        return source, None, (None, foreign.digest)
     chosen = choose(args.run)
     source, checkpoint = source_of(chosen, args.weights, args.data), read_manifest(chosen.paths[0])
     return source, chosen.run, (chosen.steps[0], checkpoint.files[f"{args.weights}{SUFFIX}"].sha256)

@@ -17,10 +17,9 @@ from configs.errors import InputError
 from configs.precision import TABLE
 from configs.schema import Model, Precision
 from configs.tensors import tensor_table
-from data.huggingface import FILE as TOKENIZER
 from data.lossless import Tokenizer
 from data.manifest import Manifest, read_manifest
-from data.named_tokenizer import VOCABULARIES, read_named
+from data.named_tokenizer import tokenizer_in
 from data.tokenizer import load_tokenizer
 from engine.dtypes import autocast_dtype, set_matmul_precision
 from engine.foreign_tensors import open_foreign
@@ -48,6 +47,7 @@ class Source:
     tokenizer_described: dict[str, Any]
     has_data: bool = True
     own: Tokenizer | None = None  # one that is read already
+    why_not: str = ""  # why the one that is there cannot be used
 
     def network(self, device: torch.device, precision: Precision | None = None) -> GPT:
         """The network with these weights, ready to evaluate, in `precision` (None: its own). InputError if they are another's.
@@ -68,6 +68,8 @@ class Source:
 
         `without_end`: one whose `eot` is None will do, of single characters.
         """
+        if self.why_not:
+            raise InputError(self.why_not)
         if self.own is None and not self.tokenizer_described:
             raise InputError(
                 f"{self.name} has no tokenizer with it; name prepared data that has its own with --data DIR"
@@ -116,22 +118,16 @@ def _foreign_source(foreign: Foreign, kind: str, data: Path | None, steps: Seque
         )
     model, read = open_foreign(foreign)
     weights = {name: read(name) for name in tensor_table(model)}
-    own = _tokenizer_beside(foreign) if data is None else None
+    own, why_not = None, ""
+    if data is None:
+        try:
+            own = tokenizer_in(foreign.path)
+        except InputError as error:  # it matters only to who asks for it
+            why_not = str(error)
     folder, described = foreign.path, own.describe() if own is not None else NO_TOKENIZER
     if data is not None:
         manifest = read_manifest(data)
         if manifest is None:
             raise InputError(f"--data {data}: no prepared data lies there")
         folder, described = data, manifest.tokenizer
-    return Source(str(foreign.path), model, "fp32", weights, None, folder, described, has_data=False, own=own)
-
-
-def _tokenizer_beside(foreign: Foreign) -> Tokenizer | None:
-    """The tokenizer in a folder of Hugging Face; None where there is none. InputError for one that does not give a text back."""
-    names = (TOKENIZER, *VOCABULARIES)
-    if not foreign.path.is_dir() or not any((foreign.path / name).is_file() for name in names):
-        return None
-    try:
-        return read_named(foreign.path, None)[0]
-    except InputError as error:
-        raise InputError(f"the tokenizer of {foreign.path} cannot be used: {error}") from None
+    return Source(str(foreign.path), model, "fp32", weights, None, folder, described, False, own, why_not)
