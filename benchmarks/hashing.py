@@ -101,7 +101,8 @@ def measure(training: Training, batches: Prefetcher, folder: Path, pairs: int, u
         "update_s_without": statistics.median(plain for _, plain in times) / updates,
         "bytes_per_s_alone": rate,
         "bytes_per_s_beside": hashed / seconds,
-        "seconds_per_gb": (1 - 1 / statistics.median(ratios)) / (hashed / seconds) * 1e9,
+        # null where blocks were so short that the thread had no turn in them
+        "seconds_per_gb": (1 - 1 / statistics.median(ratios)) / (hashed / seconds) * 1e9 if hashed else None,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
     }
@@ -140,7 +141,7 @@ def main() -> int:
         batches.close()
     print(
         f"{result['ratio']:.3f} of the time without ({result['ratio_quartiles'][0]:.3f} to {result['ratio_quartiles'][1]:.3f}), "
-        f"{result['seconds_per_gb']:.2f} s a GB"
+        + (f"{result['seconds_per_gb']:.2f} s a GB" if result["seconds_per_gb"] is not None else "nothing was hashed")
     )
     name = f"hashing-{Path(args.config).stem}-{config.precision}-{result['threads']}-threads.json"
     write_result(args.out or RESULTS / name, "hashing", {**result, "precision": config.precision})

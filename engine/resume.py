@@ -74,8 +74,7 @@ def load(training: Training, path: Path | None) -> None:
 
 def _start_branch(training: Training, branch: Branch) -> None:
     """Weights, and the optimiser's state unless dropped, of the trunk; the configuration's λ and η stay."""
-    assert training.plan.origin is not None
-    if training.plan.origin.foreign is not None:
+    if training.plan.origin is not None and training.plan.origin.foreign is not None:
         _start_from_elsewhere(training, branch)
         return
     path = on_first_rank(lambda: find_address(branch.origin))

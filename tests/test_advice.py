@@ -19,6 +19,8 @@ from configs.load import load_config, merge
 from configs.schedule import lr_sum
 from tests.recorded import crossing_runs, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 PLAIN = Options()
 
 

@@ -16,6 +16,8 @@ from analysis.reading import load_run
 from analysis.runs import find_runs
 from tests.recorded import base_curve, crossing_runs, load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 PLAIN = Options()
 
 

@@ -19,6 +19,8 @@ from engine.network import build_model
 from record.run import RunFolder
 from tests.recorded import base_curve, load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 CPU = torch.device("cpu")
 
 

@@ -17,6 +17,8 @@ from data.prepare import main
 from data.sources import open_source
 from data.streams import Reader, lines
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 GOOD = [json.dumps({"text": f"row {number} " + "of some words " * 30}) for number in range(60)]
 BAD = {
     '{"text": null}': ("has null in the field 'text'", "row with null in the field 'text'"),

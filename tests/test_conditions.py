@@ -13,6 +13,8 @@ from analysis.command import Options, Result
 from analysis.statistics import interval
 from tests.recorded import base_curve, load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 SEEDS = 5
 
 

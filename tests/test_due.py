@@ -16,6 +16,8 @@ from configs.sweep import all_cells, expand
 from record.archive import main as archive
 from tests.recorded import base_curve, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 SEEDS = 5
 
 

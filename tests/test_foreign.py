@@ -20,6 +20,8 @@ from record.foreign import find_foreign
 from tests.test_llama import gpt
 from weights.hf import convert
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 TOKENS = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
 SMALL = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 GPT2 = SMALL | {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32}

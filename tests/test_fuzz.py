@@ -16,6 +16,8 @@ from configs.plan import make_plan
 from data.manifest import read_manifest
 from record.metrics import MetricsLog, read_metrics
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 CONFIG = json.loads((Path(__file__).parent.parent / "configs" / "quickstart.json").read_text())
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -13,6 +13,8 @@ from tests.small_nets import NETS, batches, frozen
 from weights.frozen import Frozen, freeze
 from weights.hessian import product, quadratic_forms, top_eigenvalue, trace
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 def whole(name: str) -> torch.Tensor:
     """H (P, P), by torch.autograd.functional.hessian of the mean loss of all examples at once."""

@@ -66,7 +66,9 @@ def table(path: Path) -> dict[str, list[Any]]:
     return {cell.folder.name: figures(cell.config) for cell in all_cells(stages)}
 
 
-@pytest.mark.parametrize("path", CONFIGS + SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*CONFIGS, *(pytest.param(path, marks=pytest.mark.slow) for path in SWEEPS)], ids=lambda path: path.stem
+)
 def test_ids_and_figures(path: Path) -> None:
     """Breaks if a shipped run gets another id, another group, or another number in its plan."""
     expected = json.loads(TABLE.read_text())[str(path.relative_to(ROOT))]

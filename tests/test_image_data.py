@@ -27,6 +27,8 @@ from tests.pictures import (
     write_table,
 )
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 @pytest.mark.parametrize(("kind", "side"), [("digits", 8), ("mnist5k", 28)])
 def test_tables_of_packages(kind: str, side: int, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from configs.images import ImageModel
 from configs.tensors import is_hidden_matrix, is_normalised, tensor_table
 from model.classifier import Classifier, FrozenLinear
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 KINDS = ["resnet18", "resnet34", "resnet32", "vgg16", "mlp"]
 NORMS: list[dict[str, Any]] = [
     {"batchnorm": "affine"},

@@ -29,6 +29,8 @@ from tests.pictures import (
 )
 from tests.processes import ROOT, wait
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Breaks if a part, or a split, is held in memory whole: 98 MB of images take less than 40 MB more than 1 MB of them."""

@@ -16,6 +16,8 @@ from model import batchnorm
 from model.classifier import Classifier
 from tests.test_image_models import KINDS, NORMS, classifier, config_of, images_of
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 FACTORS = (0.25, 3.0)
 CASES = [(kind, norms) for kind in ("resnet18", "resnet32", "vgg16", "mlp") for norms in NORMS]
 

@@ -22,6 +22,8 @@ from configs.schedule import decay_at, decay_sum, lr_at, lr_of_updates, lr_sum
 from configs.schema import RunConfig
 from configs.sweep import expand
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 QUICKSTART = json.loads((Path(__file__).parent.parent / "configs" / "quickstart.json").read_text())
 QUICKSTART.pop("$schema")
 # Of any answer. Machines differ threefold and other work shares them: so it is processor time, ten times what the longest answer

@@ -27,6 +27,8 @@ from slurm.cells import aftermath, standings
 from slurm.refusals import headline, how_it_ended, refusal, why_it_ended
 from tests.processes import ROOT, losses, processes_with, terminal, wait
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[..., tuple[Path, list[Cell]]]:

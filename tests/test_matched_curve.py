@@ -14,6 +14,8 @@ from analysis.claims import Claim
 from analysis.command import Options
 from tests.recorded import base_curve, load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 Bend = Callable[[np.ndarray, int], Any]
 
 

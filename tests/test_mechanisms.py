@@ -18,6 +18,8 @@ from analysis.runs import Run
 from tests.processes import ROOT
 from tests.recorded import load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 MODEL = {"kind": "mlp", "image_size": 2, "channels": 1, "classes": 10, "width": 4, "batchnorm": "plain"}
 FIRST, SECOND = "body.layers.0.linear.weight", "body.layers.1.linear.weight"
 PLAIN_AND_DECAYED = (("without decay", ""), ("with decay on matmul", ", λ = 0.05"))

@@ -17,6 +17,8 @@ from record.metrics import MetricsLog, lost_steps, read_log, read_metrics
 from record.mirror import WandbMirror
 from record.run import RunFolder
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

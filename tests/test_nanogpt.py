@@ -25,6 +25,8 @@ from data.tokenizer import SentencePiece
 from data.verify import verify_split
 from tests.test_corpora import corpus_config
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 def nanogpt_pair(folder: Path, train: np.ndarray, val: np.ndarray) -> Path:
     folder.mkdir()

@@ -22,6 +22,8 @@ from configs.load import load_config, merge
 from configs.schema import RunConfig
 from tests.recorded import load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 P1, SMALL = "configs/gpt124m_wd0.1.json", "configs/quickstart.json"
 
 

@@ -12,6 +12,8 @@ from benchmarks.noise_equilibrium import LR, PRECISIONS, RESULT, cells, chance, 
 from configs.equilibrium import rotation, settled, settled_coupled
 from configs.noise_steps import NEWTON_SCHULZ, ROUNDS, lion, muon, sgd, two_rates
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 NEAR = 0.05
 QUICK = [("decoupled", "adam"), ("decoupled", "lion"), ("l2_coupled", "sgd")]
 

@@ -18,6 +18,8 @@ from analysis.runs import Run
 from configs.errors import InputError
 from tests.recorded import load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 RATES, DECAYS = (0.05, 0.1, 0.2), (0.0, 0.005, 0.01, 0.02)
 BEST = math.log(0.001)  # of ηλ
 

@@ -22,6 +22,8 @@ from record.run import RunFolder
 from tests.processes import ROOT
 from tests.recorded import cell_runs, load
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 PLAIN = Options()
 SWEEPS = ROOT / "configs" / "sweeps"
 BASE = {"lr": 0.01, "weight_decay": 0.05}

@@ -19,6 +19,8 @@ from data.sources import Source, open_source
 from data.tokenizer import SentencePiece
 from tests.synthetic import write_synthetic
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 HARD = [
     "",
     " ",

@@ -14,6 +14,8 @@ from configs.load import load_config
 from configs.schedule import decay_sum
 from tests.recorded import cell_runs
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 
 @pytest.mark.parametrize("rule", LAWS)
 def test_advice_knows_the_rule(rule: str, capsys: pytest.CaptureFixture[str]) -> None:

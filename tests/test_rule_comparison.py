@@ -16,6 +16,8 @@ from configs.errors import InputError
 from record.run import RunFolder
 from tests.recorded import cell_runs, load
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 PLAIN = Options()
 OWN = (0.0, 0.1, 0.2)  # the level of each seed, which cancels in pairs
 

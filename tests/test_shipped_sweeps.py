@@ -14,6 +14,8 @@ from configs.schema import RunConfig
 from tests.processes import ROOT
 from tests.test_sweep import cells
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 # P1's experiments whose λ·Ση is a number of e-folds, and the small sweeps that stand for them. Not among them: l2_loss, whose
 # coefficient scales with √v, and bfloat16, whose small sweep is a ladder of learning rates at one λ·Ση.
 SMALL = {

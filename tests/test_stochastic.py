@@ -22,6 +22,8 @@ from optim.stochastic import Piece, StochasticRounding, rounded, with_rounding
 from tests.ranks import run_ranks
 from tests.test_rounding import ends_without_gradient
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 Config = Callable[..., RunConfig]
 ONE_STAGE = {"precision": "bf16-stochastic", "parallel": {"zero_stage": 1}}
 ALL = torch.arange(1 << 16)  # every number that can be drawn

@@ -13,6 +13,8 @@ from analysis.runs import Run
 from record.run import RunFolder
 from tests.recorded import load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 PLAIN = Options()
 SUM = 20.0  # Ση of these runs over η
 

@@ -15,6 +15,8 @@ from analysis.statistics import interval
 from analysis.worth import fieller
 from tests.recorded import load, write_run
 
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
 NOTHING = Worth("the baseline", math.nan, math.nan, math.nan, -1e-4, 400)
 
 
