@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from analysis.__main__ import main
 from tests.recorded import base_curve, write_run
@@ -89,6 +90,13 @@ def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
     return chromium
 
 
+def open_page(browser: webdriver.Chrome, page: Path) -> None:
+    """Go to the page and wait for its figures: on a busy machine the driver may still have the page before."""
+    browser.get(page.as_uri())
+    is_there = "return location.href === arguments[0] && document.readyState === 'complete' && !!document.querySelector('.plot')"
+    WebDriverWait(browser, 60).until(lambda one: one.execute_script(is_there, page.as_uri()))
+
+
 def shown(browser: webdriver.Chrome, key: str) -> dict[str, Any]:
     """By panel of one figure: the names of the lines shown."""
     script = """const found = {};
@@ -107,7 +115,7 @@ def test_page_is_whole_and_asks_nothing(page: Path, browser: webdriver.Chrome) -
     """Breaks if the page needs the network, logs an error, leaves a figure undrawn, or a run's name is taken for HTML."""
     browser.get("about:blank")
     browser.get_log("performance")  # of the browser's own first page
-    browser.get(page.as_uri())
+    open_page(browser, page)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -128,7 +136,7 @@ def test_page_is_whole_and_asks_nothing(page: Path, browser: webdriver.Chrome) -
 @needs_browser
 def test_lines_are_switched(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a switch or a legend's entry leaves its lines shown, in any panel, or hides others."""
-    browser.get(page.as_uri())
+    open_page(browser, page)
     figure = "loss_curves-loss"
     every = [shown(browser, name) for name in figures(browser)]
     before = shown(browser, figure)
@@ -163,7 +171,7 @@ def test_only_the_pages_own_scripts_run(page: Path, browser: webdriver.Chrome) -
     scripts = policy.partition("script-src ")[2].partition(";")[0].split()
     assert len(scripts) == 2
     assert all(source.startswith("'sha256-") for source in scripts)
-    browser.get(page.as_uri())
+    open_page(browser, page)
     for act in (
         "const s = document.createElement('script'); s.textContent = 'document.hacked = 1'; document.head.append(s);",
         "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.hacked=1\">');",
@@ -172,7 +180,7 @@ def test_only_the_pages_own_scripts_run(page: Path, browser: webdriver.Chrome) -
         browser.execute_script(act)
     assert browser.execute_script("return document.hacked") is None
     assert browser.get_log("browser"), "what was refused is said"
-    browser.get(page.as_uri())
+    open_page(browser, page)
     for plot in browser.find_elements(By.CSS_SELECTOR, ".plot"):
         browser.execute_script(
             "arguments[0].scrollIntoView(); Plotly.Fx.hover(arguments[0], [{curveNumber: 0, pointNumber: 1}])", plot
@@ -190,7 +198,7 @@ def test_only_the_pages_own_scripts_run(page: Path, browser: webdriver.Chrome) -
 @needs_browser
 def test_tables_sort(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a click on a column's head does not order its table by number, and back."""
-    browser.get(page.as_uri())
+    open_page(browser, page)
     table = browser.find_element(By.XPATH, "//table[caption[text()='Runs and how they differ']]")
     heads = [head.text for head in table.find_elements(By.TAG_NAME, "th")]
     column = heads.index("step")
@@ -211,7 +219,7 @@ def test_tables_sort(page: Path, browser: webdriver.Chrome) -> None:
 def test_width(width: int, page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if the page is wider than a phone's screen, or its figures are."""
     browser.set_window_size(width, 900)
-    browser.get(page.as_uri())
+    open_page(browser, page)
     inner, outer = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
@@ -229,7 +237,7 @@ def test_a_phone_hides_nothing(page: Path, browser: webdriver.Chrome) -> None:
         "Emulation.setDeviceMetricsOverride", {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     )
     try:
-        browser.get(page.as_uri())
+        open_page(browser, page)
         ends = "const b = e.getBoundingClientRect(); return [b.left, b.right, b.width]"
         script = f"return [...document.querySelectorAll(arguments[0])].map(e => {{ {ends} }})"
         bars = browser.execute_script(script, ".switches label, .modebar-btn, .legend button")
@@ -249,7 +257,7 @@ def test_a_phone_hides_nothing(page: Path, browser: webdriver.Chrome) -> None:
 @needs_browser
 def test_findings_are_folded(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if the page does not open with its sum, or undecided comparisons stand among the decided ones or are lost."""
-    browser.get(page.as_uri())
+    open_page(browser, page)
     said = browser.find_element(By.CSS_SELECTOR, ".sum").text
     decided, _, every = said.split(" comparisons")[0].split()[0:3]
     rows = browser.find_elements(By.CSS_SELECTOR, ".claims li")
@@ -267,7 +275,7 @@ def test_findings_are_folded(page: Path, browser: webdriver.Chrome) -> None:
 def test_print(page: Path, browser: webdriver.Chrome) -> None:
     """Breaks if a table is cut off on paper, or what only a screen can use is printed."""
     browser.set_window_size(760, 900)
-    browser.get(page.as_uri())
+    open_page(browser, page)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     script = "return [...document.querySelectorAll('table')].map(t => [t.scrollWidth, t.closest('.wide').clientWidth])"
     for inner, outer in browser.execute_script(script):
