@@ -72,26 +72,33 @@ def _told_briefly(begun: Grouped) -> Grouped:
 
 def _measures(groups: list[Group]) -> pd.DataFrame:
     """A row a group: what the figures draw, as one number a run, its mean and interval over the seeds of sound runs."""
-    reads: dict[str, Read] = {
-        "η/‖w_l‖² (Adam: η/‖w_l‖), mean of the run": _over_layers(layer_rate),
-        "input Jacobian at the end": _column(JACOBIAN),
-        "Gauss-Newton norm at the end": _column(NEWTON),
-        "Fisher norm at the end": _column(FISHER),
-        f"{GAP} at the end": gap,
-        "λ_d·‖w_l‖² at the end": _over_layers(layer_damping),
+    # the rate is what a run has gone through, the rest is where it has come to
+    reads: dict[str, tuple[Read, Callable[[pd.Series], float]]] = {
+        "η/‖w_l‖² (Adam: η/‖w_l‖), mean of the run": (_over_layers(layer_rate), _mean),
+        "input Jacobian at the end": (_column(JACOBIAN), _last),
+        "Gauss-Newton norm at the end": (_column(NEWTON), _last),
+        "Fisher norm at the end": (_column(FISHER), _last),
+        f"{GAP} at the end": (gap, _last),
+        "λ_d·‖w_l‖² at the end": (_over_layers(layer_damping), _last),
     }
     rows = []
     for group in groups:
         row: dict[str, object] = {"": group.name}
-        for words, read in reads.items():
-            # the rate is what a run has gone through, the rest is where it has come to
-            curves = [curve for run in sound(group) if len(curve := read(run))]
-            value = interval(float(curve.mean() if "mean of the run" in words else curve.iloc[-1]) for curve in curves)
+        for words, (read, to_one) in reads.items():
+            value = interval(to_one(curve) for run in sound(group) if len(curve := read(run)))
             row[words] = _few_digits(value) if value.n else None
         rows.append(row)
     table = pd.DataFrame(rows).dropna(axis=1, how="all")
     # names alone say nothing: runs on tokens have none of these
     return table if table.shape[1] > 1 else pd.DataFrame()
+
+
+def _mean(curve: pd.Series) -> float:
+    return float(curve.mean())
+
+
+def _last(curve: pd.Series) -> float:
+    return float(curve.iloc[-1])
 
 
 def _few_digits(value: Interval) -> str:

@@ -150,23 +150,19 @@ def _check_other_data(config: RunConfig, data: Prepared | None, origin: Origin) 
             f"branch.data other: {config.data.path} is the trunk's own data; set branch.data to continue or restart, or name other "
             "data in data.path"
         )
-    theirs = read_summary(origin.data_path) if origin.data_path is not None else None
-    if not isinstance(data, DataSummary):  # not prepared yet
+    if not isinstance(data, DataSummary):  # images, or not prepared yet
         return
-    known = isinstance(theirs, DataSummary) and theirs.digest == trunks
-    kinds = {
-        str((each.tokenizer or {}).get("kind", "unknown")) for each in (data, theirs) if isinstance(each, DataSummary)
-    }
-    if not known or "unknown" in kinds:
-        where = origin.data_path or "a folder that is not known"
+    theirs = read_summary(origin.data_path) if origin.data_path is not None else None
+    # Not of other data that lies there by now.
+    described = theirs.tokenizer if isinstance(theirs, DataSummary) and theirs.digest == trunks else None
+    if any(each is None or each.get("kind") == "unknown" for each in (data.tokenizer, described)):
         logger.info(
             "branch.data other: whether %s has the tokenizer of the trunk's data (%s) cannot be told",
             config.data.path,
-            where,
+            origin.data_path or "in a folder that is not known",
         )
         return
-    assert isinstance(theirs, DataSummary)
-    if data.tokenizer != theirs.tokenizer:
+    if data.tokenizer != described:
         raise InputError(
             f"branch.data other: {config.data.path} has another tokenizer than the trunk's data in {origin.data_path}: its "
             "tokens mean something else to these weights; prepare it with that tokenizer (--tokenizer FILE of data.prepare)"

@@ -31,13 +31,19 @@ logger = logging.getLogger(__name__)
 
 Read = Callable[[str], Tensor]
 PREFIXES = ("_orig_mod.", "transformer.", "model.")
+# What the reader of a damaged pickle raises.
 DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
     ValueError,
     LookupError,
     TypeError,
     AttributeError,
     AssertionError,
-)  # what the reader of a damaged file raises
+)
 # Buffers that older files have beside the weights: they say nothing.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
@@ -99,8 +105,9 @@ def _open_hf(foreign: Foreign) -> Opened:
         tensor: Tensor = file.get_tensor(full)
         return tensor
 
-    assert foreign.shape is not None
-    return Opened(read, shapes, foreign.shape, is_turned=foreign.shape["position"] == "learned")
+    model = foreign.shape
+    assert model is not None
+    return Opened(read, shapes, model, is_turned=model["position"] == "learned")
 
 
 def _open_nanogpt(foreign: Foreign) -> Opened:
@@ -108,7 +115,7 @@ def _open_nanogpt(foreign: Foreign) -> Opened:
     try:
         # weights_only: tensors and plain values, and an error where the file would run code
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, *DAMAGE) as error:
+    except DAMAGE as error:
         why = str(error).strip().splitlines()[:1]
         raise InputError(
             f"{path} is no checkpoint of tensors and plain values, the only ones that are read ({''.join(why)})"

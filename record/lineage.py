@@ -39,21 +39,23 @@ def find_origin(config: RunConfig, run_dir: Path | None, required: bool = True) 
     branch, recorded = config.branch, _recorded_origin(run_dir)
     if recorded is not None and (recorded.address, recorded.norms_of) != (branch.origin, branch.lr_by_norm_of):
         recorded = None
-    # Of a run that has begun the foreign weights may be gone, as a trunk may.
     trunk, step = split_address(branch.origin)
-    foreign = find_foreign(branch.origin) if step is None else None
-    if foreign is not None:
-        shape = foreign.shape
-        fields = {"model": shape} if shape is not None else {}
-        return Origin(branch.origin, foreign.digest, 0, 0, fields, foreign=foreign.kind)
-    if step is None and recorded is None:
+    if step is None:
+        foreign = find_foreign(branch.origin)
+        if foreign is not None:
+            shape = foreign.shape
+            fields = {"model": shape} if shape is not None else {}
+            return Origin(branch.origin, foreign.digest, 0, 0, fields, foreign=foreign.kind)
+        # Of a run that has begun such weights may be gone, as a trunk may.
+        if recorded is not None:
+            return recorded
         raise InputError(
             f"branch.origin {branch.origin}: expected RUN@STEP, or a folder with Hugging Face's config.json and model.safetensors, "
             "or nanoGPT's ckpt.pt"
         )
     try:
         manifest = read_manifest(find_address(branch.origin))
-        norms = _branch_norms(trunk, step or 0, branch.lr_by_norm_of)
+        norms = _branch_norms(trunk, step, branch.lr_by_norm_of)
     except InputError as error:
         if recorded is not None:
             return recorded

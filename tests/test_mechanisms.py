@@ -149,4 +149,7 @@ def test_published_numbers_stand_beside_their_own_setting(tmp_path: Path) -> Non
         write_run(tmp_path / "d", steps=3, optim={"algorithm": "adam"}, **{**shape, "model": {**model, "width": 16}})
     )
     assert published(run) is None
+    masked = {"algorithm": "adam", "decay_mask": "conv"}
+    (run,) = load(write_run(tmp_path / "e", decay=0.3, steps=3, optim=masked, **shape))
+    assert published(run) is None, "decay on convolutions alone is in none of its tables"
     assert paper(P2)["accuracy"]["second_hand"] is True

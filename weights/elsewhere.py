@@ -63,7 +63,8 @@ class Text:
         stream = TokenStream(self.folder, self.manifest.val.shards, self.manifest.dtype)
         tokens = np.empty(len(stream), np.int64)
         stream.read(0, len(stream), tokens)
-        stream.check_ids(0, len(stream), self.manifest.vocab_size)
+        if tokens.max() >= self.manifest.vocab_size:  # where it is, is looked up only now
+            stream.check_ids(0, len(stream), self.manifest.vocab_size)
         return tokens
 
     def encoded_by(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
