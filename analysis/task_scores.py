@@ -77,7 +77,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
                         f"{question.task}, {question.metric}: {name}: {change.text()}: {verdict} (exploratory)."
                     )
     tasks = len({question.task for question in questions})
-    first = f"{len(scores)} scores at {tasks} task{'s' if tasks > 1 else ''}"
+    first = f"{len(scores)} score{'s' if len(scores) > 1 else ''} at {tasks} task{'s' if tasks > 1 else ''}"
     # how many would exclude zero without any effect: nothing here is corrected
     if judged := [
         row for row in differences if "no claim" not in str(row["verdict"]) and "too few" not in str(row["verdict"])
