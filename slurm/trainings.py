@@ -36,14 +36,15 @@ class Training:
 def trainings_here() -> dict[Path, list[Training]]:
     """Run folder → the processes that train there, also those that are still importing and hold no lock yet.
 
-    Only processes that were told their folder by --run-dir, as this project's commands tell them.
+    Only processes that were told their folder by --run-dir, as this project's commands tell them. What such a process starts
+    (git, a compiler) has its command line until it is that program, and does not train.
     """
     by_folder: dict[Path, list[Training]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = (entry / "cmdline").read_text(errors="replace").split("\0")
-            folder = _run_folder(words)
-            if folder and (training := training_of(int(entry.name))):
+            line = (entry / "cmdline").read_text(errors="replace")
+            folder = _run_folder(line.split("\0"))
+            if folder and not _is_a_copy(entry.name, line) and (training := training_of(int(entry.name))):
                 by_folder.setdefault(Path(os.readlink(entry / "cwd"), folder).resolve(), []).append(training)
         except OSError:  # it has ended, or is another user's
             continue
@@ -87,10 +88,27 @@ def _run_folder(words: list[str]) -> str:
     return after[-1] if after else ""
 
 
+def _is_a_copy(pid: str, line: str) -> bool:
+    """Whether its parent has its command line too: it is to become another program."""
+    try:
+        return Path(f"/proc/{_stat(pid)[1]}/cmdline").read_text(errors="replace") == line
+    except OSError:  # it or its parent has ended, or the parent is outside this container
+        return False
+
+
 def _began(pid: int) -> str:
     """When a process began, in ticks since boot; empty if there is none, or only what is left of one that has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat behind its name: state, parent, …
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -119,6 +119,14 @@ def processes_with(text: str) -> dict[int, str]:
     return found
 
 
+def parent(pid: int) -> int:
+    """The process that started this one; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 @contextmanager
 def terminal() -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
     """What makes a process the one of a terminal, for Popen, and what closes this terminal as its window is closed."""

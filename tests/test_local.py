@@ -25,7 +25,8 @@ from slurm import local
 from slurm import submit as submit_command
 from slurm.cells import aftermath, standings
 from slurm.refusals import headline, how_it_ended, refusal, why_it_ended
-from tests.processes import ROOT, losses, processes_with, terminal, wait
+from slurm.trainings import trainings_here
+from tests.processes import ROOT, losses, parent, processes_with, terminal, wait
 
 pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
 
@@ -52,7 +53,9 @@ def runner(path: Path, jobs: int = 2) -> subprocess.Popen[str]:
 
 
 def trainings(path: Path) -> set[int]:
-    return {pid for pid, words in processes_with(str(path.parent / "runs")).items() if "train.py" in words}
+    """Without what a training starts itself (git, a compiler): until it is that program, it has the training's command line."""
+    found = {pid for pid, words in processes_with(str(path.parent / "runs")).items() if "train.py" in words}
+    return {pid for pid in found if parent(pid) not in found}
 
 
 @pytest.mark.engine
@@ -79,6 +82,15 @@ def test_a_killed_runner(sweep: Callable[..., tuple[Path, list[Cell]]]) -> None:
         assert f"{cell.folder}: in training already, by process {pid}; it takes a place of the 2" in words
         assert len((cell.folder / "starts.jsonl").read_text().splitlines()) == 1
     assert [known.state for known in standings(cells).values()] == ["done"] * 3
+
+
+def test_what_a_training_starts_is_no_training(tmp_path: Path) -> None:
+    """Breaks if a process that a training has forked, and that is not yet the program it will be, counts as a second one."""
+    code = "import subprocess; [subprocess.run(['true']) for _ in range(300)]"
+    with subprocess.Popen([sys.executable, "-c", code, "train.py", "--run-dir", str(tmp_path)]) as training:
+        wait(lambda: trainings_here().get(tmp_path))
+        while training.poll() is None:
+            assert {found.pid for found in trainings_here().get(tmp_path, [])} <= {training.pid}
 
 
 @pytest.mark.engine
