@@ -47,16 +47,19 @@ def analyse(runs: list[Run], options: Options) -> Result:
     # on images the error, as P2 has it; of tokens the loss that all of them have
     images = all(ERROR in run.metrics for run in trunks)
     endpoint = Endpoint(ERROR, "test error at the end", "", "") if images else endpoint_of(begun.groups)
-    table, claims, more = table_of_optimisers(begun.groups, endpoint, options)
+    table, claims, across, more = table_of_optimisers(begun.groups, endpoint, options)
     if not images:
         notes.append(endpoint.note)
     tables = {
         "Optimisers × {none, L2, decay}": table,
         "Minus the same optimiser without decay": table_of_claims(claims),
+        "The same between settings": table_of_claims(across),
         "Measures": _measures(begun.groups),
     }
-    findings = [claim.sentence for claim in claims]
-    return Result("mechanisms", "Three mechanisms of weight decay", findings, figures, tables, notes + more, claims)
+    findings = [claim.sentence for claim in claims + across]
+    return Result(
+        "mechanisms", "Three mechanisms of weight decay", findings, figures, tables, notes + more, claims + across
+    )
 
 
 def _told_briefly(begun: Grouped) -> Grouped:

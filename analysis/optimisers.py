@@ -5,6 +5,7 @@ As P2 (arXiv 1810.12281) sets them side by side. analysis/mechanisms.py draws wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -25,6 +26,7 @@ FORMS = {"l2_coupled": "L2", "l2_loss": "L2, in the loss", "decoupled": "decay"}
 MASK = "optim.decay_mask"
 OWN = ("optim.", "schedule.", SEEDS)  # what belongs to an optimiser's arm, and makes no other setting
 WORDS = "better than without", "worse than without"
+ACROSS = "gains more", "gains less"
 ERROR = "val/error"
 
 
@@ -72,10 +74,10 @@ def _setting(group: Group) -> str:
 
 def table_of_optimisers(
     groups: list[Group], endpoint: Endpoint, options: Options
-) -> tuple[pd.DataFrame, list[Claim], list[str]]:
+) -> tuple[pd.DataFrame, list[Claim], list[Claim], list[str]]:
     """A row a cell: its value at the end, and its difference to the same optimiser's lowest cell without decay in one setting.
 
-    A pilot's seeds chose η and λ, and enter neither.
+    Returns (table, the differences, what they differ between settings, notes). A pilot's seeds chose η and λ, and enter none.
     """
     # what a pilot chose must not be judged on the seeds that chose it
     kept = [
@@ -83,7 +85,7 @@ def table_of_optimisers(
         for g in groups
         if (runs := [r for r in g.runs if not is_pilot(r, options.pilot_from)])
     ]
-    rows, claims, notes = [], [], []
+    rows, claims, notes, compared = [], list[Claim](), list[str](), list[tuple[Group, Group, Claim]]()
     if len(kept) < len(groups):
         notes.append(
             f"{len(groups) - len(kept)} cells of seeds from {options.pilot_from} up are a pilot's, and in no row"
@@ -107,11 +109,43 @@ def table_of_optimisers(
             # how many seeds would tell a difference is counted in nats: an error has none
             claims.append(replace(claim, advice="", seeds_needed=None) if accuracy else claim)
             row["verdict"] = claims[-1].verdict
+            compared.append((group, base[0], claim))
         if (printed := published(run)) is not None:
             row["P2 on CIFAR-10, second-hand"] = f"{printed:.4f}"
         rows.append(row)
     # several cells of one optimiser and form: the table shows all, and chooses none
-    return pd.DataFrame(rows), claims, notes
+    return pd.DataFrame(rows), claims, _across_settings(compared, endpoint), notes
+
+
+def _across_settings(compared: list[tuple[Group, Group, Claim]], endpoint: Endpoint) -> list[Claim]:
+    """Whether a form gains as much in another setting, such as a larger batch: the difference to no decay there minus that in the
+    first setting, by the same seeds. Of optimisers and forms that every setting has once."""
+    cells: dict[tuple[str, str], dict[str, list[tuple[Group, Group, Claim]]]] = {}
+    for group, base, claim in compared:
+        arm = cells.setdefault((optimiser_of(group.runs[0]), _form(group)), {})
+        arm.setdefault(_setting(group), []).append((group, base, claim))
+    claims = []
+    for (optimiser, form), settings in cells.items():
+        if len(settings) < 2 or any(len(members) > 1 for members in settings.values()):
+            continue
+        (first, ((group, base, plain),)), *others = settings.items()
+        begun = _changes(group, base, endpoint)
+        for setting, ((group, base, claim),) in others:
+            changes = _changes(group, base, endpoint)
+            difference = interval(changes[seeds] - begun[seeds] for seeds in changes if seeds in begun)
+            if endpoint.whole:  # as of two draws of documents, which is wider than of one
+                difference = difference.with_documents(math.hypot(plain.interval.documents, claim.interval.documents))
+            name = f"{optimiser}, {form} minus none: with {setting} minus with {first}"
+            lost_there = (*plain.lost, *claim.lost)
+            across = difference_claim(name, endpoint.words, difference, ACROSS, lost=lost_there)
+            claims.append(replace(across, advice="", seeds_needed=None) if endpoint.column == ERROR else across)
+    return claims
+
+
+def _changes(group: Group, base: Group, endpoint: Endpoint) -> dict[str, float]:
+    """Seeds → `group` minus `base` at the end."""
+    losses, without = endpoint.seed_losses(group), endpoint.seed_losses(base)
+    return {seeds: loss - without[seeds] for seeds, loss in losses.items() if seeds in without}
 
 
 def _arm(group: Group) -> tuple[str, str]:

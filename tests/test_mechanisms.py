@@ -26,11 +26,11 @@ PLAIN_AND_DECAYED = (("without decay", ""), ("with decay on matmul", ", λ = 0.0
 KFAC = {"metric": "gauss_newton", "damping": 0.01}
 
 
-def cell(root: Path, seed: int, decay: float, **optim: Any) -> Path:
-    """With decay: norms that stay, small Jacobians, an error lower by 0.05 give or take the seed's own luck."""
+def cell(root: Path, seed: int, decay: float, images: int = 128, gain: float = 0.05, **optim: Any) -> Path:
+    """With decay: norms that stay, small Jacobians, an error lower by `gain` give or take the seed's own luck."""
     size = (lambda s: 2 + 0 * s) if decay else (lambda s: 2 + s / 50)
     luck = 0.002 * np.random.default_rng([seed, round(1e4 * decay)]).standard_normal()
-    error = (0.15 if decay else 0.2) + luck
+    error = (0.2 - gain if decay else 0.2) + luck
     columns = {
         "optim/lr": lambda s: 0.1 + 0 * s,
         f"norm/{FIRST}": size,
@@ -44,7 +44,7 @@ def cell(root: Path, seed: int, decay: float, **optim: Any) -> Path:
     }
     name = f"{optim.get('algorithm')}-{optim.get('decay_rule')}-{decay}-{seed}"
     data = {"kind": "images"}
-    batch = {"images_per_step": 128}
+    batch = {"images_per_step": images}
     return write_run(
         root / name, decay=decay, seed=seed, steps=100, columns=columns, optim=optim, model=MODEL, data=data, batch=batch
     )  # fmt: skip
@@ -105,6 +105,24 @@ def test_the_table(runs: list[Run]) -> None:
     assert len(result.claims) == 3
     pilot = mechanisms.analyse(runs, Options(pilot_from=2))
     assert (pilot.tables["Optimisers × {none, L2, decay}"]["seeds"] == 2).all(), "a pilot's seeds are counted"
+
+
+def test_gains_of_two_batches(tmp_path: Path) -> None:
+    """Breaks if a gain in large batches is not set against that in small ones by the same seeds, or L2's against decay's."""
+    paths = []
+    for seed in range(4):
+        for images, gain in ((32, 0.05), (320, 0.02)):
+            paths += [cell(tmp_path / str(images), seed, d, images, gain, algorithm="sgd") for d in (0.0, 0.01)]
+        paths.append(cell(tmp_path / "32", seed, 0.01, 32, algorithm="sgd", decay_rule="l2_coupled"))
+    result = mechanisms.analyse(load(*paths), Options())
+    (claim,) = (claim for claim in result.claims if "minus none" in claim.name)
+    assert claim.name == "SGD, decay minus none: with images_per_step = 320 minus with images_per_step = 32"
+    assert (claim.verdict, claim.interval.n) == ("gains less", 4)
+    assert claim.estimate == pytest.approx(0.03, abs=0.004)
+    assert list(result.tables["The same between settings"]["verdict"]) == ["gains less"]
+    some = load(*[path for path in paths if not (path.parent.name == "320" and path.name.endswith("-3"))])
+    (claim,) = (claim for claim in mechanisms.analyse(some, Options()).claims if "minus none" in claim.name)
+    assert claim.interval.n == 3, "a seed of one batch alone is no pair"
 
 
 def test_masks_and_norms_are_forms() -> None:
