@@ -14,7 +14,7 @@ from configs.precision import TABLE
 from configs.schema import RunConfig
 from engine.dtypes import autocast_dtype
 from model.attention import Attention, Rotary
-from model.gpt import document_mask
+from model.within_documents import document_mask
 
 # The operators that torch's scaled_dot_product_attention hands over to. If it uses none of them, it multiplies and takes
 # the softmax itself ("math").
@@ -27,8 +27,9 @@ KERNELS = {
 SOFTMAX = {"aten::_softmax", "aten::_safe_softmax"}
 
 
-def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) -> str | None:
-    """The kernel's name: flash, flash_cpu, efficient, cudnn, math or stable; "unknown" if what ran is none of them. Of images None.
+def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device, by_blocks: bool = False) -> str | None:
+    """The kernel's name: flash, flash_cpu, efficient, cudnn, flex, math or stable; "unknown" if what ran is none of them. Of
+    images None. `by_blocks`: documents are kept apart by FlexAttention, which is a kernel of its own.
 
     It is read off one call of the model's own attention, with the shapes, dtypes, mask and dropout of a micro-step. torch
     chooses by these, by the device, and by what was switched off in this process. On a CPU, compiled blocks were seen to take
@@ -38,6 +39,8 @@ def attention_kernel(config: RunConfig, micro_batch: int, device: torch.device) 
         return None
     if config.gpt.attention != "sdpa":  # written out in model/attention.py
         return config.gpt.attention
+    if by_blocks:
+        return "flex"
     # The inputs are of the dtype that the weights have in the forward pass; autocast, below, lowers them further.
     dtype = torch.bfloat16 if TABLE[config.precision].weights == "bfloat16" else torch.float32
     length = config.gpt.seq_len

@@ -17,6 +17,7 @@ from configs.images import ImageModel
 from configs.schema import RunConfig
 from data.any_manifest import AnyManifest
 from data.manifest import Manifest
+from engine.documents_apart import takes_blocks
 from engine.dtypes import autocast_dtype
 from model.classifier import Classifier
 from model.gpt import GPT
@@ -30,7 +31,9 @@ def build_model(config: RunConfig, eot: int | None, device: torch.device) -> GPT
     # Attention stays within a document only where the configuration says so; the token then marks where one ends.
     separate_at = None if config.text.cross_document_attention else eot
     autocast, compiled = autocast_dtype(config.precision), is_compiled(config, device)
-    return GPT(config.gpt, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
+    network = GPT(config.gpt, autocast, separate_at, config.optim.z_loss, compiled, config.parallel.recompute)
+    network.by_blocks = takes_blocks(config, compiled, device)
+    return network
 
 
 def build_network(config: RunConfig, manifest: AnyManifest, device: torch.device) -> GPT | Classifier:

@@ -27,6 +27,7 @@ from engine.launch import World, device_name
 from engine.memory import forget_peak, keep_freed_memory, peak_bytes
 from engine.network import build_network
 from engine.supply import OpenData
+from model.gpt import GPT
 from record.blocks import WEIGHTS, in_blocks, write_blocks
 from record.checkpoint_manifest import BUFFERS
 from record.environment import environment
@@ -222,7 +223,7 @@ def begin(
     forget_peak(world.device)
     before = peak_bytes(world.device)
     model = build_network(config, data.manifest, world.device)
-    kernel = attention_kernel(config, plan.micro_batch, world.device)
+    kernel = attention_kernel(config, plan.micro_batch, world.device, isinstance(model, GPT) and model.by_blocks)
     model.init_weights(config.seeds.init)
     engine = Engine(model, config, plan, world)
     # Not before the engine is there: what setting up freed is given back.

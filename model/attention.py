@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from configs.transformer import Model
 from model.cache import Kept
@@ -33,9 +34,10 @@ class Attention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None, kept: Kept | None = None
+        self, x: Tensor, mask: Tensor | BlockMask | None, rotation: Tensor | None = None, kept: Kept | None = None
     ) -> Tensor:
-        """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T) bool: what may be seen; None: all before. `rotation` of Rotary.at.
+        """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T) bool, or FlexAttention's blocks: what may be seen; None: all before.
+        `rotation` of Rotary.at.
 
         `kept`, for sampling: keys and values of the tokens before x, which x sees too; the mask is then (B, 1, T, S).
         """
@@ -45,14 +47,17 @@ class Attention(nn.Module):
         y = self.proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         """q (B, H, T, D), k and v (B, G, T, D) → (B, H, T, D), by the arithmetic of model.attention.
 
         With a mask there may be more keys and values than queries: (B, G, S, D).
         """
-        dropout = self.dropout if self.training else 0.0
+        dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head < self.n_head
+        if isinstance(mask, BlockMask):  # only where the arithmetic is sdpa and nothing is dropped
+            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+            assert isinstance(y, Tensor)
+            return y
         if self.arithmetic == "sdpa":
-            grouped = self.n_kv_head < self.n_head
             return F.scaled_dot_product_attention(
                 q, k, v, mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
             )

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import Model
@@ -19,6 +20,7 @@ from model.attention import Attention, Rotary, make_norm
 from model.cache import Cache, Kept
 from model.linear import Linear
 from model.loss import cross_entropies, cross_entropy_sum, logit_statistics
+from model.within_documents import document_blocks, document_mask
 
 RESIDUAL = ("attn.proj", "mlp.proj")  # kinds whose output is added to the residual stream: twice a block
 
@@ -55,7 +57,11 @@ class Block(nn.Module):
         self.ln_2, self.mlp = make_norm(config, config.n_embd), MLP(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None, kept: Kept | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | BlockMask | None = None,
+        rotation: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask, rotation, kept=kept)
         return x + self.mlp(self.ln_2(x))
@@ -99,6 +105,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.autocast, self.separate_at, self.z_loss = config, autocast, separate_at, z_loss
         self.compiled, self.recompute = compiled, recompute
+        self.by_blocks = False  # documents apart by FlexAttention (engine/documents_apart.py), and not by a dense mask
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.rotary = Rotary(config) if config.position == "rotary" else None
         if self.rotary is None:
@@ -152,7 +159,10 @@ class GPT(nn.Module):
         else:
             rotation = self.rotary.at(length, inputs.device, start)
         x = F.dropout(x, self.config.dropout, self.training)
-        mask = None if self.separate_at is None else document_mask(seen, self.separate_at, start)
+        mask: Tensor | BlockMask | None = None
+        if self.separate_at is not None:
+            blocks = self.by_blocks and cache is None
+            mask = document_blocks(seen, self.separate_at) if blocks else document_mask(seen, self.separate_at, start)
         if start and mask is None:  # "all before" of no mask counts from the first key
             mask = x.new_ones((1, 1, length, seen.shape[1]), dtype=torch.bool).tril(start)
         recompute = self.recompute and torch.is_grad_enabled()
@@ -194,14 +204,3 @@ class GPT(nn.Module):
 
     def _autocast(self, device: torch.device) -> torch.autocast | nullcontext[None]:
         return torch.autocast(device.type, dtype=self.autocast) if self.autocast else nullcontext()
-
-
-def document_mask(inputs: Tensor, eot: int, start: int = 0) -> Tensor:
-    """Which position may see which, (B, 1, T, T) bool: earlier ones of its own document; eot belongs to what it ends.
-
-    `start`: of the positions from there on alone, (B, 1, T − start, T).
-    """
-    ends = (inputs == eot).cumsum(1)
-    document = ends - (inputs == eot).long()  # (B, T)
-    same = document[:, start:, None] == document[:, None, :]  # (B, T − start, T)
-    return same.tril(start)[:, None]
