@@ -1,0 +1,176 @@
+"""The five primary claims of the study's plan, by their declared rules, Holm-corrected.
+
+    python -m analysis declared docs/study/records/study_s48 docs/study/records/study_constant
+
+The plan is docs/study/plan.md. They compare Σ = λ·Ση of 1.65, the paper's λ = 0.1, with no decay at the same η. A claim whose runs
+are not there counts in the correction as one that shows nothing, so that a verdict given early can only get better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats
+
+from analysis.bias_variance import decompose
+from analysis.branches import families
+from analysis.claims import OF_INTEREST
+from analysis.command import Options, Result
+from analysis.compare import VALIDATION, paired_final, paired_midrun
+from analysis.hypotheses import INSIDE, LEVEL, equivalence, holm, p_value
+from analysis.matched_curve import same_curve
+from analysis.pairing import Group, group_runs
+from analysis.runs import RATE, Run
+from analysis.settled import e_folds_of
+from analysis.statistics import LEAST_SEEDS, Interval, interval
+from configs.errors import InputError
+
+SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
+PLACE = 0.6  # of the run: the branches that are judged
+NAMES = {
+    "1a": "λ > 0 is behind in mid-run",
+    "1b": "λ > 0 is ahead at the end",
+    "2": "decay leaves more variance and less bias",
+    "3": "λ = 0 at the effective learning rate of λ > 0 gives its curve",
+    "4": "at a constant rate λ > 0 is worse before, better after a branch",
+}
+ENDPOINTS = {
+    "1a": "validation loss at 45 %, Σ = 1.65 minus 0",
+    "1b": "validation loss at the end, Σ = 1.65 minus 0",
+    "2": "branch end minus trunk at 60 %, Σ = 1.65 minus 0",
+    "3": "largest smoothed distance of training losses after the first 10 %",
+    "4": "validation loss at 60 %, and at its branch's end, Σ = 1.65 minus 0",
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """`parts`: the differences, and on which side of zero each is claimed; of "the same" on none, but within the `margin`."""
+
+    parts: tuple[tuple[Interval, int], ...]
+    margin: float | None = None
+
+    @property
+    def n(self) -> int:
+        return min(difference.n for difference, _ in self.parts)
+
+    @property
+    def p(self) -> float:
+        """Of no difference, or of one as large as the margin; of two parts the larger. 1 where one is on the other side."""
+        if self.n < LEAST_SEEDS:
+            return 1.0
+        return max(self._p(difference, side) for difference, side in self.parts)
+
+    def _p(self, difference: Interval, side: int) -> float:
+        if self.margin is None:
+            return p_value(difference) if difference.mean * side > 0 else 1.0
+        # a distance is never below zero: one test, of the margin's side
+        error = difference.half(INSIDE) / stats.t.ppf((1 + INSIDE) / 2, difference.n - 1)
+        return float(stats.t.sf((self.margin - difference.mean) / error, difference.n - 1))
+
+    def verdict(self, adjusted: float) -> str:
+        """The plan's words, with Holm's p value: holds, does not hold, undecided."""
+        if self.n < LEAST_SEEDS:
+            return f"no claim: {self.n} seeds"
+        if adjusted < LEVEL:
+            return "holds"
+        for difference, side in self.parts:
+            if self.margin is not None:
+                beyond = difference.mean - difference.half(INSIDE) > self.margin
+            else:
+                against = difference.excludes_zero and difference.mean * side < 0
+                beyond = against or equivalence(difference, OF_INTEREST).startswith("the same")
+            if beyond:
+                return "does not hold"
+        return "undecided"
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks, branches, notes = families(runs)
+    trunks += [run for run in runs if run.origin is None and run not in trunks]
+    tests: dict[str, Test] = {}
+    cosine = [run for run in trunks if run.fields.get("schedule.kind") == "cosine"]
+    groups = group_runs(cosine)[0]
+    if pair := _pair([group for group in groups if group.runs[0].reference is None]):
+        plain, decayed = pair
+        tests |= _order(decayed, plain) | _branches(decayed, plain, branches)
+    for group in groups:
+        claim = same_curve(group, cosine, groups) if group.runs[0].fields.get("schedule.match.own") is None else None
+        if claim is not None and claim.margin is not None:
+            tests["3"] = Test(((claim.interval, 0),), claim.margin)
+    if pair := _pair(group_runs([run for run in trunks if run.fields.get("schedule.kind") == "constant"])[0]):
+        before, after = (_at_branches(*pair[::-1], branches, part) for part in ("loss", "branch"))
+        if before.n and after.n:
+            tests["4"] = Test(((before, 1), (after, -1)))
+    if not tests:
+        raise InputError(
+            f"none of the plan's claims can be read: no runs of Σ = λ·Ση = 0 and {SIGMA} at one η are among these; "
+            "configs/sweeps/study_s48.json has them"
+        )
+    table = _table(tests)
+    findings = [f"{row['claim']}: {row['difference']}: {row['verdict']}." for _, row in table.iterrows() if row["n"]]
+    notes.append(f"Holm's correction is over {len(NAMES)} claims; those that have not run count as showing nothing")
+    return Result("declared", "The plan's primary claims", findings, [], {"Claims": table}, notes)
+
+
+def _pair(groups: list[Group]) -> tuple[Group, Group] | None:
+    """The groups of Σ = 0 and Σ = SIGMA, at the η of most runs without decay."""
+    plain = sorted((g for g in groups if g.decay == 0), key=lambda g: -len(g.runs))
+    for base in plain:
+        for group in groups:
+            folds = e_folds_of(group.runs[0])
+            same_rate = group.runs[0].fields.get(RATE) == base.runs[0].fields.get(RATE)
+            if group.decay and same_rate and folds is not None and abs(folds / SIGMA - 1) < NEAR:
+                return base, group
+    return None
+
+
+def _order(decayed: Group, plain: Group) -> dict[str, Test]:
+    """Claims 1a and 1b."""
+    tests = {}
+    if (middle := paired_midrun(decayed, plain, VALIDATION)) is not None:
+        tests["1a"] = Test(((middle.interval, 1),))
+    end = paired_final(decayed, plain, VALIDATION)
+    if not end.refused:
+        tests["1b"] = Test(((end.interval, -1),))
+    return tests
+
+
+def _branches(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> dict[str, Test]:
+    """Claim 2."""
+    contrast = _at_branches(decayed, plain, branches, "variance", -1)
+    return {"2": Test(((contrast, -1),))} if contrast.n else {}
+
+
+def _at_branches(
+    decayed: Group, plain: Group, branches: dict[tuple[str, int], Run], part: str, sign: int = 1
+) -> Interval:
+    """`decayed` minus `plain` in a part of the loss at the checkpoint of PLACE, times `sign`, in pairs of seeds."""
+    table = decompose([decayed, plain], branches)
+    if table.empty:
+        return interval([])
+    table = table[(table["step"] / table["steps"] - PLACE).abs() < 1e-9]
+    ours, theirs = (table[table["group"] == g.name].set_index("seeds")[part] for g in (decayed, plain))
+    return interval((sign * (ours - theirs)).dropna())
+
+
+def _table(tests: dict[str, Test]) -> pd.DataFrame:
+    adjusted = holm([tests[key].p if key in tests else 1.0 for key in NAMES])
+    rows = []
+    for key, p in zip(NAMES, adjusted, strict=True):
+        row: dict[str, object] = {"claim": f"{key}: {NAMES[key]}", "endpoint": ENDPOINTS[key], "n": 0}
+        if (test := tests.get(key)) is None:
+            rows.append(row | {"verdict": "not run"})
+            continue
+        row |= {"n": test.n, "difference": "; ".join(difference.text() for difference, _ in test.parts)}
+        if test.margin is not None:
+            row["difference"] = f"{row['difference']}, margin {test.margin:.4f}"
+        told = {"p": _digits(test.p), "p after Holm": _digits(p)} if math.isfinite(p) else {}
+        rows.append(row | told | {"verdict": test.verdict(p)})
+    return pd.DataFrame(rows)
+
+
+def _digits(p: float) -> str:
+    return f"{p:.2g}"

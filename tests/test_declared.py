@@ -1,0 +1,118 @@
+"""The plan's five claims, on made-up runs whose differences are known, and on the study's own records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import declared
+from analysis.command import Options, load_runs
+from analysis.statistics import interval
+from configs.errors import InputError
+from tests.processes import ROOT
+from tests.recorded import base_curve, load, write_run
+
+pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
+
+DECAY = 0.0165  # over 1,000 updates at η = 0.1: Σ = 1.65
+
+
+def write(root: Path, seed: int, kind: str, decay: float, above: Any, branch: float, **schedule: Any) -> list[Path]:
+    """A trunk that lies `above` the base curve, and its branch from 60 %, which ends by `branch` above the base curve's end."""
+    luck = 0.002 * np.random.default_rng([seed, round(1e4 * decay), len(kind)]).standard_normal()
+    trunk = root / f"{kind}-{decay}-{seed}{'-matched' if schedule else ''}"
+    folds = {"optim/decay_sum": lambda s: decay * 0.1 * s}
+    paths = [
+        write_run(
+            trunk,
+            lambda s: base_curve(s) + above(s) + luck,
+            decay=decay,
+            seed=seed,
+            columns=folds,
+            schedule={"kind": kind, **schedule},
+        )
+    ]
+    if not schedule:
+        fields = {"schedule": {"kind": "constant"}, "branch": {"origin": f"{trunk}@600"}, "optim": {"lr": 0.001}}
+        end = float(base_curve(np.array([1000.0]))[0]) + branch + luck
+        paths.append(write_run(root / f"{trunk.name}-b", lambda s: end + 0 * s, seed=seed, steps=200, **fields))
+    return paths
+
+
+def five(root: Path, seeds: int = 5, matched: float = 0.001) -> list[Path]:
+    """Every claim as the paper has it: behind by 0.08 until 80 %, ahead by 0.02 at the end, branches closer by 0.06."""
+    paths, order = [], lambda s: np.where(s < 800, 0.08, -0.02)
+    for seed in range(seeds):
+        for kind in ("cosine", "constant"):
+            paths += write(root, seed, kind, 0.0, lambda s: 0 * s, 0.0)
+            paths += write(root, seed, kind, DECAY, order, -0.02 if kind == "constant" else 0.02)
+        leader = {"match": {"reference": str(root / f"cosine-{DECAY}-{seed}")}}
+        paths += write(root, seed, "cosine", 0.0, lambda s: order(s) + matched, 0.0, **leader)
+    return paths
+
+
+def verdicts(paths: list[Path]) -> pd.Series:
+    table = declared.analyse(load(*paths), Options()).tables["Claims"]
+    return table.set_index(table["claim"].str.partition(":")[0])["verdict"]
+
+
+def test_all_as_the_paper_has_them(tmp_path: Path) -> None:
+    """Breaks if a claim is read off other runs or at another place, or a sign is turned."""
+    paths = five(tmp_path)
+    result = declared.analyse(load(*paths), Options())
+    table = result.tables["Claims"].set_index(result.tables["Claims"]["claim"].str.partition(":")[0])
+    assert list(table["verdict"]) == ["holds"] * 5
+    means = {key: [float(part.split()[0]) for part in text.split("; ")] for key, text in table["difference"].items()}
+    for key, expected in {"1a": [0.08], "1b": [-0.02], "2": [-0.06], "4": [0.08, -0.02]}.items():
+        assert means[str(key)] == pytest.approx(expected, abs=0.004), key
+    assert means["3"][0] < 0.01
+    assert len(result.findings) == 5
+
+
+def test_what_is_missing_counts(tmp_path: Path) -> None:
+    """Breaks if Holm's correction is over the claims that have run alone, or two seeds give a verdict."""
+    paths = [
+        path for path in five(tmp_path) if path.name.startswith("cosine") and not path.name.endswith(("-b", "-matched"))
+    ]
+    table = declared.analyse(load(*paths), Options()).tables["Claims"]
+    assert list(table["verdict"]) == ["holds", "holds", "not run", "not run", "not run"]
+    p, after = (table[name].dropna().astype(float).min() for name in ("p", "p after Holm"))
+    assert after == pytest.approx(5 * p, rel=0.1)
+    assert verdicts([path for path in paths if path.name[-1] in "01"])["1a"] == "no claim: 2 seeds"
+    with pytest.raises(InputError, match=r"0 and 1\.65 at one η"):
+        declared.analyse(load(*[path for path in paths if "0.0165" in path.name]), Options())
+
+
+def test_the_other_verdicts() -> None:
+    """Breaks if the wrong side, or a small difference that is certain, is undecided, or a scattered one is not."""
+    for values, side, expected in (
+        ([0.02, 0.021, 0.022], -1, "does not hold"),
+        ([-0.02, -0.021, -0.022], -1, "holds"),
+        ([0.001, -0.001, 0.0005], -1, "does not hold"),
+        ([-0.05, 0.03, -0.02], -1, "undecided"),
+    ):
+        test = declared.Test(((interval(values), side),))
+        assert test.verdict(test.p) == expected, values
+        assert (test.p == 1.0) == (interval(values).mean * side < 0)
+    for values, expected in (
+        ([0.01, 0.011, 0.012], "holds"),
+        ([0.05, 0.051, 0.052], "does not hold"),
+        ([0.01, 0.02, 0.03], "undecided"),
+    ):
+        test = declared.Test(((interval(values), 0),), margin=0.02)
+        assert test.verdict(test.p) == expected, values
+    # the level at which the 90 % interval touches the margin
+    edge = interval([0.01, 0.012, 0.014])
+    assert declared.Test(((edge, 0),), margin=edge.mean + edge.half(0.9)).p == pytest.approx(0.05)
+
+
+def test_of_the_records() -> None:
+    """Breaks if the study's own 24 tokens per parameter cannot be read."""
+    runs, _ = load_runs([str(ROOT / "docs/study/records/study_s24")], None)
+    table = declared.analyse(runs, Options()).tables["Claims"]
+    assert list(table["n"]) == [8, 8, 8, 0, 0]
+    assert table["difference"][0].startswith("+0.0869 [+0.0787, +0.0951]")
