@@ -186,26 +186,38 @@ def device_hours(config: RunConfig, flops_per_s: float) -> float:
     return flops_per_unit(config.model) * config.schedule.steps * config.units_per_step / flops_per_s / 3600
 
 
+def _rms_bytes(model: Model, given: int) -> int:
+    """What torch's normalisation by mean square keeps of a value of `given` bytes, on a CPU: its copy in float32 where it has fewer
+    bytes, and what a gain multiplies."""
+    return (4 if given < 4 else 0) + (4 if model.layernorm_gain else 0)
+
+
 def block_bytes(model: Model, wide: int, narrow: int) -> tuple[int, int]:
     """Of a token: what a block keeps for its backward pass, and what it holds besides while it is at work.
 
-    `wide` and `narrow` are bytes of a value in the residual stream and of one that a matrix multiplies. Uncompiled, as on a CPU:
-    there a normalisation by mean square keeps what it makes before its gain.
+    `wide` and `narrow` are bytes of a value in the residual stream and of one that a matrix multiplies. Uncompiled, as on a CPU.
     """
     d, keys = model.n_embd, model.n_embd * model.kv_heads // model.n_head
-    changed = d + keys  # queries and keys
-    normalised = changed if model.qk_norm else 0
-    turned = changed if model.qk_norm or model.position == "rotary" else 0
-    rms = wide * (2 * d + normalised) if model.norm == "rmsnorm" and model.layernorm_gain else 0
+    is_rms, is_moved = model.norm == "rmsnorm", model.qk_norm or model.position == "rotary"
     hidden = model.mlp_hidden * (4 if model.activation == "swiglu" else 2)
-    # Residual stream twice; norms' outputs, q k v, queries and keys once more where they are changed, attention's output, the MLP.
-    kept = 2 * d * wide + narrow * (2 * d + d + 2 * keys + turned + d + hidden) + rms
+    # Its input is lowered for each of the two maps that read it.
+    twice = d if model.activation == "swiglu" and narrow < wide else 0
+    kept = narrow * (2 * d + hidden + twice)  # norms' outputs, the MLP
+    # The residual stream at both norms: by mean square of bfloat16 only what the norm makes of it.
+    kept += 2 * d * (0 if is_rms and wide < 4 else wide)
+    if is_rms:
+        kept += 2 * d * _rms_bytes(model, wide) + (d + keys) * _rms_bytes(model, narrow) * model.qk_norm
     if model.attention == "sdpa":
-        return kept, 0
+        # q k v and the output. Queries and keys once more where they are changed; the output then lies by heads, and is copied.
+        return kept + narrow * (2 * d + 2 * keys + ((2 * d + keys) if is_moved else 0)), 0
+    # Values and output; queries, keys and the product in float32, by heads; q k v only where a norm reads them as they are.
+    kept += narrow * 2 * d + 4 * 3 * d
+    if model.qk_norm and not (is_rms and narrow < 4):
+        kept += narrow * (d + 2 * keys)
     scores = model.n_head * model.seq_len
     kept += 4 * scores  # the weights of the scores, float32
-    if narrow < 4:  # these rounded, and float32 copies of queries, keys and the product
-        kept += narrow * scores + 4 * 3 * d
+    if narrow < 4:  # these rounded
+        kept += narrow * scores
     return kept, 3 * 4 * scores  # scores before and after the mask, and their gradient
 
 
@@ -228,7 +240,8 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     # Of the head: a chunk's gradient, and the sum over chunks.
     of_head = head * (narrow + (4 if chunks > 1 or narrow < wide else 0))
     scaled = tokens * model.n_embd * wide if model.head_scale else 0  # what the head's scale multiplies
-    return blocks + cast + chunk + of_head + scaled + 2 * tokens * model.n_embd * narrow + measured
+    last = 2 * narrow + (_rms_bytes(model, wide) if model.norm == "rmsnorm" else 0)  # of the last norm
+    return blocks + cast + chunk + of_head + scaled + tokens * model.n_embd * last + measured
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
