@@ -73,6 +73,7 @@ def mfu(flops_per_s: float, device: str, precision: str, devices: int) -> float 
 
 ROUNDED_AT_ONCE = 1 << 20  # elements whose float32 copies are held at once (optim/stochastic.py)
 LOGITS_AT_ONCE = 1 << 27  # the loss's chunks (model/loss.py): 2,668 tokens of GPT-2's vocabulary, 256 MiB in bfloat16
+SOFTMAX_AT_ONCE = 1 << 21  # and of these the softmax's, in float32, on a CPU
 DOTTED_MOMENTS = 3  # the most that one of torch's keeps: AMSGrad, and RMSprop centred and with momentum
 
 
@@ -235,7 +236,8 @@ def activation_bytes(config: RunConfig, micro_batch: int) -> int:
     if config.parallel.recompute:
         blocks = block + tokens * passing + tokens * model.n_embd * wide * model.n_layer
     cast = narrow * n_parameters(model) if narrow < wide else 0
-    chunk = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size * narrow
+    logits = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size
+    chunk = logits * narrow + (4 * min(logits, SOFTMAX_AT_ONCE) if narrow < 4 else 0)
     chunks = math.ceil(tokens * model.vocab_size / LOGITS_AT_ONCE)
     # Of the head: a chunk's gradient, and the sum over chunks.
     of_head = head * (narrow + (4 if chunks > 1 or narrow < wide else 0))

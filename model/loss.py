@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from configs.cost import LOGITS_AT_ONCE
+from configs.cost import LOGITS_AT_ONCE, SOFTMAX_AT_ONCE
 from model.linear import product
 
 CHUNK_ELEMENTS = LOGITS_AT_ONCE
 # Logits whose softmax is taken at once: on a CPU 8 MiB of float32, which stay in its cache; on a GPU 128 MiB.
-CACHE_ELEMENTS, CUDA_ELEMENTS = 1 << 21, 1 << 25
+CACHE_ELEMENTS, CUDA_ELEMENTS = SOFTMAX_AT_ONCE, 1 << 25
 
 
 def cross_entropy_sum(
