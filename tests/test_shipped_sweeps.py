@@ -101,11 +101,12 @@ def test_mechanisms_have_the_papers_settings(name: str) -> None:
     assert found == {(o, f, s) for o in OPTIMISERS for f in ("none", "l2_coupled", "decoupled") for s in range(3)}
 
 
-def test_small_mechanisms_are_the_tuned_rows() -> None:
+@pytest.mark.parametrize("name", ["small_mechanisms", "small_large_batch"])
+def test_small_mechanisms_are_the_tuned_rows(name: str) -> None:
     """Breaks if one of the twelve rows is missing for a seed, or has an η and λ that the tuning did not try, or other phases."""
-    tuned = {_row(cell.config) for cell in cells(ROOT / "configs" / "sweeps" / "small_mechanisms_tuning.json")}
+    tuned = {_row(cell.config) for cell in cells(ROOT / "configs" / "sweeps" / f"{name}_tuning.json")}
     found = {}
-    for config in (cell.config for cell in cells(ROOT / "configs" / "sweeps" / "small_mechanisms.json")):
+    for config in (cell.config for cell in cells(ROOT / "configs" / "sweeps" / f"{name}.json")):
         row, steps = _row(config), config.schedule.steps
         assert row in tuned
         points = [(place - 1) / steps for place, _ in config.schedule.points or ()]

@@ -10,7 +10,9 @@ import pytest
 
 from analysis.catalogue import CATALOGUE
 from analysis.command import Options, load_runs
+from analysis.optimisers import form_of, optimiser_of
 from analysis.published import paper
+from analysis.runs import RATE
 from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
@@ -86,6 +88,32 @@ def test_mechanisms_come_from_the_records(sweep: str) -> None:
     for i, table in enumerate((table for table in tables if len(table)), 1):
         text = table.to_csv(index=False)
         assert (STUDY / "mechanisms" / f"{sweep}_table{i}.csv").read_text() == text, i
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sweep", "place"), [("small_mechanisms_tuning", 0), ("small_large_batch_tuning", 1)])
+def test_the_tuning_of_mechanisms_is_that_of_the_records(sweep: str, place: int) -> None:
+    """Breaks if an error in a table of what was tuned is not its run's, a run is left out, or what is bold is not the lowest."""
+    runs, _ = load_runs([str(STUDY / "records" / sweep)], None)
+    tables = (
+        (ROOT / "docs" / "mechanisms.md")
+        .read_text()
+        .split("| optimiser | η at λ = 0 | λ of L2 | λ of decay |\n|---|---|---|---|\n")[1:]
+    )
+    rows = [line.strip("| ").split(" | ") for line in tables[place].partition("\n\n")[0].splitlines()]
+    told = 0
+    for optimiser, *cells in rows:
+        for form, cell in zip(("none", "L2", "decay"), cells, strict=True):
+            found = {}
+            for run in (run for run in runs if (optimiser_of(run), form_of(run)) == (optimiser, form)):
+                error = f"{100 * run.column('val/error').iloc[-1]:.1f}" if run.state == "done" else run.state
+                found[f"{run.fields[RATE] if form == 'none' else run.decay:g}"] = error
+            entries = dict(entry.replace("*", "").split(": ") for entry in cell.split(", "))
+            assert entries == found, (optimiser, form)
+            (bold,) = re.findall(r"\*\*(.+?)\*\*", cell)
+            assert float(found[bold]) == min(float(error) for error in found.values() if error != "diverged")
+            told += len(entries)
+    assert told == len(runs)
 
 
 def test_the_page_of_mechanisms_quotes_its_tables() -> None:
