@@ -22,7 +22,7 @@ OF_P2 = [  # the same of Three Mechanisms of Weight Decay Regularization (1810.1
     ("ResNet32, crop and flip, CIFAR-10", "p2_resnet32_cifar10", "small_mechanisms"),
     ("VGG16, CIFAR-100", "p2_vgg16_cifar100", "small_mechanisms"),
     ("ResNet32, crop and flip, CIFAR-100", "p2_resnet32_cifar100", "small_mechanisms"),
-    ("batches of 2,048: VGG16, CIFAR-10", "p2_large_batch_cifar10", ""),
+    ("batches of 2,048: VGG16, CIFAR-10", "p2_large_batch_cifar10", "small_large_batch"),
     ("layer norms, and which layers decay: VGG16, CIFAR-10", "p2_layer_norms_cifar10", "small_layer_norms"),
 ]
 
