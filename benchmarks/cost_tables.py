@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.markdown import ROOT, read_result, table
+from benchmarks.markdown import ROOT, read_result, read_results, table
 from benchmarks.memory_estimate import CASES, name_of, settings_of
 from configs import cost
 from configs.cost import GIB
@@ -82,10 +83,12 @@ def devices() -> str:
     return table(["device", "tokens/s in `bf16-mixed`", "TFLOP/s", "days for one run at 124M", "result file"], [row])
 
 
-def estimate(case: str) -> tuple[int, int]:
-    """The plan's bytes of state and of activations for a case of the memory benchmark."""
+def estimate(command: str, case: str) -> tuple[int, int]:
+    """The plan's bytes of state and of activations for a case of the memory benchmark, which this command measured."""
     ((precision, stage, ranks, micro_batch),) = (settings for settings in CASES if name_of(*settings) == case)
-    config, given = load_config(ROOT / "configs" / "gpt124m_wd0.1.json")
+    pairs = list(pairwise(command.split()))
+    (path,) = (value for word, value in pairs if word == "--config")
+    config, given = load_config(ROOT / path, [value for word, value in pairs if word == "--set"])
     settings = settings_of(precision, stage, ranks, micro_batch, config.model.seq_len)
     plan = make_plan(validate(merge(given, settings), case), ranks, None)
     return plan.state_bytes, plan.activation_bytes
@@ -93,14 +96,26 @@ def estimate(case: str) -> tuple[int, int]:
 
 def memory() -> str:
     """The plan's estimate of memory beside what a real run took."""
-    rows = []
-    for name, case in read_result("memory-gpt124m_wd0.1-cpu.json")["cases"].items():
-        state, activations = estimate(name)
+    rows, result = [], read_result("memory-gpt124m_wd0.1-cpu.json")
+    for name, case in result["cases"].items():
+        state, activations = estimate(result["command"], name)
         sizes = [f"{size / GIB:.2f}" for size in (state, activations, case["measured_bytes"])]
         heap = f"{case['heap_bytes'] / case['measured_bytes']:.2f}" if case.get("heap_bytes") else ""
         rows.append([name, *sizes, f"{(state + activations) / case['measured_bytes']:.2f}", heap])
     columns = ["state, GiB", "activations, GiB", "measured, GiB", "estimate / measured", "heap / measured"]
     return table(["case", *columns], rows)
+
+
+def memory_of_shapes() -> str:
+    """The same, as a ratio, of every shape and arithmetic of attention that was measured."""
+    results = read_results("memory-*.json")
+    ratios: dict[str, dict[str, str]] = {}
+    for name, result in results.items():
+        for case, taken in result["cases"].items():
+            ratio = sum(estimate(result["command"], case)) / taken["measured_bytes"]
+            ratios.setdefault(case, {})[name] = f"{ratio:.2f}"
+    columns = [name.removeprefix("memory-").removesuffix("-cpu.json") for name in results]
+    return table(["case", *columns], [[case, *(row.get(name, "") for name in results)] for case, row in ratios.items()])
 
 
 def logits() -> str:

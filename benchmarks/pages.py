@@ -20,6 +20,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study": cost_tables.study,
     "devices": cost_tables.devices,
     "memory": cost_tables.memory,
+    "memory_of_shapes": cost_tables.memory_of_shapes,
     "logits": cost_tables.logits,
     "experiments": cost_tables.experiments,
     "vision": image_experiments.experiments_on_images,

@@ -48,7 +48,8 @@ def aims() -> str:
         best = max(ratio for case, ratio in result["ratio_to_one_rank"].items() if "1 rank" not in case)
         rows.append(["two ranks on two cores, of one", "0.9 or more", f"{best:.2f}", "", f"`{name}`"])
     for name, result in read_results("memory-*.json").items():
-        ratios = [sum(estimate(case)) / bytes_["measured_bytes"] for case, bytes_ in result["cases"].items()]
+        cases = result["cases"].items()
+        ratios = [sum(estimate(result["command"], case)) / taken["measured_bytes"] for case, taken in cases]
         between = f"{min(ratios):.2f} to {max(ratios):.2f}"
         rows.append(["the plan's memory over measured", "0.9 to 1.1", between, "", f"`{name}`"])
     return table(["what", "aim", "measured", "at most", "result file"], rows)
