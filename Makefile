@@ -13,7 +13,8 @@ PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
 STUDY := loss_curves bias_variance generalisation effective_lr
-MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt
+MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch
+BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
 	effective_lr_table1.csv loss_difference.png
 
@@ -64,6 +65,8 @@ study-report: .venv/run
 		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \
 	done
 	cp runs/study/small_layer_norms_adam/mechanism_1.png docs/study/mechanisms/small_layer_norms_adam.png
+	$(BIN)/python -m analysis mechanisms $(BATCHES) --out runs/study/batches
+	cp runs/study/batches/mechanisms_table3.csv docs/study/mechanisms/batches.csv
 
 # Unpacked and not installed: that needs no root, and the package would bring a dictionary server that starts by itself.
 $(GCIDE):

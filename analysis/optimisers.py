@@ -15,7 +15,7 @@ from analysis.claims import Claim, difference_claim
 from analysis.command import Options
 from analysis.compare import lost
 from analysis.endpoint import Endpoint, lowest
-from analysis.pairing import Group
+from analysis.pairing import Group, in_order
 from analysis.published import paper
 from analysis.runs import FOLLOWS, RATE, SEEDS, Run, field_name, shown
 from analysis.statistics import interval
@@ -67,9 +67,12 @@ def _leader(run: Run) -> str:
 
 
 def _setting(group: Group) -> str:
+    return ", ".join(f"{field_name(name)} = {shown(group.fields[name])}" for name in _settled(group))
+
+
+def _settled(group: Group) -> list[str]:
     # an optimiser has its own η, λ and schedule: they make no other setting, nor do norms that are taken
-    names = [name for name in group.fields if not name.startswith(OWN) and name != FOLLOWS]
-    return ", ".join(f"{field_name(name)} = {shown(group.fields[name])}" for name in names)
+    return [name for name in group.fields if not name.startswith(OWN) and name != FOLLOWS]
 
 
 def table_of_optimisers(
@@ -128,7 +131,9 @@ def _across_settings(compared: list[tuple[Group, Group, Claim]], endpoint: Endpo
     for (optimiser, form), settings in cells.items():
         if len(settings) < 2 or any(len(members) > 1 for members in settings.values()):
             continue
-        (first, ((group, base, plain),)), *others = settings.items()
+        # the smaller batch first, whatever the order of their λ
+        ordered = sorted(settings.items(), key=lambda s: [in_order(s[1][0][0].fields[n]) for n in _settled(s[1][0][0])])
+        (first, ((group, base, plain),)), *others = ordered
         begun = _changes(group, base, endpoint)
         for setting, ((group, base, claim),) in others:
             changes = _changes(group, base, endpoint)

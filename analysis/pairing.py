@@ -41,7 +41,7 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
         )
     # JSON as the key: a field may hold a list
     members: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: [_order(run.fields.get(name)) for name in names] + [_order(run.seeds)]):
+    for run in sorted(runs, key=lambda run: [in_order(run.fields.get(name)) for name in names] + [in_order(run.seeds)]):
         members.setdefault(json.dumps([run.fields.get(name) for name in names]), []).append(run)
     groups, notes = [], []
     for inside in members.values():
@@ -56,8 +56,8 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
     return groups, notes
 
 
-def _order(value: Any) -> tuple[int, float, str]:
-    # numbers by size, before all that are none
+def in_order(value: Any) -> tuple[int, float, str]:
+    """A key that sorts a field's values: numbers by size, before all that are none."""
     if isinstance(value, int | float):
         return (0, float(value), "")
     return (1, 0.0, json.dumps(value))

@@ -111,8 +111,8 @@ def test_gains_of_two_batches(tmp_path: Path) -> None:
     """Breaks if a gain in large batches is not set against that in small ones by the same seeds, or L2's against decay's."""
     paths = []
     for seed in range(4):
-        for images, gain in ((32, 0.05), (320, 0.02)):
-            paths += [cell(tmp_path / str(images), seed, d, images, gain, algorithm="sgd") for d in (0.0, 0.01)]
+        for images, gain, decay in ((32, 0.05, 0.01), (320, 0.02, 0.001)):  # each at its own λ, the larger first by λ
+            paths += [cell(tmp_path / str(images), seed, d, images, gain, algorithm="sgd") for d in (0.0, decay)]
         paths.append(cell(tmp_path / "32", seed, 0.01, 32, algorithm="sgd", decay_rule="l2_coupled"))
     result = mechanisms.analyse(load(*paths), Options())
     (claim,) = (claim for claim in result.claims if "minus none" in claim.name)

@@ -79,7 +79,9 @@ def test_jacobians_come_from_the_records() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sweep", ["small_mechanisms", "small_layer_norms", "small_layer_norms_adam", "small_kfac_gpt"])
+@pytest.mark.parametrize(
+    "sweep", ["small_mechanisms", "small_layer_norms", "small_layer_norms_adam", "small_kfac_gpt", "small_large_batch"]
+)
 def test_mechanisms_come_from_the_records(sweep: str) -> None:
     """Breaks if a table of the three mechanisms is not what the committed records give."""
     runs, notes = load_runs([str(STUDY / "records" / sweep)], Path("runs"))
@@ -88,6 +90,15 @@ def test_mechanisms_come_from_the_records(sweep: str) -> None:
     for i, table in enumerate((table for table in tables if len(table)), 1):
         text = table.to_csv(index=False)
         assert (STUDY / "mechanisms" / f"{sweep}_table{i}.csv").read_text() == text, i
+
+
+@pytest.mark.slow
+def test_gains_of_batches_come_from_the_records() -> None:
+    """Breaks if the committed differences between small and large batches are not what the records give."""
+    runs, _ = load_runs([str(STUDY / "records" / name) for name in ("small_mechanisms", "small_large_batch")], None)
+    table = CATALOGUE["mechanisms"].load().analyse(runs, Options()).tables["The same between settings"]
+    assert len(table) == 8
+    assert (STUDY / "mechanisms" / "batches.csv").read_text() == table.to_csv(index=False)
 
 
 @pytest.mark.slow
