@@ -101,7 +101,7 @@ def test_mechanisms_have_the_papers_settings(name: str) -> None:
     assert found == {(o, f, s) for o in OPTIMISERS for f in ("none", "l2_coupled", "decoupled") for s in range(3)}
 
 
-@pytest.mark.parametrize("name", ["small_mechanisms", "small_large_batch"])
+@pytest.mark.parametrize("name", ["small_mechanisms", "small_large_batch", "small_without_bn"])
 def test_small_mechanisms_are_the_tuned_rows(name: str) -> None:
     """Breaks if one of the twelve rows is missing for a seed, or has an η and λ that the tuning did not try, or other phases."""
     tuned = {_row(cell.config) for cell in cells(ROOT / "configs" / "sweeps" / f"{name}_tuning.json")}
