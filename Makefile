@@ -12,11 +12,12 @@ SWEEP := configs/sweeps/quickstart.json
 PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
-STUDY := loss_curves bias_variance generalisation effective_lr
-MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch
+STUDY := loss_curves bias_variance generalisation effective_lr declared
+MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \
+	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
-	effective_lr_table1.csv loss_difference.png
+	effective_lr_table1.csv declared_table1.csv loss_difference.png
 
 .PHONY: quickstart test check lint types quick-tests study-data study-report system-deps
 
@@ -58,8 +59,10 @@ study-data: .venv/dev $(GCIDE)
 	$(PREPARE) --source python-source --packages --vocab-size 2048 --val-fraction 0.025 --out data/prepared/packages-2048
 
 study-report: .venv/run
-	for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_s24 --out runs/study/s24 || exit 1; done
-	cp $(addprefix runs/study/s24/,$(STUDY_FILES)) docs/study/s24/
+	for scale in s24 s48; do \
+		for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_$$scale --out runs/study/$$scale || exit 1; done; \
+		for file in $(STUDY_FILES); do cp runs/study/$$scale/$$file docs/study/$$scale/ || exit 1; done; \
+	done
 	for sweep in $(MECHANISMS); do \
 		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
 		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \
