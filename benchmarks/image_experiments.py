@@ -18,7 +18,7 @@ EXPERIMENTS = [  # what, its sweep at P1's scale, and the small one that stands 
 ]
 OF_P2 = [  # the same of Three Mechanisms of Weight Decay Regularization (1810.12281)
     ("VGG16, CIFAR-10", "p2_vgg16_cifar10", "small_mechanisms"),
-    ("VGG16 without batch normalisation, CIFAR-10", "p2_vgg16_without_bn_cifar10", ""),
+    ("VGG16 without batch normalisation, CIFAR-10", "p2_vgg16_without_bn_cifar10", "small_without_bn"),
     ("ResNet32, crop and flip, CIFAR-10", "p2_resnet32_cifar10", "small_mechanisms"),
     ("VGG16, CIFAR-100", "p2_vgg16_cifar100", "small_mechanisms"),
     ("ResNet32, crop and flip, CIFAR-100", "p2_resnet32_cifar100", "small_mechanisms"),
