@@ -75,6 +75,11 @@ def _settled(group: Group) -> list[str]:
     return [name for name in group.fields if not name.startswith(OWN) and name != FOLLOWS]
 
 
+def _place(group: Group) -> list[tuple[int, float, str]]:
+    """Sorts groups by their setting: the smaller batch first."""
+    return [in_order(group.fields[name]) for name in _settled(group)]
+
+
 def table_of_optimisers(
     groups: list[Group], endpoint: Endpoint, options: Options
 ) -> tuple[pd.DataFrame, list[Claim], list[Claim], list[str]]:
@@ -131,9 +136,8 @@ def _across_settings(compared: list[tuple[Group, Group, Claim]], endpoint: Endpo
     for (optimiser, form), settings in cells.items():
         if len(settings) < 2 or any(len(members) > 1 for members in settings.values()):
             continue
-        # the smaller batch first, whatever the order of their λ
-        ordered = sorted(settings.items(), key=lambda s: [in_order(s[1][0][0].fields[n]) for n in _settled(s[1][0][0])])
-        (first, ((group, base, plain),)), *others = ordered
+        # whatever the order of their λ
+        (first, ((group, base, plain),)), *others = sorted(settings.items(), key=lambda item: _place(item[1][0][0]))
         begun = _changes(group, base, endpoint)
         for setting, ((group, base, claim),) in others:
             changes = _changes(group, base, endpoint)
