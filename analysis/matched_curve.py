@@ -106,11 +106,11 @@ def _how(run: Run) -> str:
 
 
 def unmatched(run: Run, runs: list[Run]) -> Run | None:
-    """The run that differs from a matched one in nothing but not being matched."""
-    # by name, place and start they differ always
+    """The run that differs from a matched one in nothing of the experiment but not being matched."""
+    # by place and start they differ always; what is no part of an experiment, as when checkpoints are kept, may differ
     skip = ("schedule.match", "branch", "name", FOLLOWS, STARTS)
-    mine = {k: v for k, v in run.fields.items() if not k.startswith(skip)}
     for other in runs:
-        if other.reference is None and {k: v for k, v in other.fields.items() if not k.startswith(skip)} == mine:
+        names = [name for name in run.varied | other.varied if not name.startswith(skip)]
+        if other.reference is None and all(run.fields.get(name) == other.fields.get(name) for name in names):
             return other
     return None
