@@ -95,7 +95,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups = group_runs(cosine)[0]
     if pair := _pair([group for group in groups if group.runs[0].reference is None]):
         plain, decayed = pair
-        tests |= _order(decayed, plain) | _branches(decayed, plain, branches)
+        tests |= _of_cosine(decayed, plain, branches)
     for group in groups:
         claim = same_curve(group, cosine, groups) if group.runs[0].fields.get("schedule.match.own") is None else None
         if claim is not None and claim.margin is not None:
@@ -127,21 +127,20 @@ def _pair(groups: list[Group]) -> tuple[Group, Group] | None:
     return None
 
 
-def _order(decayed: Group, plain: Group) -> dict[str, Test]:
-    """Claims 1a and 1b."""
+def _of_cosine(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> dict[str, Test]:
+    """Claims 1a, 1b and 2, those of them whose runs are there."""
     tests = {}
     if (middle := paired_midrun(decayed, plain, VALIDATION)) is not None:
         tests["1a"] = Test(((middle.interval, 1),))
     end = paired_final(decayed, plain, VALIDATION)
     if not end.refused:
         tests["1b"] = Test(((end.interval, -1),))
+    contrast = _at_branches(
+        decayed, plain, branches, "variance", -1
+    )  # the branch minus the trunk, and not the other way
+    if contrast.n:
+        tests["2"] = Test(((contrast, -1),))
     return tests
-
-
-def _branches(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> dict[str, Test]:
-    """Claim 2."""
-    contrast = _at_branches(decayed, plain, branches, "variance", -1)
-    return {"2": Test(((contrast, -1),))} if contrast.n else {}
 
 
 def _at_branches(
@@ -167,10 +166,6 @@ def _table(tests: dict[str, Test]) -> pd.DataFrame:
         row |= {"n": test.n, "difference": "; ".join(difference.text() for difference, _ in test.parts)}
         if test.margin is not None:
             row["difference"] = f"{row['difference']}, margin {test.margin:.4f}"
-        told = {"p": _digits(test.p), "p after Holm": _digits(p)} if math.isfinite(p) else {}
+        told = {"p": f"{test.p:.2g}", "p after Holm": f"{p:.2g}"} if math.isfinite(p) else {}
         rows.append(row | told | {"verdict": test.verdict(p)})
     return pd.DataFrame(rows)
-
-
-def _digits(p: float) -> str:
-    return f"{p:.2g}"

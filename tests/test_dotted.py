@@ -136,7 +136,7 @@ def test_rules_of_some_algorithms(rule: str, tiny_config: Config) -> None:
         check_rule(tiny_config(named("NAdam", decay_rule=rule)))
 
 
-def ours_and_torchs(config: RunConfig, theirs: Callable[..., torch.optim.Optimizer], steps: int = 50) -> None:
+def assert_same_bits(config: RunConfig, theirs: Callable[..., torch.optim.Optimizer], steps: int = 50) -> None:
     """Assert that both take a matrix and a vector to the same bits, torch with its own weight_decay."""
     generator = torch.Generator().manual_seed(0)
     start = {"w": torch.randn(12, 20, generator=generator), "b": torch.randn(7, generator=generator)}
@@ -164,13 +164,13 @@ def test_decoupled_is_torchs(name: str, tiny_config: Config) -> None:
     """Breaks if our decay beside the step is another than torch's own, where torch has a decoupled one."""
     flag = {} if name == "AdamW" else {"decoupled_weight_decay": True}
     kind = getattr(torch.optim, name)
-    ours_and_torchs(tiny_config(named(name)), lambda groups, **more: kind(groups, **flag, **more))
+    assert_same_bits(tiny_config(named(name)), lambda groups, **more: kind(groups, **flag, **more))
 
 
 @pytest.mark.parametrize("name", ["Adam", "Adamax", "Adagrad", "Adadelta", "NAdam", "RAdam", "RMSprop", "SGD"])
 def test_coupled_is_torchs(name: str, tiny_config: Config) -> None:
     """Breaks if what is added to the gradient is another than torch's own L2, where torch has one."""
-    ours_and_torchs(tiny_config(named(name, decay_rule="l2_coupled", weight_decay=0.1)), getattr(torch.optim, name))
+    assert_same_bits(tiny_config(named(name, decay_rule="l2_coupled", weight_decay=0.1)), getattr(torch.optim, name))
 
 
 def plain(config: RunConfig, manifest: Manifest) -> dict[str, Tensor]:

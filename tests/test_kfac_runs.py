@@ -78,7 +78,7 @@ def ends(configs: list[RunConfig], manifest: Any) -> list[Any]:
     return found
 
 
-def compare(configs: list[RunConfig], manifest: Any, ranks: int) -> None:
+def assert_equal_to_plain(configs: list[RunConfig], manifest: Any, ranks: int) -> None:
     references = run_ranks(1, references_of, configs, manifest)[0]
     for config, expected, (start, weights, buffers) in zip(
         configs, references, run_ranks(ranks, ends, configs, manifest)[0], strict=True
@@ -97,7 +97,7 @@ def test_images_equal_a_plain_loop(tiny_images: tuple[Path, ImageManifest], make
     """Breaks if a factor is of other inputs, places, labels or updates than it should be, or divided by another number; ranks draw
     the same, or do not share; a layer takes another's inverse; or measuring moves gradients or running statistics."""
     torch.set_num_threads(1)
-    compare([make_images({"optim": KFAC}, fields) for fields in IMAGES], tiny_images[1], ranks)
+    assert_equal_to_plain([make_images({"optim": KFAC}, fields) for fields in IMAGES], tiny_images[1], ranks)
 
 
 @pytest.mark.engine
@@ -108,7 +108,7 @@ def test_text_equals_a_plain_loop(tiny_data: tuple[Path, Manifest], tiny_config:
     torch.set_num_threads(1)
     configs = [tiny_config({"optim": KFAC}, fields) for fields in TEXTS]
     mixed = tiny_config({"optim": KFAC, "precision": "bf16-mixed"}, TEXTS[0])
-    compare([*configs, mixed], tiny_data[1], ranks)
+    assert_equal_to_plain([*configs, mixed], tiny_data[1], ranks)
 
 
 def resumed(configs: list[RunConfig], manifest: ImageManifest, folder: str, saved: bool) -> list[Any]:

@@ -16,9 +16,15 @@ pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minut
 
 NEAR = 0.05
 QUICK = [("decoupled", "adam"), ("decoupled", "lion"), ("l2_coupled", "sgd")]
+OTHERS = [  # in every precision that the rule is allowed in
+    (*cell, precision)
+    for cell in sorted(c for c in set(cells()) - set(QUICK) if c[1] == "adam")
+    for precision in PRECISIONS
+    if setting(*cell, precision) is not None
+]
 
 
-def close(rule: str, algorithm: str, precision: str) -> None:
+def assert_settles(rule: str, algorithm: str, precision: str) -> None:
     row = measure(rule, algorithm, precision)
     assert row is not None, "refused, so nothing was measured"
     assert row["ratios"] == pytest.approx([1.0] * len(row["ratios"]), abs=near(rule, algorithm)), row
@@ -34,19 +40,17 @@ def near(rule: str, algorithm: str) -> float:
 def test_equilibrium(rule: str, algorithm: str, precision: str) -> None:
     """Breaks if AdamW, Lion or SGD takes weights to another size, or turns them by another angle, than its formula says: in
     float32, in bfloat16, or in bfloat16 that is rounded by chance."""
-    close(rule, algorithm, precision)
+    assert_settles(rule, algorithm, precision)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("rule", "algorithm"), sorted(c for c in set(cells()) - set(QUICK) if c[1] == "adam"))
+@pytest.mark.parametrize(("rule", "algorithm", "precision"), OTHERS)
 def test_equilibrium_of_each_rule(rule: str, algorithm: str, precision: str) -> None:
     """Breaks if some rule settles elsewhere than its law says, with Adam, in some precision that it is allowed in.
 
     With the other algorithms python -m benchmarks.noise_equilibrium measures it, in minutes; the test below reads what it found.
     """
-    if setting(rule, algorithm, precision) is not None:
-        close(rule, algorithm, precision)
+    assert_settles(rule, algorithm, precision)
 
 
 def test_table_is_of_todays_formulas() -> None:
