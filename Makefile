@@ -12,13 +12,14 @@ SWEEP := configs/sweeps/quickstart.json
 PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
-STUDY := loss_curves bias_variance generalisation effective_lr
+STUDY := loss_curves bias_variance generalisation effective_lr early
 DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched
+LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \
 	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
-	effective_lr_table1.csv loss_difference.png
+	effective_lr_table1.csv early_table1.csv loss_difference.png early.png
 
 .PHONY: quickstart test check lint types quick-tests study-data study-report system-deps
 
@@ -66,6 +67,9 @@ study-report: .venv/run
 	done
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
+	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer
+	cp runs/study/transfer/transfer_table1.csv docs/study/transfer_best.csv
+	cp runs/study/transfer/transfer_table2.csv docs/study/transfer.csv
 	for sweep in $(MECHANISMS); do \
 		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
 		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \

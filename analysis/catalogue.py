@@ -23,6 +23,21 @@ def _of_two_precisions(runs: list[Run]) -> bool:
     return len({run.fields.get("precision") for run in runs}) > 1
 
 
+def _of_three_decays(runs: list[Run]) -> bool:
+    """Whether three λ or more, and validation before the end: an order that may be told early."""
+    trunks = [run for run in runs if run.origin is None and run.reference is None]
+    return len({run.decay for run in trunks}) > 2 and any(len(run.column("val/loss").loc[1:]) > 1 for run in trunks)
+
+
+def _of_two_lengths(runs: list[Run]) -> bool:
+    """Whether runs of two numbers of updates, each with three λ above zero."""
+    decays: dict[object, set[float]] = {}
+    for run in runs:
+        if run.origin is None and run.reference is None and run.decay:
+            decays.setdefault(run.fields.get("schedule.steps"), set()).add(run.decay)
+    return sum(len(tried) > 2 for tried in decays.values()) > 1
+
+
 def _of_images(runs: list[Run]) -> bool:
     return any("val/error" in run.metrics for run in runs)
 
@@ -68,6 +83,8 @@ class Entry:
 CATALOGUE = {
     "loss_curves": Entry("loss_curves"),
     "sweep": Entry("best_decay"),
+    "early": Entry("early", needs="three λ, evaluated on the way", fits=_of_three_decays),
+    "transfer": Entry("what_transfers", needs="two lengths with three λ above 0 each", fits=_of_two_lengths),
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),

@@ -42,14 +42,12 @@ def best_decay(table: pd.DataFrame, rule: str = "decoupled") -> Vertex | None:
 
     Seeds that lack a λ are left out: a seed's own level would tilt the parabola. `rule`: optim.decay_rule.
     """
-    complete = table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
+    complete = _decayed(table)
     if complete.shape[1] < 3 or complete.empty:
         return None
-    decays = np.array([float(str(decay)) for decay in complete])
-    x, losses = np.log(decays), complete.to_numpy(dtype=float)
-    mean = lowest_point(x, losses.mean(axis=0))
-    # of each seed the lowest point of its own parabola, if it has one inside
-    own = [place for row in losses if x.min() < (place := lowest_point(x, row)) < x.max()]
+    decays, losses = np.array(complete.columns, dtype=float), complete.to_numpy(dtype=float)
+    mean = lowest_point(np.log(decays), losses.mean(axis=0))
+    own = np.log(seeds_own(table).dropna())
     at_end = len(losses) - len(own)
     factor, widest = decays.max() / decays.min(), WIDE_L2 if rule == "l2_loss" else WIDE
     why = ""
@@ -66,6 +64,21 @@ def best_decay(table: pd.DataFrame, rule: str = "decoupled") -> Vertex | None:
         low, high = math.exp(seeds.low), math.exp(seeds.high)
         mean = seeds.mean
     return Vertex(math.exp(mean), len(losses), low, high, at_end, why)
+
+
+def seeds_own(table: pd.DataFrame) -> pd.Series:
+    """Of such losses the λ at the lowest point of each seed's own parabola, NaN where that is an end of the λ tried."""
+    complete = _decayed(table)
+    x = np.log(np.array(complete.columns, dtype=float))
+    places = pd.Series(
+        {seed: lowest_point(x, row.to_numpy(dtype=float)) for seed, row in complete.iterrows()}, dtype=float
+    )
+    return places.where((places > x.min()) & (places < x.max())).map(np.exp)
+
+
+def _decayed(table: pd.DataFrame) -> pd.DataFrame:
+    """λ above zero, and the seeds that have all of them."""
+    return table[[decay for decay in table if float(str(decay)) > 0]].dropna(axis=1, how="all").dropna()
 
 
 def lowest_point(x: NDArray[np.floating], losses: NDArray[np.floating]) -> float:

@@ -17,7 +17,7 @@ from analysis.runs import RATE
 from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
-TABLES = {"loss_curves": 1, "bias_variance": 2, "generalisation": 1, "effective_lr": 1}
+TABLES = {"loss_curves": 1, "bias_variance": 2, "generalisation": 1, "effective_lr": 1, "early": 1}
 SETTLED = {
     "s24": "λ = 0.454, η = 0.01",
     "s48": "λ = 0.324, η = 0.007",
@@ -81,6 +81,23 @@ def test_numbers_come_from_the_tables() -> None:
         for (low, high), column in zip((ends[:2], ends[2:]), ("rotation", "rms"), strict=True):
             measured = settled[f"{column} measured/predicted"]
             assert (float(low), float(high)) == (measured.min(), measured.max()), (scale, column)
+
+
+@pytest.mark.slow
+def test_what_transfers_comes_from_the_records() -> None:
+    """Breaks if the committed tables of claim 9 are not what the records give, or the page has others of it or of claim 11."""
+    runs, notes = load_runs([str(STUDY / "records" / f"study_{scale}") for scale in SETTLED], Path("runs"))
+    assert not notes
+    best, laws = CATALOGUE["transfer"].load().analyse(runs, Options()).tables.values()
+    assert (STUDY / "transfer_best.csv").read_text() == best.to_csv(index=False)
+    assert (STUDY / "transfer.csv").read_text() == laws.to_csv(index=False)
+    page = (STUDY / "README.md").read_text().replace("−", "-")
+    tables = [*STUDY.glob("transfer*.csv"), *STUDY.glob("s*/early_table1.csv")]
+    text = "\n".join(path.read_text() for path in tables)
+    told = re.findall(r"[+-]?\d\.\d+ \[[+-]?\d\.\d+, [+-]?\d\.\d+\]", page)
+    told = [one for one in told if not re.match(r"[+-]\d\.\d{4}", one)]  # losses are looked for in their own tables
+    assert len(told) >= 8
+    assert [one for one in told if one not in text] == ["0.068 [0.063, 0.073]"]  # of one scale, by analysis sweep
 
 
 def test_jacobians_come_from_the_records() -> None:
