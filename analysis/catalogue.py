@@ -86,6 +86,7 @@ CATALOGUE = {
     "early": Entry("early", needs="three λ, evaluated on the way", fits=_of_three_decays),
     "transfer": Entry("what_transfers", needs="two lengths with three λ above 0 each", fits=_of_two_lengths),
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
+    "gains": Entry("gains", needs="AdamW and another way", on_page=False),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
     "adaptation": Entry("adaptation", needs="branches on other data", fits=_on_other_data),

@@ -7,11 +7,12 @@ smaller. The end of a run records its loss block by block (record/blocks.py). Bl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis.runs import Run
-from record.blocks import WEIGHTS, ValidationBlocks
+from record.blocks import WEIGHTS
 
 LEAST_BLOCKS = 20  # of fewer the deviation is itself a guess
 COARSE = (
@@ -25,15 +26,23 @@ def documents_error(compared: list[tuple[Run, Run]]) -> float:
     By the ratio of two sums over blocks, loss and targets, of the difference that all pairs have in common: the blocks' means
     are averaged over pairs first, so that what only one seed does in a block counts as that seed's noise and not twice.
     """
-    sums, targets, place = [], None, None
-    for run, twin in compared:
-        blocks = [run.final_blocks, twin.final_blocks]
-        # older runs recorded none; runs on other windows have other blocks
-        for block in blocks:
+    return contrast_error([{run: 1.0, twin: -1.0} for run, twin in compared])
+
+
+def contrast_error(contrasts: Sequence[Mapping[Run, float]]) -> float:
+    """The same of sums of runs with weights that add up to zero, one of a seed each: a difference of differences is one."""
+    sums: list[np.ndarray] = []
+    targets, place = None, None
+    for weights in contrasts:
+        parts = []
+        for run, weight in weights.items():
+            block = run.final_blocks
+            # older runs recorded none; runs on other windows have other blocks
             if block is None or (place is not None and block.place != place):
                 return math.nan
             place, targets = block.place, np.array(block.targets, dtype=float)
-        sums.append(_losses(blocks[0]) - _losses(blocks[1]))
+            parts.append(weight * np.array(block.loss_sums[WEIGHTS], dtype=float))
+        sums.append(np.sum(parts, axis=0))
     if targets is None or len(targets) < LEAST_BLOCKS or not np.isfinite(sums).all():
         return math.nan
     common = np.mean(sums, axis=0)
@@ -49,8 +58,3 @@ def _error(sums: np.ndarray, targets: np.ndarray) -> float:
     beyond = sums - sums.sum() / targets.sum() * targets
     n = len(targets)
     return float(math.sqrt(n / (n - 1) * (beyond**2).sum()) / targets.sum())
-
-
-def _losses(blocks: ValidationBlocks | None) -> np.ndarray:
-    assert blocks is not None
-    return np.array(blocks.loss_sums[WEIGHTS], dtype=float)

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from analysis.claims import Claim, corrected, difference_claim, equality_claim, table_of_claims
-from analysis.document_noise import documents_error
+from analysis.document_noise import contrast_error, documents_error
 from analysis.hypotheses import count_p_value, detectable, drowned, equivalence, holm, p_value, power, seeds_needed
 from analysis.runs import Run
 from analysis.statistics import interval
@@ -108,6 +108,8 @@ def test_documents_error(tmp_path: Path) -> None:
     expected = max(by_block.std(ddof=1) / np.sqrt(blocks), coarse)
     assert documents_error(compared) == pytest.approx(expected, rel=0.05)
     assert documents_error(compared[:1]) == pytest.approx(expected, rel=0.05)
+    halves = [{run: 0.5, twin: -0.5} for run, twin in compared]
+    assert contrast_error(halves) == pytest.approx(documents_error(compared) / 2)
     # a document that spans two blocks is half as many documents
     for seed, (run, twin) in enumerate(compared):
         level = 3 + 0.3 * np.random.default_rng(seed).standard_normal(blocks)

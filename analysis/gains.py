@@ -1,0 +1,167 @@
+"""Whether other ways of decay, or a slower schedule, gain at least half of what AdamW's does.
+
+    python -m analysis gains docs/study/records/study_s24 docs/study/records/study_gains
+
+A way's gain is its loss at the end minus that of the same optimiser without decay, in pairs of one seed. By the declared rule
+(docs/study/plan.md, claim 7) a way gives the same gain where the gain minus half of AdamW's lies below zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.arms import is_pilot
+from analysis.claims import Claim, difference_claim
+from analysis.command import Options, Result
+from analysis.compare import ended, lost
+from analysis.document_noise import contrast_error
+from analysis.endpoint import Endpoint, endpoint_of, lowest
+from analysis.pairing import Group, by_rest, group_runs
+from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, SEEDS, Run, differing_fields
+from analysis.statistics import Interval, interval
+from configs.errors import InputError
+
+MASK, HORIZON = "optim.decay_mask", "schedule.horizon"
+WAY = (ALGORITHM, RULE, MASK, HORIZON)  # what makes a way of decaying, beside its λ and η
+ADAMW = ("adam", "decoupled", "matrices", None)
+SHARE = 0.5  # of AdamW's gain, declared
+WORDS = (f"gains more than {SHARE:g} of AdamW's", f"gains less than {SHARE:g} of AdamW's")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A group and what it is compared with: the same optimiser without decay."""
+
+    cell: Group
+    plain: Group
+
+    @property
+    def own(self) -> dict[str, tuple[Run, Run]]:
+        """Seeds → the two runs, of those where both have ended."""
+        plain = {run.seeds: run for run in ended(self.plain)}
+        return {run.seeds: (run, plain[run.seeds]) for run in ended(self.cell) if run.seeds in plain}
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    alone = [run for run in runs if run.origin is None and run.reference is None]
+    judged = [run for run in alone if not is_pilot(run, options.pilot_from)]
+    names = options.by or [name for name in differing_fields(judged) if not name.startswith(SEEDS)]
+    groups, notes = group_runs(judged, names) if judged else ([], [])
+    if len(judged) < len(alone):
+        notes.append(f"{len(alone) - len(judged)} runs of a pilot's seeds enter no gain")
+    endpoint = endpoint_of(groups)
+    notes.append(endpoint.note)
+    rows, claims = [], []
+    for rest, members in by_rest(groups, (LAMBDA, RATE, *WAY)).items():
+        adamw = _adamw(members, endpoint)
+        if adamw is None:
+            notes.append(f"{rest or 'these runs'}: no AdamW with decay and without, which the others are set against")
+            continue
+        # AdamW first: the others are read against it
+        rows.append(_row(rest, adamw, endpoint))
+        for gain in _others(members, adamw, endpoint):
+            claims.append(_claim(rest, gain, adamw, endpoint, options))
+            rows.append(_row(rest, gain, endpoint) | {"minus half of AdamW's": claims[-1].interval.text()})
+            rows[-1]["verdict"] = claims[-1].verdict
+    if not claims:
+        raise InputError(
+            f"a gain is set against AdamW's: runs of AdamW with λ = 0 and λ > 0, and of another way ({', '.join(WAY)}), are "
+            f"needed; these are {len(groups)} groups of {len({way_of(group) for group in groups})} way(s)"
+        )
+    table = {"Gains": pd.DataFrame(rows)}
+    return Result("gains", "Ways of decay", [claim.sentence for claim in claims], [], table, notes, claims)
+
+
+def way_of(group: Group) -> tuple[object, ...]:
+    """Its algorithm, rule, mask and horizon. A horizon of the run's own length is none."""
+    fields = group.runs[0].fields
+    horizon = fields.get(HORIZON)
+    mask = fields.get(MASK) or "matrices"
+    return group.runs[0].algorithm, group.runs[0].rule, mask, None if horizon == fields["schedule.steps"] else horizon
+
+
+def _adamw(members: list[Group], endpoint: Endpoint) -> Gain | None:
+    """AdamW's lowest cell with decay, beside its lowest without: each λ at its own η."""
+    own = [group for group in members if way_of(group) == ADAMW]
+    decayed, plain = (lowest([g for g in own if bool(g.decay) == some], endpoint) for some in (True, False))
+    return Gain(decayed[0], plain[0]) if decayed and plain else None
+
+
+def _others(members: list[Group], adamw: Gain, endpoint: Endpoint) -> list[Gain]:
+    """The lowest cell of every other way; a cell without decay is a way by its schedule alone."""
+    ways: dict[tuple[object, ...], list[Group]] = {}
+    for group in members:
+        algorithm, rule, mask, horizon = way_of(group)
+        # the value of a horizon is chosen as a λ is
+        if (algorithm, rule, mask, horizon) != ADAMW and (group.decay or horizon):
+            ways.setdefault((algorithm, rule, mask, horizon is not None), []).append(group)
+    gains = []
+    for (algorithm, *_), cells in ways.items():
+        best = lowest(cells, endpoint)
+        # under Adam λ = 0 is one run, whatever the rule, mask or horizon that it is compared for
+        plain = adamw.plain if algorithm == "adam" else best and _plain_of(best[0], members)
+        if best and plain:
+            gains.append(Gain(best[0], plain))
+    return gains
+
+
+def _plain_of(cell: Group, members: list[Group]) -> Group | None:
+    """The same algorithm at the same η without decay, under whatever rule: without λ they are one."""
+    same = [g for g in members if not g.decay and way_of(g)[0] == way_of(cell)[0] and way_of(g)[3] is None]
+    return next((g for g in same if g.runs[0].fields[RATE] == cell.runs[0].fields[RATE]), None)
+
+
+def _claim(rest: str, gain: Gain, adamw: Gain, endpoint: Endpoint, options: Options) -> Claim:
+    """The gain minus SHARE of AdamW's, over the seeds that all four have."""
+    # only half of AdamW's gain is taken off: that is what the claim asks for
+    shared = [seed for seed in gain.own if seed in adamw.own]
+    weights = [_weights(gain.own[seed], adamw.own[seed]) for seed in shared]
+    values = [sum(weight * endpoint.of(run) for run, weight in one.items()) for one in weights]
+    difference = interval(values)
+    if endpoint.whole:
+        difference = difference.with_documents(contrast_error(weights))
+    return difference_claim(
+        f"{f'{rest}: ' if rest else ''}{gain.cell.name} minus {gain.plain.name}, less {SHARE:g} of {adamw.cell.name}'s gain",
+        endpoint.words,
+        difference,
+        WORDS,
+        lost=lost(gain.cell, gain.plain),
+        of_interest=options.of_interest,
+    )
+
+
+def _weights(own: tuple[Run, Run], adamw: tuple[Run, Run]) -> dict[Run, float]:
+    """Of each run in the contrast; AdamW without decay may be in both gains."""
+    weights: dict[Run, float] = {}
+    for run, weight in zip((*own, *adamw), (1.0, -1.0, -SHARE, SHARE), strict=True):
+        weights[run] = weights.get(run, 0.0) + weight
+    return weights
+
+
+def _row(rest: str, gain: Gain, endpoint: Endpoint) -> dict[str, object]:
+    row: dict[str, object] = {"runs": rest} if rest else {}
+    rate = gain.cell.runs[0].fields[RATE]
+    # a horizon is a number, and empty where the schedule ends with the run
+    algorithm, rule, mask, horizon = way_of(gain.cell)
+    row |= {
+        "algorithm": algorithm,
+        "rule": rule,
+        "mask": mask,
+        "horizon": horizon or "",
+        "η": rate,
+        "λ": gain.cell.decay,
+    }
+    return row | {"gain": _own(gain, endpoint).text()}
+
+
+def _own(gain: Gain, endpoint: Endpoint) -> Interval:
+    # the interval has the documents' part, as every difference at the end has
+    pairs = list(gain.own.values())
+    difference = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in pairs)
+    return (
+        difference.with_documents(contrast_error([{a: 1.0, b: -1.0} for a, b in pairs]))
+        if endpoint.whole
+        else difference
+    )
