@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import are_several
+from analysis.between_settings import between_settings
 from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged, twins, unlike_kernels
@@ -63,7 +64,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
     said, pilot = rule_by_rule(alone, endpoint, options.pilot_from) if several else ([], {})
     findings += said
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
-    findings += told + missing_baselines(trunks)
+    # under another rule or algorithm λ is another thing, and no pair of gains is of one decay
+    across = [] if several else between_settings(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
+    findings += told + [claim.sentence for claim in across] + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
@@ -77,9 +80,10 @@ def analyse(runs: list[Run], options: Options) -> Result:
         "Best λ": pd.DataFrame(fits),
         "One change from the lowest": one_by_one,
         "Each decay at its own best η": pd.DataFrame(rates),
+        "The same λ between settings": pd.DataFrame([claim.row() for claim in across]),
         **pilot,
     }
-    return Result("sweep", "Sweep", findings, figures, tables, notes, claims, cautions)
+    return Result("sweep", "Sweep", findings, figures, tables, notes, claims + across, cautions)
 
 
 def _row(group: Group, run: Run) -> dict[str, object]:

@@ -1,0 +1,81 @@
+"""Whether a λ gains as much in another setting, on made-up runs whose gains are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import best_decay
+from analysis.command import Options, Result
+from analysis.runs import LAMBDA
+from tests.recorded import base_curve, load, write_run
+
+
+def write(
+    root: Path, name: str, gain: float, seeds: int = 4, rate: float = 0.1, decay: float = 0.1, **fields: Any
+) -> list[Path]:
+    """λ = 0 and one λ, of which the other setting's is the same: its sum is λ·η over 1,000 updates."""
+    paths = []
+    for seed in range(seeds):
+        # what a seed does at every λ cancels in its gain
+        level = 0.1 * seed
+        for own, height in (
+            (0.0, level),
+            (decay, level + gain + 0.0005 * np.random.default_rng(seed).standard_normal()),
+        ):
+            path = root / f"{name}-{own}-{seed}"
+            folds = {"optim/decay_sum": lambda s, d=own: d * rate * s}
+            given = {"optim": {"lr": rate}, **fields}
+            write_run(
+                path, lambda s, h=height: base_curve(s) + h, decay=own, seed=seed, columns=folds, noise=0, **given
+            )
+            paths.append(path)
+    return paths
+
+
+def analysed(*paths: Path) -> Result:
+    return best_decay.analyse(load(*paths), Options())
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    table = result.tables.get("The same λ between settings", pd.DataFrame())  # an empty table is dropped
+    return [dict(row) for row in table.to_dict("records")]
+
+
+def test_a_gain_in_another_setting(tmp_path: Path) -> None:
+    """Breaks if the difference of two gains is not by seed, has the other sign, or is called another thing than exploratory."""
+    paths = [*write(tmp_path, "a", -0.02), *write(tmp_path, "b", -0.05, model={"n_layer": 4})]
+    (row,) = rows(result := analysed(*paths))
+    assert row["comparison"] == "λ = 0.1 minus λ = 0: with n_layer = 4 less that with n_layer = 2"
+    assert row["estimate"] == pytest.approx(-0.03, abs=1e-3)
+    assert (row["n"], row["kind"], row["verdict"]) == (4, "exploratory", "gains more there")
+    assert any(row["comparison"] in finding for finding in result.findings)
+
+
+def test_the_same_sum_at_another_rate(tmp_path: Path) -> None:
+    """Breaks if settings whose λ·Ση agree, each at its own η, are not compared, or those of another sum are."""
+    same = write(tmp_path, "b", -0.02, rate=0.2, decay=0.05, model={"n_layer": 4})
+    first = write(tmp_path, "a", -0.02)
+    (row,) = rows(analysed(*first, *same))
+    assert abs(row["estimate"]) < 1e-3
+    other = write(tmp_path, "c", -0.02, rate=0.2, decay=0.2, model={"n_layer": 6})
+    assert not rows(analysed(*first, *other))
+
+
+def test_float32_is_the_first(tmp_path: Path) -> None:
+    """Breaks if a precision is measured by another one than float32."""
+    paths = [*write(tmp_path, "b", -0.05, precision="bf16-mixed"), *write(tmp_path, "a", -0.02, precision="fp32")]
+    (row,) = rows(analysed(*paths))
+    assert row["comparison"].endswith("with precision = bf16-mixed less that with precision = fp32")
+    assert row["estimate"] == pytest.approx(-0.03, abs=1e-3)
+
+
+def test_one_setting_has_nothing_beside_it(tmp_path: Path) -> None:
+    """Breaks if a setting without λ = 0 has a gain."""
+    without = [path for path in write(tmp_path, "b", -0.05, model={"n_layer": 4}) if f"-{0.0}-" not in path.name]
+    assert all(run.fields[LAMBDA] for run in load(*without))
+    assert not rows(analysed(*write(tmp_path, "a", -0.02), *without))
