@@ -15,6 +15,7 @@ GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 STUDY := loss_curves bias_variance generalisation effective_lr early
 DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched
 LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
+DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
 MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \
 	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
@@ -68,8 +69,11 @@ study-report: .venv/run
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
 	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer
-	cp runs/study/transfer/transfer_table1.csv docs/study/transfer_best.csv
-	cp runs/study/transfer/transfer_table2.csv docs/study/transfer.csv
+	$(BIN)/python -m analysis transfer $(DECLARED_SEEDS) --out runs/study/transfer_declared
+	for table in 1 2; do \
+		cp runs/study/transfer/transfer_table$$table.csv docs/study/transfer/eight_seeds_table$$table.csv || exit 1; \
+		cp runs/study/transfer_declared/transfer_table$$table.csv docs/study/transfer/five_seeds_table$$table.csv || exit 1; \
+	done
 	for sweep in $(MECHANISMS); do \
 		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
 		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \

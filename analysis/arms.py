@@ -89,6 +89,15 @@ def is_pilot(run: Run, first: int = PILOT) -> bool:
     return seed_of(run) >= first
 
 
+def judged_runs(runs: list[Run], first: int = PILOT) -> tuple[list[Run], list[str]]:
+    """The runs that claims are about: no branches, no matched runs, no pilot's. And a note on the pilot's."""
+    alone = [run for run in runs if run.origin is None and run.reference is None]
+    kept = [run for run in alone if not is_pilot(run, first)]
+    # that they were given is no fault: a pilot lies beside what it chose
+    gone = len(alone) - len(kept)
+    return kept, [f"{gone} runs of a pilot's seeds ({first} and above) enter no claim"] if gone else []
+
+
 def values_of(group: Group) -> tuple[float, float]:
     """(η, λ)."""
     return float(group.runs[0].fields[RATE]), group.decay

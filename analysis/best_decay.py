@@ -65,7 +65,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     findings += said
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     # under another rule or algorithm λ is another thing, and no pair of gains is of one decay
-    across = [] if several else between_settings(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
+    by_setting = {} if several else by_rest(trunks, (LAMBDA, RATE))
+    across = between_settings(by_setting, endpoint, options.of_interest, options.pilot_from)
     findings += told + [claim.sentence for claim in across] + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):

@@ -1,4 +1,4 @@
-"""Whether a λ gains as much in one setting as in another: under another block, precision, or start.
+"""Whether a λ does as well in one setting as in another: under another block, precision, start, length, or on other data.
 
 That λ helps in one setting and is undecided in another does not say that the two differ. What says it is the difference of the two
 differences to λ = 0, in pairs of one seed, with its own interval.
@@ -6,8 +6,11 @@ differences to λ = 0, in pairs of one seed, with its own interval.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from analysis.arms import is_pilot
 from analysis.claims import Claim, difference_claim
 from analysis.compare import ended, lost
 from analysis.document_noise import contrast_error
@@ -17,67 +20,90 @@ from analysis.pairing import Group
 from analysis.runs import Run
 from analysis.statistics import interval
 
-WORDS = ("gains more there", "gains less there")
-Gain = tuple[Group, Group]  # (with decay, without), each at its own best η
+WORDS = ("λ does better there", "λ does worse there")
 
 
-def between_settings(families: Mapping[str, list[Group]], endpoint: Endpoint, of_interest: float) -> list[Claim]:
-    """`families`: groups that differ in λ and η alone, by what the others have in common. Each is set against the first, of
-    several precisions the first in float32; decay is the same where λ·Ση is, or λ."""
-    gains = {rest: found for rest, members in families.items() if (found := _gains(members, endpoint))}
+@dataclass(frozen=True)
+class Cell:
+    """`chosen`: its η, of several, by the seeds that are compared."""
+
+    group: Group
+    chosen: bool
+
+
+Gain = tuple[Cell, Cell]  # (with decay, without), each at its own best η
+
+
+def between_settings(
+    families: Mapping[str, list[Group]], endpoint: Endpoint, of_interest: float, pilot_from: int
+) -> list[Claim]:
+    """`families`: groups that differ in λ and η alone, by what the others have in common. Each is set against the one of the most
+    seeds, of equal ones the first in float32; decay is the same where λ·Ση is, or λ. A pilot's seeds enter none."""
+    gains = {rest: found for rest, members in families.items() if (found := _gains(members, endpoint, pilot_from))}
     if len(gains) < 2:
         return []
-    # float32 is what other precisions are measured by, wherever the alphabet puts it
-    first = next((rest for rest, found in gains.items() if found[0][0].precision == "fp32"), next(iter(gains)))
+    # what was run most is what the others are variations of; float32 is what other precisions are measured by
+    first = max(
+        gains, key=lambda r: (max(len(_pairs(one)) for one in gains[r]), gains[r][0][0].group.precision == "fp32")
+    )
     claims = []
     for rest, found in gains.items():
         for own in found if rest != first else []:
-            base = next((one for one in gains[first] if _alike(one[0], own[0])), None)
+            base = next((one for one in gains[first] if _alike(one[0].group, own[0].group)), None)
             if base is not None:
-                claims.append(
-                    _claim(f"{_name(own)}: with {rest} less that with {first}", own, base, endpoint, of_interest)
-                )
+                name = f"{_name(own, endpoint)} with {rest}, less {_name(base, endpoint)} with {first}"
+                claims.append(_claim(name, own, base, endpoint, of_interest))
     return claims
 
 
-def _gains(members: list[Group], endpoint: Endpoint) -> list[Gain]:
-    cells = [group for group in members if endpoint.seed_losses(group)]
+def _gains(members: list[Group], endpoint: Endpoint, pilot_from: int) -> list[Gain]:
+    judged = [
+        Group(g.name, g.fields, runs)
+        for g in members
+        if (runs := [run for run in g.runs if not is_pilot(run, pilot_from)])
+    ]
     # of each amount of decay the lowest cell, as where all η are compared
-    best = [found[0] for level in levels(cells) if (found := lowest(level.cells, endpoint))]
-    plain = next((group for group in best if not group.decay), None)
-    return [(group, plain) for group in best if group.decay] if plain else []
+    found = [(level, lowest(level.cells, endpoint)) for level in levels([g for g in judged if endpoint.seed_losses(g)])]
+    best = [Cell(top[0], len(level.cells) > 1) for level, top in found if top]
+    plain = next((cell for cell in best if not cell.group.decay), None)
+    return [(cell, plain) for cell in best if cell.group.decay] if plain else []
 
 
 def _alike(one: Group, other: Group) -> bool:
     return one.decay == other.decay or same_sum(one, other)
 
 
-def _name(gain: Gain) -> str:
-    cell, plain = gain
-    own = f"λ = {cell.decay:g}"
-    return (
-        f"{own} minus λ = 0"
-        if cell.fields.get("optim.lr") == plain.fields.get("optim.lr")
-        else f"{own} minus λ = 0, each at its η"
-    )
+def _name(gain: Gain, endpoint: Endpoint) -> str:
+    """λ, and its difference to λ = 0 in its own setting: better than elsewhere may be less of a harm."""
+    values = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in _pairs(gain).values())
+    return f"λ = {gain[0].group.decay:g} minus λ = 0 ({values.mean:+.4f})"
 
 
 def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: float) -> Claim:
     pairs, others = _pairs(own), _pairs(base)
-    weights = [
-        {run: 1.0, plain: -1.0, others[seeds][0]: -1.0, others[seeds][1]: 1.0}
-        for seeds, (run, plain) in pairs.items()
-        if seeds in others
-    ]
-    difference = interval(sum(weight * endpoint.of(run) for run, weight in one.items()) for one in weights)
-    # the documents are the same in all four, so what they add to all alike is gone
+    shared = [seeds for seeds in pairs if seeds in others]
+    here, there = ([{side[s][0]: 1.0, side[s][1]: -1.0} for s in shared] for side in (pairs, others))
+    both = [{**one, **{run: -weight for run, weight in other.items()}} for one, other in zip(here, there, strict=True)]
+    difference = interval(sum(weight * endpoint.of(run) for run, weight in one.items()) for one in both)
     if endpoint.whole:
-        difference = difference.with_documents(contrast_error(weights))
-    gone = (*lost(*own), *lost(*base))
-    return difference_claim(name, endpoint.words, difference, WORDS, lost=gone, of_interest=of_interest)
+        # on one split what documents add to all four alike is gone; two splits are two draws
+        error = contrast_error(both)
+        apart = math.hypot(contrast_error(here), contrast_error(there))
+        difference = difference.with_documents(error if math.isfinite(error) else apart)
+    # the lowest of several η was picked for being low
+    chosen = any(cell.chosen for cell in (*own, *base))
+    return difference_claim(
+        name,
+        endpoint.words,
+        difference,
+        WORDS,
+        condition="η chosen by the same seeds" if chosen else "",
+        lost=(*lost(own[0].group, own[1].group), *lost(base[0].group, base[1].group)),
+        of_interest=of_interest,
+    )
 
 
 def _pairs(gain: Gain) -> dict[str, tuple[Run, Run]]:
     """Seeds → the run with decay and that without."""
-    with_decay, plain = ({run.seeds: run for run in ended(group)} for group in gain)
+    with_decay, plain = ({run.seeds: run for run in ended(cell.group)} for cell in gain)
     return {seeds: (run, plain[seeds]) for seeds, run in with_decay.items() if seeds in plain}

@@ -37,10 +37,10 @@ def contrast_error(contrasts: Sequence[Mapping[Run, float]]) -> float:
         parts = []
         for run, weight in weights.items():
             block = run.final_blocks
-            # older runs recorded none; runs on other windows have other blocks
-            if block is None or (place is not None and block.place != place):
+            # older runs recorded none; runs on other windows, or on other data, have other blocks
+            if block is None or (place is not None and place != (block.place, run.fields.get("data.digest"))):
                 return math.nan
-            place, targets = block.place, np.array(block.targets, dtype=float)
+            place, targets = (block.place, run.fields.get("data.digest")), np.array(block.targets, dtype=float)
             parts.append(weight * np.array(block.loss_sums[WEIGHTS], dtype=float))
         sums.append(np.sum(parts, axis=0))
     if targets is None or len(targets) < LEAST_BLOCKS or not np.isfinite(sums).all():

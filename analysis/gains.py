@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.arms import is_pilot
+from analysis.arms import KNOBS, judged_runs
 from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import ended, lost
 from analysis.document_noise import contrast_error
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.pairing import Group, by_rest, group_runs
-from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, SEEDS, Run, differing_fields
+from analysis.pairing import STEPS, Group, by_rest, group_by_length
+from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
 from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
@@ -32,10 +32,11 @@ WORDS = (f"gains more than {SHARE:g} of AdamW's", f"gains less than {SHARE:g} of
 
 @dataclass(frozen=True)
 class Gain:
-    """A group and what it is compared with: the same optimiser without decay."""
+    """A group and what it is compared with: the same optimiser without decay. `chosen`: by the seeds that are compared."""
 
     cell: Group
     plain: Group
+    chosen: bool = False
 
     @property
     def own(self) -> dict[str, tuple[Run, Run]]:
@@ -45,23 +46,19 @@ class Gain:
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    alone = [run for run in runs if run.origin is None and run.reference is None]
-    judged = [run for run in alone if not is_pilot(run, options.pilot_from)]
-    names = options.by or [name for name in differing_fields(judged) if not name.startswith(SEEDS)]
-    groups, notes = group_runs(judged, names) if judged else ([], [])
-    if len(judged) < len(alone):
-        notes.append(f"{len(alone) - len(judged)} runs of a pilot's seeds enter no gain")
+    judged, notes = judged_runs(runs, options.pilot_from)
+    groups, mixed = group_by_length(judged, options.by) if judged else ([], [])
     endpoint = endpoint_of(groups)
-    notes.append(endpoint.note)
+    notes += [*mixed, endpoint.note]
     rows, claims = [], []
-    for rest, members in by_rest(groups, (LAMBDA, RATE, *WAY)).items():
+    for rest, members in by_rest(groups, (LAMBDA, RATE, *WAY, *KNOBS)).items():
         adamw = _adamw(members, endpoint)
         if adamw is None:
             notes.append(f"{rest or 'these runs'}: no AdamW with decay and without, which the others are set against")
             continue
         # AdamW first: the others are read against it
         rows.append(_row(rest, adamw, endpoint))
-        for gain in _others(members, adamw, endpoint):
+        for gain in _others(members, endpoint):
             claims.append(_claim(rest, gain, adamw, endpoint, options))
             rows.append(_row(rest, gain, endpoint) | {"minus half of AdamW's": claims[-1].interval.text()})
             rows[-1]["verdict"] = claims[-1].verdict
@@ -79,38 +76,34 @@ def way_of(group: Group) -> tuple[object, ...]:
     fields = group.runs[0].fields
     horizon = fields.get(HORIZON)
     mask = fields.get(MASK) or "matrices"
-    return group.runs[0].algorithm, group.runs[0].rule, mask, None if horizon == fields["schedule.steps"] else horizon
+    return group.runs[0].algorithm, group.runs[0].rule, mask, None if horizon == fields[STEPS] else horizon
 
 
 def _adamw(members: list[Group], endpoint: Endpoint) -> Gain | None:
     """AdamW's lowest cell with decay, beside its lowest without: each λ at its own η."""
-    own = [group for group in members if way_of(group) == ADAMW]
-    decayed, plain = (lowest([g for g in own if bool(g.decay) == some], endpoint) for some in (True, False))
-    return Gain(decayed[0], plain[0]) if decayed and plain else None
+    return _gain([g for g in members if way_of(g) == ADAMW and g.decay], _plain("adam", members), endpoint)
 
 
-def _others(members: list[Group], adamw: Gain, endpoint: Endpoint) -> list[Gain]:
+def _others(members: list[Group], endpoint: Endpoint) -> list[Gain]:
     """The lowest cell of every other way; a cell without decay is a way by its schedule alone."""
     ways: dict[tuple[object, ...], list[Group]] = {}
     for group in members:
         algorithm, rule, mask, horizon = way_of(group)
-        # the value of a horizon is chosen as a λ is
-        if (algorithm, rule, mask, horizon) != ADAMW and (group.decay or horizon):
-            ways.setdefault((algorithm, rule, mask, horizon is not None), []).append(group)
-    gains = []
-    for (algorithm, *_), cells in ways.items():
-        best = lowest(cells, endpoint)
-        # under Adam λ = 0 is one run, whatever the rule, mask or horizon that it is compared for
-        plain = adamw.plain if algorithm == "adam" else best and _plain_of(best[0], members)
-        if best and plain:
-            gains.append(Gain(best[0], plain))
-    return gains
+        # the value of a horizon is chosen as a λ is; with decay too it is another way
+        if way_of(group) != ADAMW and (group.decay or horizon):
+            ways.setdefault((algorithm, rule, mask, horizon is not None, bool(group.decay)), []).append(group)
+    gains = [_gain(cells, _plain(str(key[0]), members), endpoint) for key, cells in ways.items()]
+    return [gain for gain in gains if gain is not None]
 
 
-def _plain_of(cell: Group, members: list[Group]) -> Group | None:
-    """The same algorithm at the same η without decay, under whatever rule: without λ they are one."""
-    same = [g for g in members if not g.decay and way_of(g)[0] == way_of(cell)[0] and way_of(g)[3] is None]
-    return next((g for g in same if g.runs[0].fields[RATE] == cell.runs[0].fields[RATE]), None)
+def _plain(algorithm: str, members: list[Group]) -> list[Group]:
+    """The algorithm without decay: one run, whatever the rule or mask that it is compared for."""
+    return [g for g in members if not g.decay and g.runs[0].algorithm == algorithm and way_of(g)[3] is None]
+
+
+def _gain(cells: list[Group], plain: list[Group], endpoint: Endpoint) -> Gain | None:
+    best, base = lowest(cells, endpoint), lowest(plain, endpoint)
+    return Gain(best[0], base[0], len(cells) > 1 or len(plain) > 1) if best and base else None
 
 
 def _claim(rest: str, gain: Gain, adamw: Gain, endpoint: Endpoint, options: Options) -> Claim:
@@ -118,16 +111,20 @@ def _claim(rest: str, gain: Gain, adamw: Gain, endpoint: Endpoint, options: Opti
     # only half of AdamW's gain is taken off: that is what the claim asks for
     shared = [seed for seed in gain.own if seed in adamw.own]
     weights = [_weights(gain.own[seed], adamw.own[seed]) for seed in shared]
-    values = [sum(weight * endpoint.of(run) for run, weight in one.items()) for one in weights]
-    difference = interval(values)
+    difference = interval(sum(weight * endpoint.of(run) for run, weight in one.items()) for one in weights)
     if endpoint.whole:
         difference = difference.with_documents(contrast_error(weights))
+    # half of no gain is no measure: a way that harms less would pass it
+    gains = _own(adamw, endpoint).high < 0
+    chosen = [one.cell.name for one in (gain, adamw) if one.chosen]
     return difference_claim(
         f"{f'{rest}: ' if rest else ''}{gain.cell.name} minus {gain.plain.name}, less {SHARE:g} of {adamw.cell.name}'s gain",
         endpoint.words,
         difference,
         WORDS,
-        lost=lost(gain.cell, gain.plain),
+        refused="" if gains else "no claim: AdamW's own gain is not told from zero",
+        condition=f"chosen by the same seeds: {'; '.join(chosen)}" if chosen else "",
+        lost=(*lost(gain.cell, gain.plain), *lost(adamw.cell, adamw.plain)),
         of_interest=options.of_interest,
     )
 

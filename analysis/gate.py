@@ -7,7 +7,8 @@ A start can decide a run: with initial weights too small for the learning rate t
 within 60 updates, how badly depends on the seed, and whatever repairs it later looks like an effect. So a setting passes if
 over its seeds
 
-    the mean losses of updates 126–150 lie within 0.05 nats of each other,
+    the losses lie within 0.05 nats of each other: the validation losses at update 150 where all seeds were evaluated there
+    (eval.every 150), else the mean training losses of updates 126–150, which are of each seed's own windows,
     no gradient norm of the first 150 updates exceeds 3, and
     the token embedding after them (its first checkpoint from update 150 on) has an effective rank above n_embd/5,
 
@@ -17,6 +18,7 @@ the effective rank being the exponential of the entropy of its squared singular 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from analysis.command import Options, Result
-from analysis.compare import TRAIN
+from analysis.compare import TRAIN, VALIDATION, same_windows
 from analysis.figures import Figure, Line, Panel, line, styles
 from analysis.pairing import Group, group_runs
 from analysis.runs import Run
@@ -35,6 +37,16 @@ from record.run import RunFolder
 
 UPDATES, LAST = 150, 25  # the start, and how many of its last updates are the loss that seeds are compared by
 RANGE, NORM, SHARE = 0.05, 3.0, 0.2
+
+
+@dataclass(frozen=True)
+class Start:
+    """Training loss, validation loss at UPDATES (NaN: none), largest gradient norm, and effective rank over the width."""
+
+    training: float
+    validation: float
+    norm: float
+    share: float
 
 
 def effective_rank(matrix: NDArray[np.floating]) -> float:
@@ -54,7 +66,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
         starts = [(run, start) for run in group.runs if (start := _start(run, notes)) is not None]
         if not starts:
             continue
-        row, finding = _judge(group, [start for _, start in starts])
+        row, finding = _judge(
+            group, [start for _, start in starts], same_windows([run for run, _ in starts], VALIDATION)
+        )
         rows.append(row)
         findings.append(finding)
         for run, _ in starts:
@@ -69,8 +83,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     )
 
 
-def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
-    """Loss, largest gradient norm, and effective rank over the width; None, with a note, for a run that has not come so far."""
+def _start(run: Run, notes: list[str]) -> Start | None:
+    """None, with a note, for a run that has not come so far."""
     # what cannot be judged has not failed
     if is_archive(run.file):
         notes.append(f"{run.file}: an archive holds no checkpoint, which the rank is read from; give the run's folder")
@@ -81,7 +95,9 @@ def _start(run: Run, notes: list[str]) -> tuple[float, float, float] | None:
         notes.append(f"{run.path}: {min(len(losses), len(norms))} of {UPDATES} updates: its start cannot be judged")
         return None
     rank = _rank(run, notes)
-    return float(losses.iloc[-LAST:].mean()), float(norms.max()), rank / run.fields.get("model.n_embd", float("nan"))
+    validation = float(run.column(VALIDATION).get(UPDATES, float("nan")))
+    share = rank / run.fields.get("model.n_embd", float("nan"))
+    return Start(float(losses.iloc[-LAST:].mean()), validation, float(norms.max()), share)
 
 
 def _rank(run: Run, notes: list[str]) -> float:
@@ -108,14 +124,21 @@ def _tensor(checkpoint: Path, name: str) -> NDArray[np.floating]:
     return tensor
 
 
-def _judge(group: Group, starts: list[tuple[float, float, float]]) -> tuple[dict[str, object], str]:
-    losses, norms, shares = (np.array(column) for column in zip(*starts, strict=True))
+def _judge(group: Group, starts: list[Start], alike: bool) -> tuple[dict[str, object], str]:
+    """`alike`: the seeds were evaluated over the same windows."""
+    norms, shares = np.array([one.norm for one in starts]), np.array([one.share for one in starts])
+    # each seed trains on windows of its own, and what those cost is no difference of starts
+    validated = alike and all(np.isfinite(one.validation) for one in starts)
+    losses = np.array([one.validation if validated else one.training for one in starts])
     # one seed has no range: NaN, which passes nothing
     spread = float(np.ptp(losses)) if len(losses) > 1 else float("nan")
     failed = [
         text
         for text, passed in (
-            (f"losses differ by {spread:.3f} nats over seeds (limit {RANGE:g})", spread < RANGE),
+            (
+                f"{'validation ' * validated}losses differ by {spread:.3f} nats over seeds (limit {RANGE:g})",
+                spread < RANGE,
+            ),
             (f"a gradient norm of {norms.max():.1f} (limit {NORM:g})", norms.max() < NORM),
             (f"an embedding of effective rank {shares.min():.2f}·n_embd (limit {SHARE:g})", shares.min() > SHARE),
         )
@@ -124,7 +147,8 @@ def _judge(group: Group, starts: list[tuple[float, float, float]]) -> tuple[dict
     row: dict[str, object] = {
         "run": group.name,
         "seeds": len(starts),
-        f"loss, updates {UPDATES - LAST + 1}–{UPDATES}": round(float(losses.mean()), 3),
+        f"loss, updates {UPDATES - LAST + 1}–{UPDATES}": round(float(np.mean([one.training for one in starts])), 3),
+        **({f"validation loss, update {UPDATES}": round(float(losses.mean()), 3)} if validated else {}),
         "range over seeds": round(spread, 4),
         "largest gradient norm": round(float(norms.max()), 2),
         "smallest effective rank / n_embd": round(float(shares.min()), 3),

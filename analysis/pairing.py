@@ -9,6 +9,7 @@ from typing import Any
 from analysis.runs import LAMBDA, PRECISION, RATE, SEEDS, Run, differing_fields, label
 from configs.errors import InputError
 
+STEPS = "schedule.steps"
 BASE = ("adam", "decoupled")  # what other algorithms and rules are compared with: AdamW
 
 
@@ -54,6 +55,13 @@ def group_runs(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group
         elif len({run.seeds for run in inside}) < len(inside):
             notes.append(f"{name}: {len(inside)} runs, but only {len({run.seeds for run in inside})} seeds")
     return groups, notes
+
+
+def group_by_length(runs: list[Run], by: list[str] | None = None) -> tuple[list[Group], list[str]]:
+    """The same, and by the number of updates: at a constant rate that is no part of the experiment, but makes other ends."""
+    if by is None and len({run.fields.get(STEPS) for run in runs}) > 1:
+        by = list(dict.fromkeys([*(n for n in differing_fields(runs) if not n.startswith(SEEDS)), STEPS]))
+    return group_runs(runs, by)
 
 
 def in_order(value: Any) -> tuple[int, float, str]:

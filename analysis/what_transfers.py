@@ -2,27 +2,28 @@
 
     python -m analysis transfer docs/study/records/study_s24 docs/study/records/study_s48
 
-Of each setting the λ at the lowest point of each seed's own parabola, with Student's t over seeds (analysis/vertex.py), and the
-same as ηλ and as Σ. By the declared rule (docs/study/plan.md, claim 9) one of the three transfers if one value of it lies inside
-the intervals of all settings. Beside it, exploratory: the power of the number of updates with which each of them moves.
+Of each length the λ at the lowest point of each seed's own parabola, with Student's t over seeds (analysis/vertex.py), and the
+same as ηλ and as Σ. By the declared rule (docs/study/plan.md, claim 9) one of the three is ruled out if no value of it lies inside
+the intervals of all lengths. Intervals that share a value do not show that it transfers: wide ones always do. So the power of the
+number of updates with which each of them moves stands beside, in pairs of one seed, exploratory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from analysis.arms import judged_runs
+from analysis.claims import Lost, survival
 from analysis.command import Options, Result
-from analysis.compare import sound
-from analysis.endpoint import Endpoint, endpoint_of
+from analysis.compare import ended, has_diverged
+from analysis.endpoint import Endpoint, endpoint_of, lowest
 from analysis.figures import BARS_DRAWN, Figure, Line, Panel
-from analysis.grouped import trunks_of
 from analysis.levels import rate_of
-from analysis.pairing import Group, by_rest, group_runs
-from analysis.runs import LAMBDA, Run
+from analysis.pairing import STEPS, Group, by_rest, group_by_length
+from analysis.runs import LAMBDA, RATE, Run, field_name, label
 from analysis.settled import e_folds_of
 from analysis.statistics import Interval, interval
 from analysis.vertex import Vertex, best_decay, seeds_own
@@ -30,18 +31,24 @@ from configs.errors import InputError
 
 QUANTITIES = ("λ", "ηλ", "Σ")
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's
+# What may differ between lengths beside λ: a longer run has another best η, another warm-up, and may need more data.
+OF_LENGTH = (STEPS, RATE, "schedule.warmup_steps", "data.digest")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best λ of a setting. `scale`: of each quantity, what λ is multiplied by. `own`: seeds → λ."""
+    """The best λ of a length. `scale`: of each quantity, what λ is multiplied by. `own`: seeds → λ. `gone`: what it is
+    conditional on."""
 
-    setting: str
-    steps: int
-    tokens: float | None  # per parameter
+    run: Run
     vertex: Vertex
     own: pd.Series
     scale: dict[str, float]
+    gone: str
+
+    @property
+    def steps(self) -> int:
+        return int(self.run.fields[STEPS])
 
     def bounds(self, quantity: str) -> tuple[float, float]:
         return self.vertex.low * self.scale[quantity], self.vertex.high * self.scale[quantity]
@@ -52,85 +59,121 @@ class Best:
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    alone = [run for run in trunks_of(runs) if run.reference is None]
-    groups, notes = group_runs(alone, options.by) if alone else ([], [])
+    kept, notes = judged_runs(runs, options.pilot_from)
+    groups, mixed = group_by_length(kept, options.by) if kept else ([], [])
     endpoint = endpoint_of(groups)
-    notes.append(endpoint.note)
-    found: list[Best] = []
-    for rest, members in by_rest(groups, (LAMBDA,)).items():
-        best = _best(rest, members, endpoint)
+    notes += [*mixed, endpoint.note]
+    findings: list[str] = []
+    best_rows: list[dict[str, object]] = []
+    law_rows: list[dict[str, object]] = []
+    figures: list[Figure] = []
+    for rest, members in by_rest(groups, (LAMBDA, *OF_LENGTH)).items():
+        found = _lengths(rest, members, endpoint, notes)
+        # one length has nothing to transfer to
+        if len(found) < 2:
+            continue
+        notes += _beside_length(rest, found)
+        start = {"runs": rest} if rest else {}
+        best_rows += [start | _row(best) for best in found]
+        laws = [_law(quantity, found) for quantity in QUANTITIES]
+        law_rows += [start | law for law in laws]
+        findings += [_sentence(rest, law) for law in laws]
+        figures.append(_figure(found, len(figures)))
+    if not findings:
+        why = "; ".join(note for note in notes if "not used" in note)
+        raise InputError(
+            "what transfers is asked of two numbers of updates or more, each with three λ above zero at one η and four seeds whose "
+            f"lowest point lies inside{f' ({why})' if why else ''}; configs/sweeps/study_s24.json and study_s48.json are two"
+        )
+    tables = {"The best at each length": pd.DataFrame(best_rows), "What transfers": pd.DataFrame(law_rows)}
+    return Result("transfer", "What of the best λ transfers", findings, figures, tables, notes)
+
+
+def _lengths(rest: str, members: list[Group], endpoint: Endpoint, notes: list[str]) -> list[Best]:
+    """The best λ of each length that has one, the shortest first; a note on each that has none."""
+    # a length may have been run at several η: they are told apart later
+    by_steps: dict[int, list[Group]] = {}
+    for group in members:
+        by_steps.setdefault(int(group.runs[0].fields[STEPS]), []).append(group)
+    found = []
+    for steps, cells in sorted(by_steps.items()):
+        best = _best(cells, endpoint)
         if isinstance(best, Best):
             found.append(best)
         elif best:
-            notes.append(f"{rest or 'all runs'}: {best}")
-    # the shortest first: what is drawn is relative to it
-    found.sort(key=lambda best: best.steps)
-    # one length has nothing to transfer to
-    if len({best.steps for best in found}) < 2:
-        raise InputError(
-            "what transfers is asked of two numbers of updates or more, each with three λ above zero and four seeds whose lowest "
-            f"point lies inside; these runs have {len({best.steps for best in found})} such{_why(notes)}"
-        )
-    table = pd.DataFrame([_row(best) for best in found])
-    laws = pd.DataFrame([_law(quantity, found) for quantity in QUANTITIES])
-    findings = [_sentence(row) for row in laws.to_dict("records")]
-    tables = {"The best at each setting": table, "What transfers": laws}
-    return Result("transfer", "What of the best λ transfers", findings, [_figure(found)], tables, notes)
+            notes.append(f"{f'{rest}, ' if rest else ''}{steps:,} updates: {best}")
+    return found
 
 
-def _sentence(row: dict[Hashable, object]) -> str:
-    inside = f": {row['inside all intervals']} lies inside all intervals" if row["inside all intervals"] else ""
-    moves = f"It moves as the number of updates to the power {row['power of the updates']} (exploratory)."
-    return f"{row['quantity']} {row['verdict']}{inside}. {moves}"
-
-
-def _best(rest: str, members: list[Group], endpoint: Endpoint) -> Best | str:
+def _best(cells: list[Group], endpoint: Endpoint) -> Best | str:
     """Or why there is none; empty where nothing was searched."""
-    losses = {group.decay: endpoint.seed_losses(group) for group in members}
+    # of several η that of the lowest cell: λ is compared at one
+    top = lowest(cells, endpoint)
+    cells = [group for group in cells if top and rate_of(group) == rate_of(top[0])]
+    losses = {group.decay: endpoint.seed_losses(group) for group in cells}
     table = pd.DataFrame({decay: pd.Series(column) for decay, column in losses.items() if column})
-    vertex = best_decay(table, members[0].runs[0].rule)
+    vertex = best_decay(table, cells[0].runs[0].rule) if cells else None
     if vertex is None:
         return ""
     # a place without an interval shares a value with everything
     if vertex.why:
         return f"no interval of the best λ, so not used: {vertex.why}"
-    # Ση, by which λ becomes Σ: one for all runs of a setting, up to λ's few digits
-    folds = [seen / g.decay for g in members if g.decay for run in sound(g) if (seen := e_folds_of(run)) is not None]
+    # Ση, by which λ becomes Σ, of whole runs alone: one for all of a length, up to λ's few digits
+    folds = [seen / g.decay for g in cells if g.decay for run in ended(g) if (seen := e_folds_of(run)) is not None]
     if not folds:
         return "Σηλ is no number of e-folds under its rule, so not used"
-    run = members[0].runs[0]
-    scale = {"λ": 1.0, "ηλ": rate_of(members[0]), "Σ": float(np.mean(folds))}
-    return Best(rest, int(run.fields["schedule.steps"]), run.tokens_per_parameter, vertex, seeds_own(table), scale)
+    scale = {"λ": 1.0, "ηλ": rate_of(cells[0]), "Σ": float(np.mean(folds))}
+    gone = survival([Lost(g.name, sum(map(has_diverged, g.runs)), len(g.runs)) for g in cells])
+    return Best(cells[0].runs[0], vertex, seeds_own(table), scale, gone)
+
+
+def _beside_length(rest: str, found: list[Best]) -> list[str]:
+    """What differs with the length, and may be what moves the best λ."""
+    names = [name for name in OF_LENGTH[1:] if len({str(best.run.fields.get(name)) for best in found}) > 1]
+    if not names:
+        return []
+    told = "; ".join(f"{best.steps:,} updates: {label(best.run, names)}" for best in found)
+    return [
+        f"{f'{rest}: ' if rest else ''}with the number of updates differ {', '.join(map(field_name, names))} ({told}): what is "
+        "said of the length is said of all of them together"
+    ]
+
+
+def _sentence(rest: str, law: dict[str, object]) -> str:
+    inside = f": {law['inside all intervals']} lies inside all intervals" if law["inside all intervals"] else ""
+    moves = f"It moves as the number of updates to the power {law['power of the updates']} (exploratory)."
+    return f"{f'{rest}: ' if rest else ''}{law['quantity']} is {law['verdict']}{inside}. {moves}"
 
 
 def _row(best: Best) -> dict[str, object]:
-    row = {"setting": best.setting, "updates": best.steps, "tokens per parameter": round(best.tokens or 0.0, 1)}
-    return row | {"seeds": best.vertex.seeds} | {f"best {quantity}": best.text(quantity) for quantity in QUANTITIES}
+    tokens = best.run.tokens_per_parameter
+    row: dict[str, object] = {"updates": best.steps, "η": float(best.run.fields[RATE])}
+    row |= {"tokens per parameter": round(tokens, 1) if tokens else None, "seeds": best.vertex.seeds}
+    row |= {f"best {quantity}": best.text(quantity) for quantity in QUANTITIES}
+    return row | ({"condition": best.gone} if best.gone else {})
 
 
 def _law(quantity: str, found: list[Best]) -> dict[str, object]:
     lows, highs = zip(*(best.bounds(quantity) for best in found), strict=True)
     # the declared rule: intervals that share a value
     shared = max(lows) <= min(highs)
-    inside = f"{max(lows):.3g} to {min(highs):.3g}" if shared else ""
-    row: dict[str, object] = {"quantity": quantity, "settings": len(found), "inside all intervals": inside}
-    row |= {"power of the updates": power_of_updates(quantity, found).text(2).rpartition(" (")[0]}
-    return row | {"verdict": "transfers" if shared else "does not transfer"}
+    power = power_of_updates(quantity, found)
+    verdict = "not ruled out" if shared else "ruled out"
+    # two intervals may overlap where the pairs of seeds tell them apart
+    verdict += ", but moves in pairs" if shared and power.excludes_zero else ""
+    row: dict[str, object] = {"quantity": quantity, "lengths": len(found)}
+    row |= {"inside all intervals": f"{max(lows):.3g} to {min(highs):.3g}" if shared else ""}
+    return row | {"power of the updates": power.text(2).rpartition(" (")[0], "verdict": verdict}
 
 
 def power_of_updates(quantity: str, found: list[Best]) -> Interval:
-    """p of (quantity) ∝ (updates)^p, by a straight line through each seed's own, over the seeds that all settings have."""
+    """p of (quantity) ∝ (updates)^p, by a straight line through each seed's own, over the seeds that all lengths have."""
     updates = np.log([best.steps for best in found])
     shared = pd.concat([np.log(best.own * best.scale[quantity]) for best in found], axis=1).dropna()
     return interval(float(np.polyfit(updates, row, 1)[0]) for row in shared.to_numpy())
 
 
-def _why(notes: list[str]) -> str:
-    reasons = [note for note in notes if "not used" in note]
-    return f" ({'; '.join(reasons)})" if reasons else ""
-
-
-def _figure(found: list[Best]) -> Figure:
+def _figure(found: list[Best], place: int) -> Figure:
     """Relative to the shortest run's, so that the three share an axis."""
     x = np.array([best.steps for best in found], dtype=float)
     lines = []
@@ -142,4 +185,4 @@ def _figure(found: list[Best]) -> Figure:
     ticks = {float(best.steps): f"{best.steps:,}" for best in found}
     panel = Panel("updates", "best, over that of the shortest run", lines, xlog=True, ylog=True, ticks=ticks)
     caption = f"The best λ, ηλ and Σ = λ·Ση over the length of the run: what lies level transfers. {BARS_DRAWN}"
-    return Figure("transfer", caption, [panel])
+    return Figure(f"transfer{place + 1 if place else ''}", caption, [panel])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,25 @@ import pytest
 from analysis import best_decay
 from analysis.command import Options, Result
 from analysis.runs import LAMBDA
+from record.blocks import ValidationBlocks, write_blocks
 from tests.recorded import base_curve, load, write_run
 
 
 def write(
-    root: Path, name: str, gain: float, seeds: int = 4, rate: float = 0.1, decay: float = 0.1, **fields: Any
+    root: Path,
+    name: str,
+    gain: float,
+    seeds: int = 4,
+    first: int = 0,
+    rate: float = 0.1,
+    decay: float = 0.1,
+    **fields: Any,
 ) -> list[Path]:
     """λ = 0 and one λ, of which the other setting's is the same: its sum is λ·η over 1,000 updates."""
     paths = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         # what a seed does at every λ cancels in its gain
-        level = 0.1 * seed
+        level = 0.1 * (seed % 7)
         for own, height in (
             (0.0, level),
             (decay, level + gain + 0.0005 * np.random.default_rng(seed).standard_normal()),
@@ -50,9 +60,13 @@ def test_a_gain_in_another_setting(tmp_path: Path) -> None:
     """Breaks if the difference of two gains is not by seed, has the other sign, or is called another thing than exploratory."""
     paths = [*write(tmp_path, "a", -0.02), *write(tmp_path, "b", -0.05, model={"n_layer": 4})]
     (row,) = rows(result := analysed(*paths))
-    assert row["comparison"] == "λ = 0.1 minus λ = 0: with n_layer = 4 less that with n_layer = 2"
     assert row["estimate"] == pytest.approx(-0.03, abs=1e-3)
-    assert (row["n"], row["kind"], row["verdict"]) == (4, "exploratory", "gains more there")
+    assert (row["n"], row["kind"], row["verdict"]) == (4, "exploratory", "λ does better there")
+    assert re.sub(r"\(.*?\)", "()", row["comparison"]) == (
+        "λ = 0.1 minus λ = 0 () with n_layer = 4, less λ = 0.1 minus λ = 0 () with n_layer = 2"
+    )
+    own, first = (float(number) for number in re.findall(r"\((.*?)\)", row["comparison"]))
+    assert (own, first) == pytest.approx((-0.05, -0.02), abs=1e-3)
     assert any(row["comparison"] in finding for finding in result.findings)
 
 
@@ -70,7 +84,7 @@ def test_float32_is_the_first(tmp_path: Path) -> None:
     """Breaks if a precision is measured by another one than float32."""
     paths = [*write(tmp_path, "b", -0.05, precision="bf16-mixed"), *write(tmp_path, "a", -0.02, precision="fp32")]
     (row,) = rows(analysed(*paths))
-    assert row["comparison"].endswith("with precision = bf16-mixed less that with precision = fp32")
+    assert row["comparison"].endswith("with precision = fp32")
     assert row["estimate"] == pytest.approx(-0.03, abs=1e-3)
 
 
@@ -79,3 +93,34 @@ def test_one_setting_has_nothing_beside_it(tmp_path: Path) -> None:
     without = [path for path in write(tmp_path, "b", -0.05, model={"n_layer": 4}) if f"-{0.0}-" not in path.name]
     assert all(run.fields[LAMBDA] for run in load(*without))
     assert not rows(analysed(*write(tmp_path, "a", -0.02), *without))
+
+
+def test_the_setting_of_most_seeds_is_the_first(tmp_path: Path) -> None:
+    """Breaks if what was run least is what all else is measured by, or a pilot's seeds are counted."""
+    few = write(tmp_path, "a", -0.05, seeds=3, model={"n_layer": 2})
+    many = write(tmp_path, "b", -0.02, model={"n_layer": 4})
+    (row,) = rows(analysed(*few, *many))
+    assert row["comparison"].endswith("with n_layer = 4")
+    pilots = [path for seed in (100, 101) for path in write(tmp_path, f"p{seed}", -0.5, seeds=1, first=seed)]
+    (with_pilots,) = rows(analysed(*few, *many, *pilots))
+    assert with_pilots == row
+
+
+def test_documents(tmp_path: Path) -> None:
+    """Breaks if what documents add to both settings alike is in the interval, or what they add to one is not."""
+    paths = [*write(tmp_path, "a", -0.02), *write(tmp_path, "b", -0.05, model={"n_layer": 4})]
+    alone = rows(analysed(*paths))[0]["95 % interval"]
+    for common, expected in ((True, 0.0), (False, 0.02 / np.sqrt(32))):
+        for path in paths:
+            dice = np.random.default_rng(0)
+            noise = 0.02 * np.repeat(dice.standard_normal(32), 2)
+            # by which λ gains in every document alike, or by each document another amount, in one setting or in both
+            harm = noise * (path.name[2:5] == "0.1") * (common or path.name[0] == "b")
+            blocks = ValidationBlocks(1000, 80, 64, 64, [80] * 64, {"weights": [float(v) for v in 80 * (3 + harm)]})
+            write_blocks(path / "val_blocks.json", blocks)
+            log = (path / "metrics.jsonl").read_text().splitlines()
+            last = {**json.loads(log[-1]), "val/final_loss": json.loads(log[-1])["val/loss"]}
+            (path / "metrics.jsonl").write_text("\n".join([*log[:-1], json.dumps(last)]) + "\n")
+        (row,) = rows(analysed(*paths))
+        assert (row["documents' standard error"] or 0.0) == pytest.approx(expected, rel=0.3, abs=1e-6)
+        assert (row["95 % interval"] == alone) is common

@@ -74,10 +74,47 @@ def test_pilots_enter_no_gain(tmp_path: Path) -> None:
     pilot = write(tmp_path, "pilot", -0.5, 1e-4, first=100, **l2)
     with_pilot = analysed([*judged, *pilot])
     assert with_pilot.tables["Gains"].equals(alone)
-    assert f"{SEEDS} runs of a pilot's seeds enter no gain" in with_pilot.notes
+    assert f"{SEEDS} runs of a pilot's seeds (100 and above) enter no claim" in with_pilot.notes
 
 
 def test_adamw_alone_is_refused(tmp_path: Path) -> None:
     """Breaks if AdamW's own gain is called another way's."""
     with pytest.raises(InputError, match=r"these are 3 groups of 1 way\(s\)"):
         analysed(adamw(tmp_path))
+
+
+def test_half_of_no_gain_is_no_measure(tmp_path: Path) -> None:
+    """Breaks if a way that harms passes because AdamW's decay harms more."""
+    paths = [*write(tmp_path, "plain", 0.0), *write(tmp_path, "worse", 0.02, 0.1)]
+    paths += write(tmp_path, "l2", 0.002, 1e-4, optim={"decay_rule": "l2_loss"})
+    (claim,) = analysed(paths).claims
+    assert claim.interval.high < 0
+    assert claim.verdict == "no claim: AdamW's own gain is not told from zero"
+
+
+def test_knobs_horizon_with_decay_and_choice(tmp_path: Path) -> None:
+    """Breaks if an algorithm's own momentum makes it another setting, a slower schedule with decay is taken for one without, or it
+    is not said that a cell was chosen by the seeds that judge it."""
+    lion = {"algorithm": "lion", "betas": [0.9, 0.99]}
+    paths = [
+        *adamw(tmp_path),
+        *write(tmp_path, "lion", 0.1, optim=lion),
+        *write(tmp_path, "lion-decay", 0.07, 0.3, optim=lion),
+        *write(tmp_path, "slow", -0.002, schedule={"horizon": 1200}),
+        *write(tmp_path, "slow-decay", -0.03, 0.1, schedule={"horizon": 1200}),
+    ]
+    result = analysed(paths)
+    table = result.tables["Gains"]
+    found = {(row["algorithm"], row["horizon"], row["λ"]): float(row["gain"].split()[0]) for _, row in table.iterrows()}
+    expected = {
+        ("adam", "", 0.1): -0.02,
+        ("lion", "", 0.3): -0.03,
+        ("adam", 1200, 0.0): -0.002,
+        ("adam", 1200, 0.1): -0.03,
+    }
+    assert found == {way: pytest.approx(gain, abs=0.002) for way, gain in expected.items()}
+    # AdamW's λ is one of two
+    assert all(
+        "chosen by the same seeds: weight_decay" in claim.condition or "λ = 0.1" in claim.condition
+        for claim in result.claims
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from analysis import gate
 from analysis.command import Options
+from analysis.pairing import Group
 from analysis.reading import load_run
 from analysis.runs import find_runs
 from configs.identity import experiment, run_id
@@ -20,6 +22,7 @@ from configs.prepared import DataSummary
 from configs.schema import RunConfig
 from data import prepare
 from slurm import submit
+from tests.recorded import load, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +84,21 @@ def test_effective_rank() -> None:
     assert gate.effective_rank(np.eye(7)) == pytest.approx(7)
     two = np.diag([3.0, 3.0, 0.0, 0.0])
     assert gate.effective_rank(two) == pytest.approx(2)
+
+
+def test_seeds_are_compared_on_the_same_windows(tmp_path: Path) -> None:
+    """Breaks if the windows that each seed trains on count as a difference of starts where all were evaluated on the same ones, or
+    one that was not evaluated is compared by another loss than the rest."""
+    group = Group("setting", {}, load(write_run(tmp_path / "run", steps=60)))
+    starts = [gate.Start(4.0 + 0.1 * seed, 4.2 + 0.01 * seed, 1.0, 0.5) for seed in range(3)]
+    for alike, lost, spread, verdict in (
+        (True, False, 0.02, "sound"),
+        (False, False, 0.2, "failed"),
+        (True, True, 0.2, "failed"),
+    ):
+        given = [replace(starts[0], validation=float("nan")), *starts[1:]] if lost else starts
+        row, _ = gate._judge(group, given, alike)
+        assert (row["range over seeds"], row["start"]) == (pytest.approx(spread), verdict), (alike, lost)
 
 
 @pytest.mark.engine
