@@ -16,6 +16,8 @@ STUDY := loss_curves bias_variance generalisation effective_lr early
 DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched
 LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
+LLAMA := docs/study/records/small_llama/rmsnorm-*
+GPT2 := docs/study/records/study_s24/seeds[0-2]-lr0.01-*
 MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \
 	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
@@ -74,6 +76,14 @@ study-report: .venv/run
 		cp runs/study/transfer/transfer_table$$table.csv docs/study/transfer/eight_seeds_table$$table.csv || exit 1; \
 		cp runs/study/transfer_declared/transfer_table$$table.csv docs/study/transfer/five_seeds_table$$table.csv || exit 1; \
 	done
+	$(BIN)/python -m analysis sweep $(LLAMA) $(GPT2) --out runs/study/blocks
+	cp runs/study/blocks/sweep_table2.csv docs/study/blocks/best.csv
+	cp runs/study/blocks/sweep_table4.csv docs/study/blocks/between.csv
+	cp runs/study/blocks/decay.png docs/study/blocks/
+	$(BIN)/python -m analysis loss_curves $(LLAMA) $(GPT2) --out runs/study/blocks
+	cp runs/study/blocks/loss_curves_table1.csv docs/study/blocks/losses.csv
+	$(BIN)/python -m analysis sweep $(LLAMA) --out runs/study/qk_norm
+	cp runs/study/qk_norm/sweep_table4.csv docs/study/blocks/qk_norm.csv
 	for sweep in $(MECHANISMS); do \
 		$(BIN)/python -m analysis mechanisms docs/study/records/$$sweep --out runs/study/$$sweep || exit 1; \
 		for table in runs/study/$$sweep/mechanisms_table*.csv; do cp $$table docs/study/mechanisms/$${sweep}_$${table##*mechanisms_} || exit 1; done; \

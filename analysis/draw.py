@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ def save(figure: Figure, out: Path) -> list[Path]:
             handles.setdefault(name, handle)
     if handles:
         # One legend for all panels, below them: about ten letters an inch, and six for the sample of the line.
-        letters = 6 + max(map(len, handles))
-        across = min(len(handles), max(1, round(10 * columns * 5.6 / letters)))
+        width = round(10 * columns * 5.6)
+        # what is wider than the page goes on in the next line
+        entries = [textwrap.fill(name, width - 6) for name in handles]
+        letters = 6 + min(width - 6, max(map(len, handles)))
+        across = min(len(entries), max(1, round(width / letters)))
+        rows_below = -(-len(entries) // across) * max(entry.count("\n") + 1 for entry in entries)
         place: dict[str, Any] = {"loc": "outside lower center", "ncols": across, "frameon": False, "fontsize": 9}
-        drawing.legend(handles.values(), handles.keys(), **place)
+        drawing.legend(handles.values(), entries, **place)
         # the legend's rows come on top: the panels keep their height
-        drawing.set_size_inches(5.6 * columns, 3.9 * rows + 0.2 * -(-len(handles) // across))
+        drawing.set_size_inches(5.6 * columns, 3.9 * rows + 0.2 * rows_below)
     paths = [out / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths[:2]:
         drawing.savefig(path, dpi=150)
@@ -79,7 +84,8 @@ def _draw(axis: Axes, panel: Panel) -> None:
     if panel.diagonal and panel.lines:
         ends = [min(one.x.min() for one in panel.lines), max(one.x.max() for one in panel.lines)]
         axis.plot(ends, ends, color="0.5", linewidth=0.8)
-    axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
+    # as many letters as a panel is high
+    axis.set(xlabel=panel.xlabel, ylabel=textwrap.fill(panel.ylabel, 44), title=panel.title)
     if panel.xlog:
         axis.set_xscale("log")
     if panel.ylog:

@@ -1,0 +1,64 @@
+"""What docs/study/blocks.md says of λ under three kinds of block: its tables come from the records, its numbers from the tables."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.catalogue import CATALOGUE
+from analysis.command import Options, load_runs
+from analysis.compare import WHOLE
+from analysis.runs import Run
+from tests.processes import ROOT
+
+STUDY = ROOT / "docs" / "study"
+RECORDS = STUDY / "records"
+LLAMA, GPT2 = [RECORDS / "small_llama", "rmsnorm-*"], [RECORDS / "study_s24", "seeds[0-2]-lr0.01-*"]
+TABLES = {
+    "best": ("sweep", "Best λ", [LLAMA, GPT2]),
+    "between": ("sweep", "The same λ between settings", [LLAMA, GPT2]),
+    "losses": ("loss_curves", "", [LLAMA, GPT2]),
+    "qk_norm": ("sweep", "The same λ between settings", [LLAMA]),
+}
+
+
+def runs_of(given: list[list[object]]) -> list[Run]:
+    paths = [str(path) for folder, pattern in given for path in Path(str(folder)).glob(str(pattern))]
+    runs, notes = load_runs(paths, Path("runs"))
+    assert not notes
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_come_from_the_records(name: str) -> None:
+    """Breaks if a committed table is not what the committed records give."""
+    analysis, title, given = TABLES[name]
+    tables = CATALOGUE[analysis].load().analyse(runs_of(given), Options()).tables
+    table = tables[title] if title else next(iter(tables.values()))
+    made = pd.read_csv(StringIO(table.to_csv(index=False)))
+    pd.testing.assert_frame_equal(pd.read_csv(STUDY / "blocks" / f"{name}.csv"), made, rtol=1e-6)
+
+
+def test_numbers_come_from_the_tables() -> None:
+    """Breaks if the page gives a difference, an interval or a best λ that no table has, or one of the pilot that no run has."""
+    page = (STUDY / "blocks.md").read_text().replace("−", "-")
+    text = "\n".join(path.read_text() for path in (STUDY / "blocks").glob("*.csv"))
+    numbers = re.findall(r"[+-]0\.\d{4}", page)
+    assert len(numbers) >= 40
+    assert [number for number in numbers if number not in text and str(float(number)) not in text] == []
+    best = pd.read_csv(STUDY / "blocks" / "best.csv")["decay"]
+    (row,) = (line for line in page.splitlines() if line.startswith("| best λ"))
+    assert [float(cell) for cell in row.strip("|").split("|")[1:]] == pytest.approx(list(best), rel=2e-3)
+    losses = pd.read_csv(STUDY / "blocks" / "losses.csv")
+    (row,) = (line for line in page.splitlines() if line.startswith("| loss at λ = 0"))
+    plain = losses[losses["run"].str.startswith("λ = 0,")]["validation loss over the whole split"]
+    assert [float(cell) for cell in row.strip("|").split("|")[1:]] == list(plain)
+    pilot = {f"{run.column(WHOLE).iloc[-1]:.4f}" for run in runs_of([[RECORDS / "small_llama_tuning", "*"]])}
+    told = [n for line in page.splitlines() if "of the pilot" in line for n in re.findall(r"\d\.\d{4}\b", line)]
+    assert len(told) == 15
+    assert set(told) <= pilot
