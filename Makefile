@@ -13,7 +13,7 @@ PREPARE := $(BIN)/python -m data.prepare
 GCIDE := data/raw/usr/share/dictd/gcide.dict.dz
 
 STUDY := loss_curves bias_variance generalisation effective_lr early
-DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched
+DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched docs/study/records/study_constant
 LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
 LLAMA := docs/study/records/small_llama/rmsnorm-*

@@ -52,7 +52,7 @@ def test_tables_come_from_the_records(scale: str) -> None:
 @pytest.mark.slow
 def test_the_declared_claims_come_from_the_records() -> None:
     """Breaks if the committed verdicts are not what the records give, or the page has others."""
-    names = ("study_s48", "study_s48_matched")
+    names = ("study_s48", "study_s48_matched", "study_constant")
     runs, notes = load_runs([str(STUDY / "records" / name) for name in names], Path("runs"))
     assert not notes
     (table,) = CATALOGUE["declared"].load().analyse(runs, Options()).tables.values()
