@@ -12,7 +12,7 @@ import pytest
 from analysis.catalogue import CATALOGUE
 from analysis.command import Options, load_runs
 from analysis.compare import WHOLE
-from analysis.runs import Run
+from analysis.runs import RATE, Run
 from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
@@ -62,3 +62,15 @@ def test_numbers_come_from_the_tables() -> None:
     told = [n for line in page.splitlines() if "of the pilot" in line for n in re.findall(r"\d\.\d{4}\b", line)]
     assert len(told) == 15
     assert set(told) <= pilot
+
+
+def test_the_rates_of_gpt2_come_from_the_records() -> None:
+    """Breaks if a mean at the pilot's learning rate, or at the common one, is none of the records'."""
+    ends: dict[tuple[float, float], list[float]] = {}
+    for run in runs_of([[RECORDS / "small_llama", "sdpa-*"], GPT2]):
+        if run.origin is None:
+            ends.setdefault((run.fields[RATE], run.decay), []).append(float(run.column(WHOLE).iloc[-1]))
+    means = {cell: f"{sum(values) / len(values):.4f}" for cell, values in ends.items()}
+    page = " ".join((STUDY / "blocks.md").read_text().split())
+    assert f"λ = 0 ends at {means[0.02, 0.0]} there and at {means[0.01, 0.0]} at η = 0.01" in page
+    assert f"λ·Ση = 1.65 at {means[0.02, 0.0755]} and {means[0.01, 0.151]}" in page
