@@ -68,6 +68,8 @@ study-report: .venv/run
 		for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_$$scale --out runs/study/$$scale || exit 1; done; \
 		for file in $(STUDY_FILES); do cp runs/study/$$scale/$$file docs/study/$$scale/ || exit 1; done; \
 	done
+	$(BIN)/python -m analysis bias_variance docs/study/records/study_constant --out runs/study/constant
+	cp runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
 	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer

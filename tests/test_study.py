@@ -57,6 +57,14 @@ def test_the_declared_claims_come_from_the_records() -> None:
     assert not notes
     (table,) = CATALOGUE["declared"].load().analyse(runs, Options()).tables.values()
     assert (STUDY / "declared.csv").read_text() == table.to_csv(index=False)
+    branches = list(
+        CATALOGUE["bias_variance"]
+        .load()
+        .analyse([run for run in runs if "constant" in str(run.file)], Options())
+        .tables.values()
+    )[1]
+    kept = pd.read_csv(STUDY / "constant" / "bias_variance_table2.csv")
+    pd.testing.assert_frame_equal(kept, pd.read_csv(StringIO(branches.to_csv(index=False))), rtol=1e-6)
     page = (STUDY / "README.md").read_text()
     for claim, verdict in zip(table["claim"], table["verdict"], strict=True):
         (row,) = (line for line in page.splitlines() if line.startswith(f"| {claim.partition(':')[0]} |"))
@@ -66,7 +74,10 @@ def test_the_declared_claims_come_from_the_records() -> None:
 def test_numbers_come_from_the_tables() -> None:
     """Breaks if the page gives a difference, or an end of an interval, that is in none of its tables."""
     page = (STUDY / "README.md").read_text().partition("## What ran")[0].replace("−", "-")
-    tables = [STUDY / "declared.csv", *(path for scale in SETTLED for path in (STUDY / scale).glob("*.csv"))]
+    tables = [
+        STUDY / "declared.csv",
+        *(path for scale in (*SETTLED, "constant") for path in (STUDY / scale).glob("*.csv")),
+    ]
     text = "\n".join(path.read_text() for path in tables)
     numbers = re.findall(r"[+±-]\d\.\d{4}", page)
     assert len(numbers) >= 40
