@@ -89,12 +89,23 @@ def is_pilot(run: Run, first: int = PILOT) -> bool:
     return seed_of(run) >= first
 
 
+def alone(runs: Sequence[Run]) -> list[Run]:
+    """Those that have a λ of their own over a whole run: no branches, no matched runs."""
+    return [run for run in runs if run.origin is None and run.reference is None]
+
+
+def without_pilots(groups: Sequence[Group], first: int = PILOT) -> list[Group]:
+    """The groups without the runs of a pilot's seeds, and without those that have no others."""
+    kept = [(group, [run for run in group.runs if not is_pilot(run, first)]) for group in groups]
+    return [Group(group.name, group.fields, runs) for group, runs in kept if runs]
+
+
 def judged_runs(runs: list[Run], first: int = PILOT) -> tuple[list[Run], list[str]]:
-    """The runs that claims are about: no branches, no matched runs, no pilot's. And a note on the pilot's."""
-    alone = [run for run in runs if run.origin is None and run.reference is None]
-    kept = [run for run in alone if not is_pilot(run, first)]
+    """The runs that claims are about: alone, and no pilot's. And a note on the pilot's."""
+    whole = alone(runs)
+    kept = [run for run in whole if not is_pilot(run, first)]
     # that they were given is no fault: a pilot lies beside what it chose
-    gone = len(alone) - len(kept)
+    gone = len(whole) - len(kept)
     return kept, [f"{gone} runs of a pilot's seeds ({first} and above) enter no claim"] if gone else []
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.arms import are_several
+from analysis.arms import alone, are_several
 from analysis.between_settings import between_settings
 from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged, twins, unlike_kernels
 from analysis.endpoint import Endpoint, endpoint_of
-from analysis.figures import BARS_DRAWN, DASHES, Figure, Line, Panel, bar
+from analysis.figures import BARS_DRAWN, DASHES, TOLD_APART, Figure, Line, Panel, bar
 from analysis.landscape import heat_maps
 from analysis.one_change import by_rule, one_change
 from analysis.own_rate import at_own_rates
@@ -31,14 +31,12 @@ from analysis.statistics import LEAST_SEEDS, final, seed_count
 from analysis.tuning import rule_by_rule
 from analysis.vertex import best_decay
 
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, told apart by every eye
-
 
 def analyse(runs: list[Run], options: Options) -> Result:
     groups, notes = group_runs(runs, options.by)
     # a branch or a matched run has no λ of its own over a whole run
-    alone = [run for run in runs if run.origin is None and run.reference is None]
-    trunks = group_runs(alone, options.by)[0] if alone else []
+    whole = alone(runs)
+    trunks = group_runs(whole, options.by)[0] if whole else []
     notes += unlike_kernels(twins(trunks)) + notes_on_e_folds(runs)
     # one kind of loss for all: others are of other tokens, and differ by more than λ does
     endpoint = endpoint_of(trunks)
@@ -49,7 +47,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     findings, lines, fits = list(cautions), [], []
     families = by_rest(trunks, (LAMBDA,))
     # others print losses of validation: beside training losses they would say another thing
-    printed = settings_under(alone) if endpoint.column in (VALIDATION, WHOLE) else []
+    printed = settings_under(whole) if endpoint.column in (VALIDATION, WHOLE) else []
     decays = sorted({group.decay for group in trunks} | {row.weight_decay for one in printed for row in one.case.rows})
     positive = [decay for decay in decays if decay > 0]
     for i, (rest, members) in enumerate(families.items()):
@@ -57,11 +55,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
         sentence, fit = _best(rest, members, endpoint)
         findings += sentence
         fits += fit
-    several = are_several(alone)
+    several = are_several(whole)
     changed, one_by_one = by_rule(trunks, endpoint) if several else one_change(trunks, endpoint)
     # of λ alone the sentence above has said it
     findings += changed if len(families) > 1 else []
-    said, pilot = rule_by_rule(alone, endpoint, options.pilot_from) if several else ([], {})
+    said, pilot = rule_by_rule(whole, endpoint, options.pilot_from) if several else ([], {})
     findings += said
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     # under another rule or algorithm λ is another thing, and no pair of gains is of one decay
@@ -72,7 +70,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     if any(len(members) > 1 for members in families.values()):
         ticks = {place_of(decay, positive): f"{decay:g}" for decay in decays}
         lines += published_points(printed, lambda decay: place_of(decay, positive))
-        notes += notes_on_levels(alone) if printed else []
+        notes += notes_on_levels(whole) if printed else []
         panel = Panel("weight decay λ", f"{endpoint.words} (nats)", lines, xlog=True, ticks=ticks)
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
     figures += heat_maps(trunks, endpoint)
@@ -114,7 +112,7 @@ def _lines(rest: str, members: list[Group], index: int, endpoint: Endpoint, posi
     x, y, low, high = (np.array(c, float) for c in zip(*[(p, v.mean, v.low, v.high) for p, v in values], strict=True))
     # one seed at any λ, and no interval is drawn
     bars = (low, high) if np.isfinite(low).all() else (None, None)
-    colour, dash = COLOURS[index % len(COLOURS)], list(DASHES)[index % len(DASHES)]
+    colour, dash = TOLD_APART[index % len(TOLD_APART)], list(DASHES)[index % len(DASHES)]
     keys = {"precision": members[0].precision}
     return [
         Line(

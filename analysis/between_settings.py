@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from analysis.arms import is_pilot
+from analysis.arms import without_pilots
 from analysis.claims import Claim, difference_claim
-from analysis.compare import ended, lost
+from analysis.compare import ended_pairs, lost
 from analysis.document_noise import contrast_error
 from analysis.endpoint import Endpoint, lowest
 from analysis.levels import levels, same_sum
@@ -57,13 +57,9 @@ def between_settings(
 
 
 def _gains(members: list[Group], endpoint: Endpoint, pilot_from: int) -> list[Gain]:
-    judged = [
-        Group(g.name, g.fields, runs)
-        for g in members
-        if (runs := [run for run in g.runs if not is_pilot(run, pilot_from)])
-    ]
+    judged = [group for group in without_pilots(members, pilot_from) if endpoint.seed_losses(group)]
     # of each amount of decay the lowest cell, as where all η are compared
-    found = [(level, lowest(level.cells, endpoint)) for level in levels([g for g in judged if endpoint.seed_losses(g)])]
+    found = [(level, lowest(level.cells, endpoint)) for level in levels(judged)]
     best = [Cell(top[0], len(level.cells) > 1) for level, top in found if top]
     plain = next((cell for cell in best if not cell.group.decay), None)
     return [(cell, plain) for cell in best if cell.group.decay] if plain else []
@@ -75,8 +71,8 @@ def _alike(one: Group, other: Group) -> bool:
 
 def _name(gain: Gain, endpoint: Endpoint) -> str:
     """λ, and its difference to λ = 0 in its own setting: better than elsewhere may be less of a harm."""
-    values = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in _pairs(gain).values())
-    return f"λ = {gain[0].group.decay:g} minus λ = 0 ({values.mean:+.4f})"
+    mean = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in _pairs(gain).values()).mean
+    return f"λ = {gain[0].group.decay:g} minus λ = 0 ({mean:+.4f})"
 
 
 def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: float) -> Claim:
@@ -84,12 +80,10 @@ def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: fl
     shared = [seeds for seeds in pairs if seeds in others]
     here, there = ([{side[s][0]: 1.0, side[s][1]: -1.0} for s in shared] for side in (pairs, others))
     both = [{**one, **{run: -weight for run, weight in other.items()}} for one, other in zip(here, there, strict=True)]
-    difference = interval(sum(weight * endpoint.of(run) for run, weight in one.items()) for one in both)
-    if endpoint.whole:
-        # on one split what documents add to all four alike is gone; two splits are two draws
-        error = contrast_error(both)
-        apart = math.hypot(contrast_error(here), contrast_error(there))
-        difference = difference.with_documents(error if math.isfinite(error) else apart)
+    # on one split what documents add to all four alike is gone
+    difference = endpoint.contrast(both)
+    if endpoint.whole and not math.isfinite(difference.documents):  # two splits are two draws
+        difference = difference.with_documents(math.hypot(contrast_error(here), contrast_error(there)))
     # the lowest of several η was picked for being low
     chosen = any(cell.chosen for cell in (*own, *base))
     return difference_claim(
@@ -105,5 +99,4 @@ def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: fl
 
 def _pairs(gain: Gain) -> dict[str, tuple[Run, Run]]:
     """Seeds → the run with decay and that without."""
-    with_decay, plain = ({run.seeds: run for run in ended(cell.group)} for cell in gain)
-    return {seeds: (run, plain[seeds]) for seeds, run in with_decay.items() if seeds in plain}
+    return ended_pairs(gain[0].group, gain[1].group)

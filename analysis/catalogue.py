@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from analysis.arms import are_several
+from analysis.arms import alone, are_several
 from analysis.runs import Run
 
 
@@ -25,15 +25,15 @@ def _of_two_precisions(runs: list[Run]) -> bool:
 
 def _of_three_decays(runs: list[Run]) -> bool:
     """Whether three λ or more, and validation before the end: an order that may be told early."""
-    trunks = [run for run in runs if run.origin is None and run.reference is None]
+    trunks = alone(runs)
     return len({run.decay for run in trunks}) > 2 and any(len(run.column("val/loss").loc[1:]) > 1 for run in trunks)
 
 
 def _of_two_lengths(runs: list[Run]) -> bool:
     """Whether runs of two numbers of updates, each with three λ above zero."""
     decays: dict[object, set[float]] = {}
-    for run in runs:
-        if run.origin is None and run.reference is None and run.decay:
+    for run in alone(runs):
+        if run.decay:
             decays.setdefault(run.fields.get("schedule.steps"), set()).add(run.decay)
     return sum(len(tried) > 2 for tried in decays.values()) > 1
 

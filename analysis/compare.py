@@ -67,6 +67,11 @@ def ended(group: Group) -> list[Run]:
     return [run for run in group.runs if is_ended(run)]
 
 
+def ended_pairs(group: Group, base: Group) -> dict[str, tuple[Run, Run]]:
+    """Seeds → a run of `group` and its twin in `base`, where both have ended; of copies one."""
+    return {run.seeds: (run, twin) for run, twin in pairs(group, base) if is_ended(run) and is_ended(twin)}
+
+
 def loss_of(run: Run, evaluated: bool) -> float:
     """A run's loss at its end: the last validation's, or the final training loss."""
     return float(run.column(VALIDATION).iloc[-1]) if evaluated else final(run.column(TRAIN))

@@ -135,9 +135,8 @@ def _of_cosine(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run
     end = paired_final(decayed, plain, VALIDATION)
     if not end.refused:
         tests["1b"] = Test(((end.interval, -1),))
-    contrast = _at_branches(
-        decayed, plain, branches, "variance", -1
-    )  # the branch minus the trunk, and not the other way
+    # the branch minus the trunk, and not the other way
+    contrast = _at_branches(decayed, plain, branches, "variance", -1)
     if contrast.n:
         tests["2"] = Test(((contrast, -1),))
     return tests

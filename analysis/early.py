@@ -23,9 +23,8 @@ from analysis.cheap_branch import averages, updates_of
 from analysis.claims import Lost, survival, too_few
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, ended, has_diverged, is_ended
-from analysis.document_noise import contrast_error
 from analysis.endpoint import Endpoint, endpoint_of
-from analysis.figures import Figure, Line, Panel, Style, line
+from analysis.figures import TOLD_APART, Figure, Line, Panel, Style, line
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import LAMBDA, Run
 from analysis.statistics import LEAST_SEEDS, Interval, interval
@@ -36,7 +35,6 @@ PLACE = 0.25  # of the run, declared: the first reading from here on is judged
 ENOUGH = 0.5  # declared: an order is told where the interval of τ lies above
 TABLED = (0.1, 0.25, 0.45, 0.6, 0.7, 0.75, 0.9)  # of the run: from each place the first reading; the figure has all
 LOSS, BRANCH = "validation loss", "branch's end"
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's
 Ends = dict[float, dict[str, Run]]  # λ → seeds → the run
 
 
@@ -142,18 +140,14 @@ def _told(
     by_seed: list[dict[float, Run]], values: Mapping[Run, pd.Series], step: int, steps: int, endpoint: Endpoint
 ) -> Told:
     """Of each seed by itself: what a user with one seed would have seen."""
-    taus, costs, weights = [], [], []
+    taus, weights = [], []
     for runs in by_seed:
         read = [float(values[run][step]) for run in runs.values()]
         ends = [endpoint.of(run) for run in runs.values()]
         taus.append(float(stats.kendalltau(read, ends).statistic))
-        costs.append(ends[int(np.argmin(read))] - min(ends))
         chosen, best = (list(runs.values())[int(np.argmin(column))] for column in (read, ends))
         weights.append({chosen: 1.0, best: -1.0} if chosen is not best else {chosen: 0.0})
-    tau, cost = interval(taus), interval(costs)
-    # the cost is a difference at the end, and has the documents' part as all of them have
-    if endpoint.whole:
-        cost = cost.with_documents(contrast_error(weights))
+    tau, cost = interval(taus), endpoint.contrast(weights)
     tau = replace(tau, low=max(tau.low, -1.0), high=min(tau.high, 1.0))
     return Told(step, steps, tuple(by_seed[0]), tau, replace(cost, low=max(cost.low, 0.0)))
 
@@ -242,7 +236,7 @@ def _figure(rest: str, told: dict[str, list[Told]], place: int) -> Figure:
 def _lines(told: dict[str, list[Told]], part: str) -> list[Line]:
     drawn = []
     for i, (name, places) in enumerate(told.items()):
-        style = Style(COLOURS[i % len(COLOURS)], "solid", {})
+        style = Style(TOLD_APART[i % len(TOLD_APART)], "solid", {})
         means = pd.Series({one.share: getattr(one, part).mean for one in places})
         bounds = {end: np.array([getattr(getattr(one, part), end) for one in places]) for end in ("low", "high")}
         # of two seeds there is no band

@@ -6,13 +6,13 @@ windows; else the final training loss. These are of other tokens and differ by m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from analysis.compare import TRAIN, VALIDATION, WHOLE, ended, is_ended, over, same_windows
-from analysis.document_noise import documents_error
+from analysis.document_noise import contrast_error, documents_error
 from analysis.pairing import Group, by_seed, pairs
 from analysis.runs import Run
 from analysis.statistics import Interval, final, interval
@@ -51,6 +51,12 @@ class Endpoint:
         used = [(a, b) for a, b in pairs(group, base) if {id(a), id(b)} <= kept and (seeds is None or a.seeds in seeds)]
         change = interval(by_seed([(a, self.of(a) - self.of(b)) for a, b in used]).values())
         return change.with_documents(documents_error(used)) if self.whole else change
+
+    def contrast(self, weights: Sequence[Mapping[Run, float]]) -> Interval:
+        """Sums of losses at the end, of a seed each, by weights that add up to zero: a difference of differences is one. Of the
+        final windows wider by the documents' standard error."""
+        sums = interval(sum(weight * self.of(run) for run, weight in one.items()) for one in weights)
+        return sums.with_documents(contrast_error(weights)) if self.whole else sums
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from analysis import best_decay
-from analysis.arms import values_of
+from analysis.arms import alone, values_of
 from analysis.claims import survival
 from analysis.command import Options
 from analysis.compare import TRAIN, lost, paired_final
@@ -35,7 +35,7 @@ def evidence_of(config: RunConfig, runs: list[Run], options: Options) -> Evidenc
     """What finished runs say: the paired rule against the smallest λ, and the best λ."""
     notes: list[str] = []
     # a branch or a matched run differs from the others in more than λ
-    done = [run for run in runs if run.state in FINISHED and run.origin is None and run.reference is None]
+    done = [run for run in alone(runs) if run.state in FINISHED]
     if len(done) < len(runs):
         notes.append(
             f"{len(runs) - len(done)} runs are unfinished, branches or matched runs, and say nothing of λ here"

@@ -26,6 +26,7 @@ SEQUENCE = (
     "#35b779",
     "#b5a000",
 )  # four of viridis, dark to light, where there are no runs to shade
+TOLD_APART = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # by every eye (Okabe and Ito); without an order
 POINTS = 800  # a line has at most so many, each the mean of its neighbours
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "x": "x"}

@@ -15,12 +15,10 @@ import pandas as pd
 from analysis.arms import KNOBS, judged_runs
 from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
-from analysis.compare import ended, lost
-from analysis.document_noise import contrast_error
+from analysis.compare import ended_pairs, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
-from analysis.statistics import Interval, interval
 from configs.errors import InputError
 
 MASK, HORIZON = "optim.decay_mask", "schedule.horizon"
@@ -40,9 +38,8 @@ class Gain:
 
     @property
     def own(self) -> dict[str, tuple[Run, Run]]:
-        """Seeds → the two runs, of those where both have ended."""
-        plain = {run.seeds: run for run in ended(self.plain)}
-        return {run.seeds: (run, plain[run.seeds]) for run in ended(self.cell) if run.seeds in plain}
+        """Seeds → the two runs."""
+        return ended_pairs(self.cell, self.plain)
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -111,16 +108,13 @@ def _claim(rest: str, gain: Gain, adamw: Gain, endpoint: Endpoint, options: Opti
     # only half of AdamW's gain is taken off: that is what the claim asks for
     shared = [seed for seed in gain.own if seed in adamw.own]
     weights = [_weights(gain.own[seed], adamw.own[seed]) for seed in shared]
-    difference = interval(sum(weight * endpoint.of(run) for run, weight in one.items()) for one in weights)
-    if endpoint.whole:
-        difference = difference.with_documents(contrast_error(weights))
     # half of no gain is no measure: a way that harms less would pass it
-    gains = _own(adamw, endpoint).high < 0
+    gains = endpoint.difference(adamw.cell, adamw.plain).high < 0
     chosen = [one.cell.name for one in (gain, adamw) if one.chosen]
     return difference_claim(
         f"{f'{rest}: ' if rest else ''}{gain.cell.name} minus {gain.plain.name}, less {SHARE:g} of {adamw.cell.name}'s gain",
         endpoint.words,
-        difference,
+        endpoint.contrast(weights),
         WORDS,
         refused="" if gains else "no claim: AdamW's own gain is not told from zero",
         condition=f"chosen by the same seeds: {'; '.join(chosen)}" if chosen else "",
@@ -150,15 +144,4 @@ def _row(rest: str, gain: Gain, endpoint: Endpoint) -> dict[str, object]:
         "η": rate,
         "λ": gain.cell.decay,
     }
-    return row | {"gain": _own(gain, endpoint).text()}
-
-
-def _own(gain: Gain, endpoint: Endpoint) -> Interval:
-    # the interval has the documents' part, as every difference at the end has
-    pairs = list(gain.own.values())
-    difference = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in pairs)
-    return (
-        difference.with_documents(contrast_error([{a: 1.0, b: -1.0} for a, b in pairs]))
-        if endpoint.whole
-        else difference
-    )
+    return row | {"gain": endpoint.difference(gain.cell, gain.plain).text()}

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis.arms import is_pilot
+from analysis.arms import without_pilots
 from analysis.claims import Claim, difference_claim
 from analysis.command import Options
 from analysis.compare import lost
@@ -88,11 +88,7 @@ def table_of_optimisers(
     Returns (table, the differences, what they differ between settings, notes). A pilot's seeds chose η and λ, and enter none.
     """
     # what a pilot chose must not be judged on the seeds that chose it
-    kept = [
-        Group(g.name, g.fields, runs)
-        for g in groups
-        if (runs := [r for r in g.runs if not is_pilot(r, options.pilot_from)])
-    ]
+    kept = without_pilots(groups, options.pilot_from)
     rows, claims, notes, compared = [], list[Claim](), list[str](), list[tuple[Group, Group, Claim]]()
     if len(kept) < len(groups):
         notes.append(

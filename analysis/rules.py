@@ -16,7 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.arms import Arm, ArmKey, are_several, arms_of, by_setting, is_pilot, key_of, name_of, seed_of, values_of
+from analysis.arms import (
+    Arm,
+    ArmKey,
+    alone,
+    are_several,
+    arms_of,
+    by_setting,
+    is_pilot,
+    key_of,
+    name_of,
+    seed_of,
+    values_of,
+)
 from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, lost
@@ -60,21 +72,21 @@ class Judged:
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    alone = [run for run in runs if run.origin is None and run.reference is None]
+    whole = alone(runs)
     first = options.pilot_from
-    judged, pilots = [run for run in alone if not is_pilot(run, first)], [run for run in alone if is_pilot(run, first)]
+    judged, pilots = [run for run in whole if not is_pilot(run, first)], [run for run in whole if is_pilot(run, first)]
     if not are_several(judged):
         raise InputError(_nothing(judged, pilots, first))
     # by the fields of all, so that the pilot's settings are told apart as these are
-    names = options.by or [name for name in differing_fields(alone) if not name.startswith(SEEDS)]
+    names = options.by or [name for name in differing_fields(whole) if not name.startswith(SEEDS)]
     groups, notes = group_runs(judged, names)
     endpoint = endpoint_of(groups)
     notes.append(endpoint.note)
     if pilots:
         notes += _on_pilot(judged, pilots, first)
-    if len(alone) < len(runs):
+    if len(whole) < len(runs):
         notes.append(
-            f"{len(runs) - len(alone)} branches or matched runs have no λ of their own over a whole run: left out"
+            f"{len(runs) - len(whole)} branches or matched runs have no λ of their own over a whole run: left out"
         )
     bests = _pilots_best(pilots, names)
     findings, families = [], []

@@ -20,7 +20,7 @@ from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import ended, has_diverged
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import BARS_DRAWN, Figure, Line, Panel
+from analysis.figures import BARS_DRAWN, TOLD_APART, Figure, Line, Panel
 from analysis.levels import rate_of
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import LAMBDA, RATE, Run, field_name, label
@@ -30,7 +30,6 @@ from analysis.vertex import Vertex, best_decay, seeds_own
 from configs.errors import InputError
 
 QUANTITIES = ("λ", "ηλ", "Σ")
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's
 # What may differ between lengths beside λ: a longer run has another best η, another warm-up, and may need more data.
 OF_LENGTH = (STEPS, RATE, "schedule.warmup_steps", "data.digest")
 
@@ -177,7 +176,7 @@ def _figure(found: list[Best], place: int) -> Figure:
     """Relative to the shortest run's, so that the three share an axis."""
     x = np.array([best.steps for best in found], dtype=float)
     lines = []
-    for i, (quantity, colour) in enumerate(zip(QUANTITIES, COLOURS, strict=True)):
+    for i, (quantity, colour) in enumerate(zip(QUANTITIES, TOLD_APART[1:4], strict=True)):
         unit = found[0].vertex.decay * found[0].scale[quantity]
         middle = np.array([best.vertex.decay * best.scale[quantity] for best in found]) / unit
         low, high = (np.array([best.bounds(quantity)[end] for best in found]) / unit for end in (0, 1))

@@ -17,7 +17,7 @@ from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
 RECORDS = STUDY / "records"
-LLAMA, GPT2 = [RECORDS / "small_llama", "rmsnorm-*"], [RECORDS / "study_s24", "seeds[0-2]-lr0.01-*"]
+LLAMA, GPT2 = (RECORDS / "small_llama", "rmsnorm-*"), (RECORDS / "study_s24", "seeds[0-2]-lr0.01-*")
 TABLES = {
     "best": ("sweep", "Best λ", [LLAMA, GPT2]),
     "between": ("sweep", "The same λ between settings", [LLAMA, GPT2]),
@@ -26,8 +26,8 @@ TABLES = {
 }
 
 
-def runs_of(given: list[list[object]]) -> list[Run]:
-    paths = [str(path) for folder, pattern in given for path in Path(str(folder)).glob(str(pattern))]
+def runs_of(given: list[tuple[Path, str]]) -> list[Run]:
+    paths = [str(path) for folder, pattern in given for path in folder.glob(pattern)]
     runs, notes = load_runs(paths, Path("runs"))
     assert not notes
     return runs
@@ -58,7 +58,7 @@ def test_numbers_come_from_the_tables() -> None:
     (row,) = (line for line in page.splitlines() if line.startswith("| loss at λ = 0"))
     plain = losses[losses["run"].str.startswith("λ = 0,")]["validation loss over the whole split"]
     assert [float(cell) for cell in row.strip("|").split("|")[1:]] == list(plain)
-    pilot = {f"{run.column(WHOLE).iloc[-1]:.4f}" for run in runs_of([[RECORDS / "small_llama_tuning", "*"]])}
+    pilot = {f"{run.column(WHOLE).iloc[-1]:.4f}" for run in runs_of([(RECORDS / "small_llama_tuning", "*")])}
     told = [n for line in page.splitlines() if "of the pilot" in line for n in re.findall(r"\d\.\d{4}\b", line)]
     assert len(told) == 15
     assert set(told) <= pilot
@@ -67,7 +67,7 @@ def test_numbers_come_from_the_tables() -> None:
 def test_the_rates_of_gpt2_come_from_the_records() -> None:
     """Breaks if a mean at the pilot's learning rate, or at the common one, is none of the records'."""
     ends: dict[tuple[float, float], list[float]] = {}
-    for run in runs_of([[RECORDS / "small_llama", "sdpa-*"], GPT2]):
+    for run in runs_of([(RECORDS / "small_llama", "sdpa-*"), GPT2]):
         if run.origin is None:
             ends.setdefault((run.fields[RATE], run.decay), []).append(float(run.column(WHOLE).iloc[-1]))
     means = {cell: f"{sum(values) / len(values):.4f}" for cell, values in ends.items()}
