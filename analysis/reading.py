@@ -23,6 +23,7 @@ from analysis.runs import (
     unit_of,
 )
 from configs.errors import InputError
+from configs.identity import model_defaults
 from record.archive_file import is_archive, run_name
 from record.checkpoints import split_address
 from record.contents import Description, find_place, read_description, read_record
@@ -41,6 +42,8 @@ def load_run(path: Path) -> Run:
         described = read_description(path)
         experiment = flatten(described.experiment)
         fields = flatten(described.config) | {key: experiment[key] for key in ("data.digest",) if key in experiment}
+        # a record may be older than a field: its default is what the run had, and tells it from no run that names it
+        fields = flatten({"model": model_defaults(fields.get("model.kind", "gpt"))}) | fields
         check_fields(fields)
         record = read_record(path, fields["schedule.steps"], fields.get("log.probe_every"))
     except (OSError, ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from configs.echo import shown
+from configs.images import ImageModel
 from configs.schema import P1_INIT_STD, Model, RunConfig
 
 
@@ -45,6 +46,12 @@ def experiment(
     if config.schedule.kind == "constant" and config.schedule.match is None and (decay is None or decay.last_step):
         del fields["schedule"]["steps"]  # where it ends changes no update before: such a run can be trained on
     return fields
+
+
+def model_defaults(kind: str) -> dict[str, Any]:
+    """The model's fields that have a default → the default: what a run had that was recorded before the field existed."""
+    section: type[BaseModel] = Model if kind == "gpt" else ImageModel
+    return {name: info.default for name, info in section.model_fields.items() if not info.is_required()}
 
 
 def run_id(fields: dict[str, Any]) -> str:

@@ -124,3 +124,13 @@ def test_documents(tmp_path: Path) -> None:
         (row,) = rows(analysed(*paths))
         assert (row["documents' standard error"] or 0.0) == pytest.approx(expected, rel=0.3, abs=1e-6)
         assert (row["95 % interval"] == alone) is common
+
+
+def test_an_older_record_has_the_defaults_of_later_fields(tmp_path: Path) -> None:
+    """Breaks if a record from before a field existed stands in another setting than a run that names the field's default."""
+    older = write(tmp_path, "a", -0.02, seeds=3)
+    newer = write(tmp_path, "b", -0.02, seeds=1, first=3, model={"norm": "layernorm", "qk_norm": False})
+    other = write(tmp_path, "c", -0.05, model={"norm": "rmsnorm"})
+    (row,) = rows(analysed(*older, *newer, *other))
+    assert row["n"] == 4
+    assert "norm = layernorm" in row["comparison"]
