@@ -76,7 +76,7 @@ def test_numbers_come_from_the_tables() -> None:
     page = (STUDY / "README.md").read_text().partition("## What ran")[0].replace("−", "-")
     tables = [
         STUDY / "declared.csv",
-        *(path for scale in (*SETTLED, "constant") for path in (STUDY / scale).glob("*.csv")),
+        *(path for scale in (*SETTLED, "constant", "english") for path in (STUDY / scale).glob("*.csv")),
     ]
     text = "\n".join(path.read_text() for path in tables)
     numbers = re.findall(r"[+±-]\d\.\d{4}", page)
@@ -103,6 +103,20 @@ def test_what_transfers_comes_from_the_records(words: str, kept: str) -> None:
     assert not notes
     for number, table in enumerate(CATALOGUE["transfer"].load().analyse(runs, Options()).tables.values(), 1):
         assert (STUDY / "transfer" / f"{words}_seeds_table{number}.csv").read_text() == table.to_csv(index=False)
+
+
+@pytest.mark.slow
+def test_english_comes_from_the_records() -> None:
+    """Breaks if the committed table of the replication on English is not what the records give, or how far its seeds end apart."""
+    runs, notes = load_runs([str(STUDY / "records" / "study_english")], Path("runs"))
+    assert len(runs) == 10
+    assert not notes
+    result = CATALOGUE["loss_curves"].load().analyse(runs, Options())
+    made = pd.read_csv(StringIO(next(iter(result.tables.values())).to_csv(index=False)))
+    pd.testing.assert_frame_equal(pd.read_csv(STUDY / "english" / "loss_curves_table1.csv"), made, rtol=1e-6)
+    page = " ".join((STUDY / "README.md").read_text().split())
+    (apart,) = [re.findall(r"[\d.]+(?= nats at λ = 0 )", one)[0] for one in result.findings if "nats at λ = 0 (" in one]
+    assert f"five seeds lie {apart} nats apart at η = 0.007 and λ = 0" in page
 
 
 def test_the_page_of_claims_9_and_11() -> None:
