@@ -9,22 +9,20 @@ are not there counts in the correction as one that shows nothing, so that a verd
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
 
 from analysis.bias_variance import decompose
 from analysis.branches import families
-from analysis.claims import OF_INTEREST
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, paired_final, paired_midrun
-from analysis.hypotheses import INSIDE, LEVEL, equivalence, holm, p_value
+from analysis.hypotheses import holm
 from analysis.matched_curve import same_curve
 from analysis.pairing import Group, group_runs
 from analysis.runs import RATE, Run
 from analysis.settled import e_folds_of
-from analysis.statistics import LEAST_SEEDS, Interval, interval
+from analysis.statistics import Interval, interval
+from analysis.verdict import Test
 from configs.errors import InputError
 
 SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
@@ -43,48 +41,6 @@ ENDPOINTS = {
     "3": "largest smoothed distance of training losses after the first 10 %",
     "4": "validation loss at 60 %, and at its branch's end, Σ = 1.65 minus 0",
 }
-
-
-@dataclass(frozen=True)
-class Test:
-    """`parts`: the differences, and on which side of zero each is claimed; of "the same" on none, but within the `margin`."""
-
-    parts: tuple[tuple[Interval, int], ...]
-    margin: float | None = None
-
-    @property
-    def n(self) -> int:
-        return min(difference.n for difference, _ in self.parts)
-
-    @property
-    def p(self) -> float:
-        """Of no difference, or of one as large as the margin; of two parts the larger. 1 where one is on the other side."""
-        if self.n < LEAST_SEEDS:
-            return 1.0
-        return max(self._p(difference, side) for difference, side in self.parts)
-
-    def _p(self, difference: Interval, side: int) -> float:
-        if self.margin is None:
-            return p_value(difference) if difference.mean * side > 0 else 1.0
-        # a distance is never below zero: one test, of the margin's side
-        error = difference.half(INSIDE) / stats.t.ppf((1 + INSIDE) / 2, difference.n - 1)
-        return float(stats.t.sf((self.margin - difference.mean) / error, difference.n - 1))
-
-    def verdict(self, adjusted: float) -> str:
-        """The plan's words, with Holm's p value: holds, does not hold, undecided."""
-        if self.n < LEAST_SEEDS:
-            return f"no claim: {self.n} seeds"
-        if adjusted < LEVEL:
-            return "holds"
-        for difference, side in self.parts:
-            if self.margin is not None:
-                beyond = difference.mean - difference.half(INSIDE) > self.margin
-            else:
-                against = difference.excludes_zero and difference.mean * side < 0
-                beyond = against or equivalence(difference, OF_INTEREST).startswith("the same")
-            if beyond:
-                return "does not hold"
-        return "undecided"
 
 
 def analyse(runs: list[Run], options: Options) -> Result:

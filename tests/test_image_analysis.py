@@ -29,7 +29,18 @@ MLP: dict[str, Any] = {
 Make = Callable[..., RunConfig]
 NOT_OF_RUNS = {"advise", "theory", "gate", "report"}
 # There are no branches of these runs, no Jacobians by inputs, no scores on tasks of text, and they are of one rule and two λ.
-UNFIT = ["adaptation", "bias_variance", "declared", "early", "gains", "jacobian_gap", "lm_eval", "rules", "transfer"]
+UNFIT = [
+    "adaptation",
+    "bias_variance",
+    "declared",
+    "declared_images",
+    "early",
+    "gains",
+    "jacobian_gap",
+    "lm_eval",
+    "rules",
+    "transfer",
+]
 
 
 @pytest.fixture(scope="module")
