@@ -20,7 +20,8 @@ from analysis.due import dues, provisional
 from analysis.equilibria import equilibrium_rows
 from analysis.evidence import Evidence, evidence_of
 from analysis.nearest_cases import nearest, said_of_interior, said_of_n
-from analysis.power_law import by_power_law
+from analysis.own_study import study
+from analysis.power_law import by_power_law, why_refused
 from analysis.published import P1, paper
 from analysis.runs import Run
 from configs import equilibrium
@@ -90,7 +91,12 @@ def _published(config: RunConfig, one: float | None) -> tuple[list[str], dict[st
     said = [said_of_n(config), said_of_interior(config, folds, one)]
     if near.empty:
         said.append(f"No published case is of {config.optim.algorithm} with decoupled decay.")
-    return said, {"Nearest published cases, by tokens per parameter (D/N) and Σηλ": near}
+    tables = {"Nearest published cases, by tokens per parameter (D/N) and Σηλ": near}
+    # the study's runs are AdamW's under a falling rate, as the power law's are
+    if _is_adam(config) and not why_refused(config):
+        sentence, own = study(one)
+        said, tables = [*said, sentence], tables | {"This project's own study": own}
+    return said, tables
 
 
 def _to_carry(config: RunConfig, runs: list[Run], evidence: Evidence) -> Carried:
