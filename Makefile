@@ -22,7 +22,7 @@ MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kf
 	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
-	effective_lr_table1.csv early_table1.csv loss_difference.png early.png
+	effective_lr_table1.csv early_table1.csv loss_difference.png early.png branches.png generalisation.png size.png
 
 .PHONY: quickstart test check lint types quick-tests study-data study-report system-deps
 
@@ -68,6 +68,8 @@ study-report: .venv/run
 		for name in $(STUDY); do $(BIN)/python -m analysis $$name docs/study/records/study_$$scale --out runs/study/$$scale || exit 1; done; \
 		for file in $(STUDY_FILES); do cp runs/study/$$scale/$$file docs/study/$$scale/ || exit 1; done; \
 	done
+	$(BIN)/python -m analysis effective_lr docs/study/records/study_s48 docs/study/records/study_s48_matched --out runs/study/matched
+	cp runs/study/matched/matched.png docs/study/s48/
 	$(BIN)/python -m analysis bias_variance docs/study/records/study_constant --out runs/study/constant
 	cp runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
 	$(BIN)/python -m analysis loss_curves docs/study/records/study_english --out runs/study/english
@@ -76,6 +78,7 @@ study-report: .venv/run
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
 	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer
 	$(BIN)/python -m analysis transfer $(DECLARED_SEEDS) --out runs/study/transfer_declared
+	cp runs/study/transfer_declared/transfer.png docs/study/transfer/
 	for table in 1 2; do \
 		cp runs/study/transfer/transfer_table$$table.csv docs/study/transfer/eight_seeds_table$$table.csv || exit 1; \
 		cp runs/study/transfer_declared/transfer_table$$table.csv docs/study/transfer/five_seeds_table$$table.csv || exit 1; \

@@ -17,11 +17,17 @@ from analysis.runs import RATE
 from tests.processes import ROOT
 
 STUDY = ROOT / "docs" / "study"
+ONE_PASS = ("README.md", "more.md")  # the pages on one-pass training
 TABLES = {"loss_curves": 1, "bias_variance": 2, "generalisation": 1, "effective_lr": 1, "early": 1}
 SETTLED = {
     "s24": "λ = 0.454, η = 0.01",
     "s48": "λ = 0.324, η = 0.007",
 }  # the cell that has seen three e-folds at the η of the others
+
+
+def pages() -> str:
+    """Both pages, with the minus of the tables."""
+    return "\n".join((STUDY / name).read_text() for name in ONE_PASS).replace("−", "-")
 
 
 def tables_of(scale: str) -> dict[str, pd.DataFrame]:
@@ -73,7 +79,7 @@ def test_the_declared_claims_come_from_the_records() -> None:
 
 def test_numbers_come_from_the_tables() -> None:
     """Breaks if the page gives a difference, or an end of an interval, that is in none of its tables."""
-    page = (STUDY / "README.md").read_text().partition("## What ran")[0].replace("−", "-")
+    page = pages()
     tables = [
         STUDY / "declared.csv",
         *(path for scale in (*SETTLED, "constant", "english") for path in (STUDY / scale).glob("*.csv")),
@@ -114,14 +120,14 @@ def test_english_comes_from_the_records() -> None:
     result = CATALOGUE["loss_curves"].load().analyse(runs, Options())
     made = pd.read_csv(StringIO(next(iter(result.tables.values())).to_csv(index=False)))
     pd.testing.assert_frame_equal(pd.read_csv(STUDY / "english" / "loss_curves_table1.csv"), made, rtol=1e-6)
-    page = " ".join((STUDY / "README.md").read_text().split())
+    page = " ".join(pages().split())
     (apart,) = [re.findall(r"[\d.]+(?= nats at λ = 0 )", one)[0] for one in result.findings if "nats at λ = 0 (" in one]
     assert f"five seeds lie {apart} nats apart at η = 0.007 and λ = 0" in page
 
 
 def test_the_page_of_claims_9_and_11() -> None:
     """Breaks if a row has another scale's number, or a verdict that the tables do not have."""
-    page = (STUDY / "README.md").read_text().replace("−", "-")
+    page = pages()
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
