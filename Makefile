@@ -76,6 +76,8 @@ study-report: .venv/run
 	cp runs/study/english/loss_curves_table1.csv docs/study/english/
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
+	$(BIN)/python -m analysis hours 'docs/study/records/*' --out runs/study/hours
+	cp runs/study/hours/hours_table1.csv docs/study/hours.csv
 	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer
 	$(BIN)/python -m analysis transfer $(DECLARED_SEEDS) --out runs/study/transfer_declared
 	cp runs/study/transfer_declared/transfer.png docs/study/transfer/

@@ -99,6 +99,7 @@ CATALOGUE = {
     "declared": Entry("declared", needs="runs of the study's plan", on_page=False),
     "declared_images": Entry("declared_images", needs="the small sweeps on images", fits=_of_images, on_page=False),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
+    "hours": Entry("hours", on_page=False),
     "report": Entry("report", on_page=False),
     "advise": Entry("advise", given="CONFIG [RUN…]", on_page=False),
     "theory": Entry("theory", given="", on_page=False),

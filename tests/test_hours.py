@@ -1,0 +1,50 @@
+"""What runs cost, on made-up runs whose times are known, and of the study's records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import hours
+from analysis.command import Options, load_runs
+from configs.errors import InputError
+from tests.processes import ROOT
+from tests.recorded import load, write_run
+
+
+def start(path: Path, **facts: object) -> Path:
+    (path / "starts.jsonl").write_text(json.dumps(facts) + "\n")
+    return path
+
+
+def test_device_hours(tmp_path: Path) -> None:
+    """Breaks if threads of a CPU are not devices, those of a GPU are, or what was evaluated is counted as training."""
+    seconds = {"time/step_s": lambda s: 3.6 * (s > 0), "time/eval_s": lambda s: 36.0 * (s == 100)}
+    paths = [write_run(tmp_path / name / "run", steps=100, columns=seconds) for name in ("cpu", "gpu")]
+    start(paths[0], ranks=2, threads_per_rank=4, device="cpu")
+    start(paths[1], ranks=2, threads_per_rank=4, device="H100")
+    table = hours.analyse(load(*paths), Options()).tables["By folder"].set_index("folder")
+    assert table["training"].to_dict() == pytest.approx({"cpu": 0.8, "gpu": 0.2, "all": 1.0})
+    assert table["evaluation"].to_dict() == pytest.approx({"cpu": 0.08, "gpu": 0.02, "all": 0.1})
+    assert table["device-hours"]["all"] == pytest.approx(1.1)
+    assert table["updates"]["all"] == 200
+
+
+def test_runs_without_times(tmp_path: Path) -> None:
+    """Breaks if runs of unknown cost are said to cost nothing."""
+    with pytest.raises(InputError, match="none of these 1 runs has recorded time/step_s"):
+        hours.analyse(load(write_run(tmp_path / "run", steps=10)), Options())
+
+
+@pytest.mark.slow
+def test_the_study_costs_what_its_records_say() -> None:
+    """Breaks if the committed table is not that of the records, or the page names another sum."""
+    runs, _ = load_runs([str(ROOT / "docs" / "study" / "records" / "*")], None)
+    (table,) = hours.analyse(runs, Options()).tables.values()
+    kept = pd.read_csv(ROOT / "docs" / "study" / "hours.csv")
+    pd.testing.assert_frame_equal(kept, table, check_dtype=False)
+    page = (ROOT / "docs" / "study" / "runs.md").read_text()
+    assert f"{table['device-hours'].iloc[-1]:.1f} core-hours" in page
