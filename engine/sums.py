@@ -21,7 +21,8 @@ def square_sums(tensors: list[Tensor]) -> Tensor:
     In chunks: over 4·10⁷ elements at once, torch's float32 norm on a CPU is 0.3 % too small.
     """
     # One call for all chunks of all tensors: a call each would take longer than the sums, where tensors are small.
-    chunks = [tensor.split(NORM_CHUNK) for tensor in tensors]
+    # A split that makes one chunk costs as much as one that makes many.
+    chunks = [tensor.split(NORM_CHUNK) if len(tensor) > NORM_CHUNK else (tensor,) for tensor in tensors]
     norms = torch._foreach_norm([chunk for pieces in chunks for chunk in pieces], 2, dtype=torch.float32)
     # Chunks are added in float64.
     squares = torch.stack(norms).double().square()

@@ -76,6 +76,7 @@ class Statistics:
         named = {name: module for name, module in network.named_modules() if isinstance(module, BatchNorm)}
         self.layers: dict[str, BatchNorm] = named
         self.notes: list[Tensor] = []
+        self._is_mean: Tensor | None = None
 
     def add(self) -> None:
         """Keep the note of the forward pass that has just ended, float32 (F,)."""
@@ -99,9 +100,7 @@ class Statistics:
         fused multiply-add, which a product and a sum in float64 are). So the buffers are the same bits.
         """
         running = self._flat()
-        is_mean = (
-            torch.cat([torch.full_like(buffer, "mean" in name) for name, buffer in self._buffers()] or [running]) > 0
-        )
+        is_mean = self._means(running)
         for i, note in enumerate(notes.to(running.device)):
             weight = running.new_tensor(MOMENTUM if weights is None else weights[i])
             rest = running.new_tensor(1 - (MOMENTUM if weights is None else weights[i])) * running
@@ -170,6 +169,13 @@ class Statistics:
     def _flat(self) -> Tensor:
         buffers = [buffer for _, buffer in self._buffers()]
         return torch.cat(buffers) if buffers else torch.empty(0)
+
+    def _means(self, flat: Tensor) -> Tensor:
+        """Which numbers of `flat` are means, bool; made once for a device, since it is asked for in every update."""
+        if self._is_mean is None or self._is_mean.device != flat.device:
+            parts = [torch.full_like(buffer, "mean" in name) for name, buffer in self._buffers()]
+            self._is_mean = torch.cat(parts or [flat]) > 0
+        return self._is_mean
 
     def _write(self, flat: Tensor) -> None:
         buffers = [buffer for _, buffer in self._buffers()]
