@@ -70,8 +70,11 @@ study-report: .venv/run
 	done
 	$(BIN)/python -m analysis effective_lr docs/study/records/study_s48 docs/study/records/study_s48_matched --out runs/study/matched
 	cp runs/study/matched/matched.png docs/study/s48/
+	$(BIN)/python -m analysis averages docs/study/records/study_s48 --out runs/study/s48
+	cp runs/study/s48/averages_table1.csv docs/study/s48/
 	$(BIN)/python -m analysis bias_variance docs/study/records/study_constant --out runs/study/constant
-	cp runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
+	$(BIN)/python -m analysis averages docs/study/records/study_constant --out runs/study/constant
+	cp runs/study/constant/averages_table1.csv runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
 	$(BIN)/python -m analysis loss_curves docs/study/records/study_english --out runs/study/english
 	cp runs/study/english/loss_curves_table1.csv docs/study/english/
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared

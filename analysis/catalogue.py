@@ -38,6 +38,13 @@ def _of_two_lengths(runs: list[Run]) -> bool:
     return sum(len(tried) > 2 for tried in decays.values()) > 1
 
 
+def _with_averages(runs: list[Run]) -> bool:
+    """Whether an average of the weights was evaluated in a language model's run: overtraining has those of images."""
+    return any(str(column).startswith("val/loss_ema_") for run in runs for column in run.metrics) and not _of_images(
+        runs
+    )
+
+
 def _of_images(runs: list[Run]) -> bool:
     return any("val/error" in run.metrics for run in runs)
 
@@ -89,6 +96,7 @@ CATALOGUE = {
     "gains": Entry("gains", needs="AdamW and another way", on_page=False),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),
     "bias_variance": Entry("bias_variance", needs="runs and branches of them", fits=_branched),
+    "averages": Entry("averaged_ends", needs="averages at the runs' ends", fits=_with_averages),
     "adaptation": Entry("adaptation", needs="branches on other data", fits=_on_other_data),
     "precision": Entry("precision_gap", needs="runs of two precisions", fits=_of_two_precisions),
     "generalisation": Entry("generalisation"),

@@ -31,6 +31,7 @@ NOT_OF_RUNS = {"advise", "theory", "gate", "report"}
 # There are no branches of these runs, no Jacobians by inputs, no scores on tasks of text, and they are of one rule and two λ.
 UNFIT = [
     "adaptation",
+    "averages",
     "bias_variance",
     "declared",
     "declared_images",

@@ -1,0 +1,86 @@
+"""What λ does to averages of the weights: losses at the end of the last weights and of each average, in pairs of one seed.
+
+    python -m analysis averages docs/study/records/study_s48
+
+An average (averages.ema) takes the noise of the last updates out, so it may gain more from decay than the last weights, and from
+more of it. No plan names it: all of it is exploratory. The documents' error is known of the last weights alone.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.cheap_branch import updates_of
+from analysis.claims import Claim, difference_claim
+from analysis.command import Options, Result
+from analysis.compare import VALIDATION, lost
+from analysis.endpoint import Endpoint, endpoint_of
+from analysis.grouped import grouped, trunks_of
+from analysis.pairing import Group, baseline_of, by_seed
+from analysis.runs import Run
+from analysis.statistics import Interval, interval
+from configs.errors import InputError
+
+WORDS = ("lower", "higher")
+COLUMNS = ("run", "reading", "seeds", "loss", "minus its last weights", "minus the smallest λ", "verdict")
+
+
+def analyse(runs: list[Run], options: Options) -> Result:
+    trunks = trunks_of(runs)
+    begun = grouped(trunks, options)
+    last = endpoint_of(begun.groups)
+    readings = {"last weights": last} | {
+        f"average over {updates_of(VALIDATION + kind)}": Endpoint(last.column + kind, f"{last.words}, averaged", "")
+        for kind in _kinds(trunks, last.column)
+    }
+    if len(readings) < 2:
+        raise InputError(
+            f"none of these {len(trunks)} runs has evaluated an average of its weights at its end ({last.column}_ema_…); "
+            "runs with averages.ema have"
+        )
+    rows, claims = [], []
+    for words, endpoint in readings.items():
+        for group in begun.groups:
+            own, base = endpoint.seed_losses(group), baseline_of(group, begun.groups)
+            # a group without this average has no row, and no difference
+            if not own:
+                continue
+            row: dict[str, object] = {"run": group.name, "reading": words, "seeds": len(own)}
+            row["loss"] = round(interval(own.values()).mean, 4)
+            if endpoint is not last:
+                row["minus its last weights"] = _minus_last(group, endpoint, last).text()
+            if group is not base and endpoint.difference(group, base).n:
+                claims.append(_claim(group, base, words, endpoint, options))
+                row |= {"minus the smallest λ": claims[-1].interval.text(), "verdict": claims[-1].verdict}
+            rows.append(row)
+    ends = pd.DataFrame(rows)
+    table = {"At the end": ends[[name for name in COLUMNS if name in ends]]}
+    # the last weights' own differences are loss_curves' findings
+    findings = [claim.sentence for claim in claims if not claim.name.endswith("last weights")]
+    notes = [*begun.notes, last.note]
+    return Result("averages", "Averages of the weights", findings, [], table, notes, claims)
+
+
+def _kinds(runs: list[Run], column: str) -> list[str]:
+    """What stands behind the column's name of each average, the shortest first."""
+    before = f"{column}_ema_"
+    found = {name.removeprefix(before) for run in runs for name in map(str, run.metrics) if name.startswith(before)}
+    return [f"_ema_{one}" for one in sorted(found, key=float)]
+
+
+def _minus_last(group: Group, endpoint: Endpoint, last: Endpoint) -> Interval:
+    """The average's loss minus the last weights', of the same run."""
+    averaged = set(endpoint.seed_losses(group))
+    gaps = [(run, endpoint.of(run) - last.of(run)) for run in group.runs if run.seeds in averaged]
+    return interval(by_seed(gaps).values())
+
+
+def _claim(group: Group, base: Group, words: str, endpoint: Endpoint, options: Options) -> Claim:
+    return difference_claim(
+        f"{group.name} minus {base.name}, {words}",
+        endpoint.words,
+        endpoint.difference(group, base),
+        WORDS,
+        lost=lost(group, base),
+        of_interest=options.of_interest,
+    )
