@@ -38,6 +38,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             f"none of these {len(trunks)} runs has evaluated an average of its weights at its end ({last.column}_ema_…); "
             "runs with averages.ema have"
         )
+    # reading by reading, so that what an average changes is read down the table
     rows, claims = [], []
     for words, endpoint in readings.items():
         for group in begun.groups:
@@ -53,6 +54,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
                 claims.append(_claim(group, base, words, endpoint, options))
                 row |= {"minus the smallest λ": claims[-1].interval.text(), "verdict": claims[-1].verdict}
             rows.append(row)
+    # the first rows lack what only an average has: the order is said, and not found
     ends = pd.DataFrame(rows)
     table = {"At the end": ends[[name for name in COLUMNS if name in ends]]}
     # the last weights' own differences are loss_curves' findings

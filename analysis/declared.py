@@ -22,7 +22,7 @@ from analysis.pairing import Group, group_runs
 from analysis.runs import RATE, Run
 from analysis.settled import e_folds_of
 from analysis.statistics import Interval, interval
-from analysis.verdict import Test
+from analysis.verdict import Comparison
 from configs.errors import InputError
 
 SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
@@ -46,7 +46,7 @@ ENDPOINTS = {
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks, branches, notes = families(runs)
     trunks += [run for run in runs if run.origin is None and run not in trunks]
-    tests: dict[str, Test] = {}
+    tests: dict[str, Comparison] = {}
     cosine = [run for run in trunks if run.fields.get("schedule.kind") == "cosine"]
     groups = group_runs(cosine)[0]
     if pair := _pair([group for group in groups if group.runs[0].reference is None]):
@@ -55,11 +55,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
     for group in groups:
         claim = same_curve(group, cosine, groups) if group.runs[0].fields.get("schedule.match.own") is None else None
         if claim is not None and claim.margin is not None:
-            tests["3"] = Test(((claim.interval, 0),), claim.margin)
+            tests["3"] = Comparison(((claim.interval, 0),), claim.margin)
     if pair := _pair(group_runs([run for run in trunks if run.fields.get("schedule.kind") == "constant"])[0]):
         before, after = (_at_branches(*pair[::-1], branches, part) for part in ("loss", "branch"))
         if before.n and after.n:
-            tests["4"] = Test(((before, 1), (after, -1)))
+            tests["4"] = Comparison(((before, 1), (after, -1)))
     if not tests:
         raise InputError(
             f"none of the plan's claims can be read: no runs of Σ = λ·Ση = 0 and {SIGMA} at one η are among these; "
@@ -83,18 +83,18 @@ def _pair(groups: list[Group]) -> tuple[Group, Group] | None:
     return None
 
 
-def _of_cosine(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> dict[str, Test]:
+def _of_cosine(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> dict[str, Comparison]:
     """Claims 1a, 1b and 2, those of them whose runs are there."""
     tests = {}
     if (middle := paired_midrun(decayed, plain, VALIDATION)) is not None:
-        tests["1a"] = Test(((middle.interval, 1),))
+        tests["1a"] = Comparison(((middle.interval, 1),))
     end = paired_final(decayed, plain, VALIDATION)
     if not end.refused:
-        tests["1b"] = Test(((end.interval, -1),))
+        tests["1b"] = Comparison(((end.interval, -1),))
     # the branch minus the trunk, and not the other way
     contrast = _at_branches(decayed, plain, branches, "variance", -1)
     if contrast.n:
-        tests["2"] = Test(((contrast, -1),))
+        tests["2"] = Comparison(((contrast, -1),))
     return tests
 
 
@@ -110,7 +110,7 @@ def _at_branches(
     return interval((sign * (ours - theirs)).dropna())
 
 
-def _table(tests: dict[str, Test]) -> pd.DataFrame:
+def _table(tests: dict[str, Comparison]) -> pd.DataFrame:
     adjusted = holm([tests[key].p if key in tests else 1.0 for key in NAMES])
     rows = []
     for key, p in zip(NAMES, adjusted, strict=True):
@@ -118,7 +118,7 @@ def _table(tests: dict[str, Test]) -> pd.DataFrame:
         if (test := tests.get(key)) is None:
             rows.append(row | {"verdict": "not run"})
             continue
-        row |= {"n": test.n, "difference": "; ".join(difference.text() for difference, _ in test.parts)}
+        row |= {"n": test.n, "difference": "; ".join(difference.text() for difference, _ in test.differences)}
         if test.margin is not None:
             row["difference"] = f"{row['difference']}, margin {test.margin:.4f}"
         told = {"p": f"{test.p:.2g}", "p after Holm": f"{p:.2g}"} if math.isfinite(p) else {}

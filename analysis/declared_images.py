@@ -1,269 +1,224 @@
-"""P1's claims of the over-training regime, on runs on images, by the rules that were declared for the small sweeps.
+"""P1's claims of the over-training regime, on the small sweeps on images, by the rules that were declared for them.
 
-    python -m analysis declared_images docs/study/records/small_sphere docs/study/records/small_flows
+    python -m analysis declared_images 'docs/study/records/small_*'
 
-What is claimed and how it is judged was written before the runs (docs/study/images.md). Holm's correction is over the comparisons
-of a claim. A claim has parts: it holds where all of them hold, and in part where some do. Of several comparisons in one part, as
-one for each λ, any does. Errors are fractions of the test images, all of them read.
+What is claimed and how it is judged was written before the runs (docs/study/images.md). Runs are told by the folder of their sweep,
+and every cell that was declared is asked for: one that has not run leaves its comparison without a claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis.branches import families
 from analysis.command import Options, Result
-from analysis.compare import ended, is_ended
-from analysis.endpoint import Endpoint, FineTuned
-from analysis.hypotheses import holm
-from analysis.levels import rate_of
-from analysis.pairing import Group, by_rest, by_seed, group_by_length
-from analysis.products import by_product, ranks, relation
-from analysis.runs import LAMBDA, RATE, Run
-from analysis.statistics import Interval, interval
-from analysis.verdict import Test
+from analysis.image_cells import (
+    ERROR,
+    FITTED,
+    LEARNED,
+    TRAIN_ERROR,
+    TRAIN_LOSS,
+    Cell,
+    Cells,
+    at_end,
+    cells_of,
+    difference,
+    matrix,
+    of_errors,
+    over_seeds,
+    u_shape,
+)
+from analysis.parts import Declared, Part
+from analysis.products import ranks
+from analysis.runs import Run
+from analysis.statistics import Interval, interval, rank_correlation
+from analysis.verdict import Comparison
 from configs.errors import InputError
 
-POINTS, KIND, IMAGES = "schedule.points", "schedule.kind", "data.train_images"
-ERROR = Endpoint("val/error", "test error at the end", "", "")
-TRAINING = Endpoint("train_eval/loss", "training cross-entropy", "", "nats")
-AVERAGE = "_ema_0.999"  # P1's
-SAME = 0.005  # of the test error: half a percentage point, what P1's own figures can be read to
-LATE = 0.5  # of a run: the checkpoints from here on are those that average and fine-tuning are judged at
-Branches = dict[tuple[str, int], Run]
+OF_INTEREST = 0.005  # of an error: half a percentage point, what P1's own figures can be read to
+LATE = (1550, 1860, 2170, 2480, 2790, 3100)  # checkpoints of the flows' later half
+GRID_AVERAGE, FLOW_AVERAGE = "_ema_0.999", "_ema_0.99"
 
 
-@dataclass(frozen=True)
-class Part:
-    """`words`: what must be. `tests`: comparison → test; any of them does."""
-
-    words: str
-    tests: dict[str, Test]
-
-
-@dataclass(frozen=True)
-class Claim:
-    words: str
-    where: str
-    parts: list[Part]
-
-    def rows(self) -> Iterator[dict[str, object]]:
-        """A row a comparison, with the verdict of its part and of the claim."""
-        tests = [test for part in self.parts for test in part.tests.values()]
-        # over all comparisons of the claim, in one order with the parts
-        adjusted = iter(holm([test.p for test in tests]))
-        judged = [[(name, test, p) for (name, test), p in zip(part.tests.items(), adjusted)] for part in self.parts]  # noqa: B905
-        verdicts = [_any_of([test.verdict(p) for _, test, p in tried]) for tried in judged]
-        for part, tried, verdict in zip(self.parts, judged, verdicts, strict=True):
-            for name, test, p in tried:
-                yield {
-                    "claim": self.words,
-                    "runs": self.where,
-                    "part": part.words,
-                    "comparison": name,
-                    "n": test.n,
-                    "difference": "; ".join(difference.text() for difference, _ in test.parts)
-                    + (f", margin {test.margin:g}" if test.margin is not None else ""),
-                    "p after Holm": f"{p:.2g}",
-                    "verdict of the part": verdict,
-                    "verdict": _all_of(verdicts),
-                }
+def _below(one: Interval) -> Comparison:
+    """A difference of errors that is claimed below zero."""
+    return Comparison(((one, -1),), of_interest=OF_INTEREST)
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    # branches are read through the trunk that they began at
-    _, branches, notes = families(runs) if any(run.origin for run in runs) else ([], {}, [])
-    trunks = [run for run in runs if run.origin is None and len(run.column(ERROR.column))]
-    groups, mixed = group_by_length(trunks) if trunks else ([], [])
-    claims = [claim for find in CLAIMS for claim in find(groups, branches)]
-    if not claims:
+    given = {claim.sweep: cells for claim in CLAIMS if (cells := cells_of(claim.sweep, runs)).runs}
+    if not given:
         raise InputError(
-            f"none of the claims on images can be read of these {len(trunks)} runs: a claim needs all η and λ of its sweep "
-            "(docs/images.md has the sweeps)"
+            f"none of these {len(runs)} runs lies in the folder of a sweep that a claim was declared for: "
+            f"{', '.join(claim.sweep for claim in CLAIMS)}"
         )
-    table = pd.DataFrame([row for claim in claims for row in claim.rows()])
-    told = table.drop_duplicates(["claim", "runs"])
-    findings = [f"{row['claim']} ({row['runs']}): {row['verdict']}." for _, row in told.iterrows()]
-    return Result("declared_images", "P1's claims on images", findings, [], {"Claims": table}, notes + mixed)
+    table = pd.DataFrame([row for one in CLAIMS if one.sweep in given for row in one.rows(given[one.sweep])])
+    told = table.drop_duplicates("sweep")
+    findings = [f"{row['claim']} ({row['sweep']}, {row['runs']} runs): {row['verdict']}." for _, row in told.iterrows()]
+    notes = [f"{name}: {text}" for name, cells in given.items() for text in (*cells.notes, *_notes(cells))]
+    return Result("declared_images", "P1's claims on images", findings, [], {"Claims": table}, notes)
 
 
-def _any_of(verdicts: list[str]) -> str:
-    """Of one part: one comparison that holds is enough, and it does not hold where none of them does."""
-    if "holds" in verdicts:
-        return "holds"
-    return verdicts[0] if len(set(verdicts)) == 1 else "undecided"
+def _notes(cells: Cells) -> list[str]:
+    """How many runs the loop calls diverged, and which cells have not learned."""
+    diverged = sum(run.state == "diverged" for runs in cells.runs.values() for run in runs)
+    dull = [_named(cell) for cell in cells.runs if not cells.has_learned(cell)]
+    notes = [f"{diverged} runs end as diverged, and count where they came to their last update"] if diverged else []
+    return notes + ([f"have a training error of {LEARNED:g} or more: {'; '.join(dull)}"] if dull else [])
 
 
-def _all_of(verdicts: list[str]) -> str:
-    if len(set(verdicts)) == 1:
-        return verdicts[0]
-    return "holds in part" if "holds" in verdicts else "does not hold" if "does not hold" in verdicts else "undecided"
+def corners(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
+    """A large η with decay ends lowest of the four corners, after η has fallen."""
+    # of the large η the cell with decay: tuples are in the order of η, then λ
+    best = max(declared)
+    parts = []
+    for other in (cell for cell in declared if cell != best):
+        further = difference(cells.ends(other, TRAIN_ERROR), cells.ends(best, TRAIN_ERROR))
+        # a small η that has not had the updates to fit is no rival
+        rival = other[0] == best[0]
+        untrained = not rival and cells.mean(further) > FITTED
+        why = f"its training error lies {cells.mean(further):.2f} above: it was not trained as far" if untrained else ""
+        parts.append(Part(f"below {_named(other)}", {"test error": _below(cells.minus(best, other))}, why, key=rival))
+    return parts
 
 
-def _label(group: Group) -> str:
-    return f"η = {rate_of(group):g}, λ = {group.decay:g}"
+def _named(cell: Cell) -> str:
+    return f"η = {cell[0]:g}, λ = {cell[1]:g}"
 
 
-def _network(group: Group) -> str:
-    return str(group.runs[0].fields.get("model.kind"))
+def sphere(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
+    """Fine-tuned test error over η is a U, and the training loss that the first phase holds rises with η."""
+    # a trunk's own end is what the first phase held, its branch's what it had learned
+    order = sorted(declared)
+    tuned = [cells.tuned(cell) for cell in order]
+    fits = [cells.mean(cells.tuned(cell, TRAIN_ERROR)) for cell in order]
+    lowest = int(np.argmin([cells.mean(one) for one in tuned]))
+    untrained = fits[0] > fits[lowest] + FITTED
+    why = f"at the smallest η the training error is {fits[0]:.2f}, it was not trained as far" if untrained else ""
+    held = matrix([cells.ends(cell, TRAIN_LOSS) for cell in order])
+    rho = rank_correlation((np.arange(len(order)), row) for row in held)
+    return [
+        Part("the fine-tuned test error is a U over η", {"ends minus lowest": _u(tuned)}, why, key=True),
+        Part(
+            "the training loss of the first phase rises with η",
+            {"Spearman's ρ": Comparison(((rho, 1),), of_interest=0)},
+        ),
+    ]
 
 
-def corners(groups: list[Group], branches: Branches) -> Iterator[Claim]:
-    """A large η with decay ends lower than the three other corners of large and small η, with and without decay."""
-    for members in by_rest(groups, (LAMBDA, RATE, POINTS, KIND)).values():
-        rates, decays = {rate_of(g) for g in members}, {g.decay for g in members}
-        # two by two, and an η that falls; the grid and the flows have more, or hold η
-        in_phases = any(g.runs[0].fields.get(KIND) == "multistep" for g in members)
-        if len(members) != 4 or len(rates) != 2 or len(decays) != 2 or 0 not in decays or not in_phases:
-            continue
-        best = next(g for g in members if rate_of(g) == max(rates) and g.decay)
-        parts = [
-            Part(f"below {_label(other)}", {"": Test(((ERROR.difference(best, other), -1),))})
-            for other in members
-            if other is not best
+def _u(columns: Sequence[dict[str, float]]) -> Comparison:
+    ends = u_shape(matrix(columns))
+    return Comparison(tuple((end, 1) for end in ends), of_interest=OF_INTEREST)
+
+
+def flows(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
+    """Average and fine-tuning lie below the iterate, over the later half of the runs with decay."""
+    decayed = [cell for cell in declared if cell[1]]
+    averaged: list[dict[str, float]] = []
+    tuned: list[dict[str, float]] = []
+    for cell in decayed:
+        for step in LATE:
+            iterate = cells.seeds(cell, _reader(ERROR, step))
+            averaged.append(difference(cells.seeds(cell, _reader(ERROR + FLOW_AVERAGE, step)), iterate))
+            tuned.append(difference(cells.tuned(cell, step=step), iterate))
+    # a seed's gap is the mean over η and checkpoints: the noise of all of them is what is asked about
+    gaps = {"the average": averaged, "fine-tuning": tuned}
+    return [
+        Part(f"{way} lies below the iterate", {"test error": _below(of_errors(over_seeds(gap).values()))})
+        for way, gap in gaps.items()
+    ]
+
+
+def _reader(column: str, step: int) -> Callable[[Run], float]:
+    """Reads the column at an update of a run that came to its end; NaN where it has none."""
+    return lambda run: float(run.column(column).get(step, np.nan)) if np.isfinite(at_end(run, column)) else np.nan
+
+
+def grid(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
+    """Over η × λ: what rises and falls along both, where the average's test error is lowest, and whether ηλ alone decides."""
+    # a cell that has not run has not learned either, and its absence is told by the number of runs
+    learned = [cell for cell in declared if cell[1] and cells.has_learned(cell)]
+    readings = {
+        "the training loss rises with η and with λ": (TRAIN_LOSS, 1),
+        "the noise scale rises with η and with λ": ("measure/noise_scale", 1),
+        "the Jacobian norm of the average falls with η and with λ": ("measure/jacobian_norm" + GRID_AVERAGE, -1),
+    }
+    parts = [
+        Part(words, {"Spearman's ρ with η at one λ; with λ at one η": _along(cells, learned, column, side)})
+        for words, (column, side) in readings.items()
+    ]
+    # cells of one ηλ are one place, their mean
+    lines = _lines(learned)
+    error = ERROR + GRID_AVERAGE
+    places = [over_seeds([cells.ends(cell, error) for cell in line]) for line in lines]
+    parts.append(Part("the average's test error is lowest inside", {"ends minus lowest": _u(places)}))
+    gaps = [difference(cells.ends(line[-1], error), cells.ends(line[0], error)) for line in lines if len(line) > 1]
+    half = len(gaps) // 2
+    # two halves: what η adds at small ηλ must not make up for what it takes at large
+    halves = tuple((of_errors(over_seeds(some).values()), 0) for some in (gaps[:half], gaps[half:]))
+    words = "largest minus smallest η at one ηλ: the smaller half of the ηλ; the larger"
+    parts.append(Part("ηλ alone decides the average's test error", {words: Comparison(halves, OF_INTEREST)}))
+    return parts
+
+
+def _lines(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells of one ηλ each, in the order of ηλ, those of a line in the order of η."""
+    places = ranks(np.array([cell[0] * cell[1] for cell in cells])) if cells else np.array([], dtype=int)
+    return [[cell for cell, at in zip(cells, places, strict=True) if at == place] for place in sorted(set(places))]
+
+
+def _along(cells: Cells, learned: Sequence[Cell], column: str, side: int) -> Comparison:
+    """Spearman's ρ along η, mean over λ, and along λ, mean over η: that a reading goes with ηλ could be either's alone."""
+    found = []
+    for fixed, moved in ((1, 0), (0, 1)):
+        rows = [
+            [cell for cell in learned if cell[fixed] == value] for value in sorted({cell[fixed] for cell in learned})
         ]
-        yield Claim(f"a large η with decay ({_label(best)}) has the lowest test error", _network(best), parts)
+        rhos = []
+        # of two values a rank correlation is a coin
+        for row in (row for row in rows if len(row) > 2):
+            ends = [cells.ends(cell, column) for cell in sorted(row, key=lambda cell: cell[moved])]
+            rhos.append({seed: _rho([one[seed] for one in ends]) for seed in over_seeds(ends)})
+        found.append((interval(over_seeds(rhos).values()), side))
+    return Comparison(tuple(found), of_interest=0)
 
 
-def sphere(groups: list[Group], branches: Branches) -> Iterator[Claim]:
-    """Fine-tuned test error over η is a U, and the training loss that a large η holds rises with η."""
-    for members in by_rest([g for g in groups if g.runs[0].rule == "sphere"], (RATE,)).values():
-        # the trunk's own end is the level that its η held
-        tuned = FineTuned(ERROR.column, "", "", "", _of(members, branches))
-        found, held = by_product(members, tuned), relation(members, TRAINING, 1)
-        if found is None or held is None:
-            continue
-        u = Part("the fine-tuned test error is a U over η", {"ends minus lowest": _u(*found)})
-        rises = Part("training cross-entropy before it rises with η", {"Spearman's ρ": Test(((held.rho, 1),))})
-        yield Claim("on the sphere the test error is a U over η", _network(members[0]), [u, rises])
+def _rho(values: Sequence[float]) -> float:
+    """Spearman's ρ of values in order with their places."""
+    return rank_correlation([(np.arange(len(values)), np.array(values))]).mean
 
 
-def _u(products: np.ndarray, values: np.ndarray) -> Test:
-    """Both ends above the lowest of the means, which the same seeds have chosen. `values`: a row a seed, a column a product."""
-    lowest = values[:, values.mean(axis=0).argmin()]
-    return Test(tuple((interval(values[:, end] - lowest), 1) for end in (0, -1)))
-
-
-def flows(groups: list[Group], branches: Branches) -> Iterator[Claim]:
-    """Average and fine-tuning lie below the iterate, over the later half of runs with decay."""
-    for members in by_rest([g for g in groups if g.runs[0].rule != "sphere"], (LAMBDA, RATE)).values():
-        own = _of(members, branches)
-        decayed = [g for g in members if g.decay and any(path == str(run.path) for run in g.runs for path, _ in own)]
-        averages = _averages(decayed)
-        if len(decayed) < 2 or not averages:
-            continue
-        readings = {"the average": ERROR.column + averages[-1], "fine-tuning": None}
-        # a seed's gap is the mean over the η: the noise of all of them is what is asked about
-        parts = [
-            Part(f"{way} lies below the iterate", {"": Test(((_mean([_gap(g, own, column) for g in decayed]), -1),))})
-            for way, column in readings.items()
-        ]
-        yield Claim("average and fine-tuning show what the iterate's noise hides", _network(decayed[0]), parts)
-
-
-def _of(members: list[Group], branches: Branches) -> Branches:
-    paths = {str(run.path) for group in members for run in group.runs}
-    return {key: branch for key, branch in branches.items() if key[0] in paths}
-
-
-def _averages(members: list[Group]) -> list[str]:
-    """What stands behind the column's name of each average of weights, the longest last."""
-    before = f"{ERROR.column}_"
-    return sorted(
-        {str(c)[len(before) - 1 :] for g in members for run in g.runs for c in run.metrics if str(c).startswith(before)}
-    )
-
-
-def _gap(group: Group, branches: Branches, column: str | None) -> dict[str, float]:
-    """Seeds → the column, or without one the branch's end, minus the iterate's error: mean over the branched checkpoints of the
-    run's later half. A run that lacks one of them is no seed."""
-    gaps = []
-    for run in ended(group):
-        iterate, differences = run.column(ERROR.column), []
-        for (path, step), branch in branches.items():
-            if path == str(run.path) and step >= LATE * run.last_step:
-                # a branch that has not ended has not annealed, and its error would be too high
-                end = ERROR.of(branch) if is_ended(branch) else np.nan
-                other = end if column is None else run.column(column).get(step, np.nan)
-                differences.append(other - iterate.get(step, np.nan))
-        gaps.append((run, float(np.mean(differences)) if differences else float("nan")))
-    return by_seed(gaps)
-
-
-def _mean(gaps: list[dict[str, float]]) -> Interval:
-    """Over the seeds that every cell has."""
-    return interval(float(np.mean([gap[seed] for gap in gaps])) for seed in gaps[0] if all(seed in gap for gap in gaps))
-
-
-def grid(groups: list[Group], branches: Branches) -> Iterator[Claim]:
-    """Over η × λ: what rises and falls with ηλ, where the average's test error is lowest, and whether ηλ alone decides."""
-    for members in by_rest(groups, (LAMBDA, RATE)).values():
-        averaged = Endpoint(ERROR.column + AVERAGE, "", "", "")
-        found = by_product(members, averaged)
-        if found is None or len({rate_of(g) for g in members}) < 3 or any(g.runs[0].rule == "sphere" for g in members):
-            continue
-        # what the noise of the iterate makes is the iterate's, what it hides the average's
-        expected = {
-            "training cross-entropy rises with ηλ": (TRAINING.column, 1),
-            "noise scale rises with ηλ": ("measure/noise_scale", 1),
-            "Jacobian norm of the average falls with ηλ": ("measure/jacobian_norm" + AVERAGE, -1),
-        }
-        related = {
-            words: (relation(members, Endpoint(column, "", ""), side), side)
-            for words, (column, side) in expected.items()
-        }
-        parts = [
-            Part(words, {"Spearman's ρ": Test(((one.rho, side),))})
-            for words, (one, side) in related.items()
-            if one is not None
-        ]
-        parts.append(Part("the average's test error is lowest inside", {"ends minus lowest": _u(*found)}))
-        along = "largest minus smallest η at one ηλ, mean over ηλ"
-        parts.append(
-            Part("ηλ alone decides the average's test error", {along: Test(((_along(members, averaged), 0),), SAME)})
-        )
-        yield Claim("ηλ decides, and the best lies inside", _network(members[0]), parts)
-
-
-def _along(members: list[Group], endpoint: Endpoint) -> Interval:
-    """The measurement at the largest η minus that at the smallest, on every line of equal ηλ with two cells or more; their mean."""
-    cells = sorted((g for g in members if g.decay > 0 and endpoint.seed_losses(g)), key=rate_of)
-    places = ranks(np.array([rate_of(group) * group.decay for group in cells]))
-    # cells are in order of η: a line's last has the largest
-    lines = [[group for group, at in zip(cells, places, strict=True) if at == place] for place in set(places)]
-    gaps = [_minus(line[-1], line[0], endpoint) for line in lines if len(line) > 1]
-    return _mean(gaps) if gaps else interval([])
-
-
-def _minus(one: Group, other: Group, endpoint: Endpoint) -> dict[str, float]:
-    """Seeds → the difference of the two at their ends."""
-    ours, theirs = endpoint.seed_losses(one), endpoint.seed_losses(other)
-    return {seed: loss - theirs[seed] for seed, loss in ours.items() if seed in theirs}
-
-
-def passes(groups: list[Group], branches: Branches) -> Iterator[Claim]:
+def passes(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
     """At one number of updates, decay lowers the test error both in many passes over few images and in one over many."""
-    # without the field a run has all images, and is one of no series of sizes
-    for members in by_rest([g for g in groups if g.runs[0].fields.get(IMAGES)], (LAMBDA, IMAGES)).values():
-        sizes = sorted({int(g.runs[0].fields[IMAGES]) for g in members})
-        plain = {int(g.runs[0].fields[IMAGES]): g for g in members if not g.decay}
-        # the sizes between say how the gain moves, and decide nothing
-        if len(sizes) < 2 or not {sizes[0], sizes[-1]} <= set(plain):
-            continue
-        parts = [
-            Part(f"decay helps with {size:,} images", _over_decays(members, plain[size], size))
-            for size in (sizes[0], sizes[-1])
-        ]
-        yield Claim("decay helps in many passes and in one", _network(members[0]), parts)
+    # the size between says how the gain moves, and decides nothing
+    sizes = sorted({cell[2] for cell in declared})
+    return [
+        Part(
+            f"decay helps with {size:,} images",
+            {
+                f"λ = {lam:g} minus 0": _below(cells.minus((rate, lam, at), (rate, 0.0, at)))
+                for rate, lam, at in declared
+                if at == size and lam
+            },
+        )
+        for size in (sizes[0], sizes[-1])
+    ]
 
 
-def _over_decays(members: list[Group], plain: Group, size: int) -> dict[str, Test]:
-    decayed = [g for g in members if g.decay and g.runs[0].fields.get(IMAGES) == size]
-    return {f"λ = {g.decay:g} minus 0": Test(((ERROR.difference(g, plain), -1),)) for g in decayed}
-
-
-CLAIMS: tuple[Callable[[list[Group], Branches], Iterator[Claim]], ...] = (corners, sphere, flows, grid, passes)
+MLP_CORNERS = tuple((rate, lam, 1000) for rate in (0.4, 0.02) for lam in (0.0, 0.01))
+RESNET_CORNERS = tuple((rate, lam, 0) for rate in (0.08, 0.001) for lam in (0.0, 0.0125))
+SPHERE = tuple((rate, 0.0, 1000) for rate in (0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05))
+FLOWS = ((0.4, 0.0, 1000), (0.1, 0.01, 1000), (0.2, 0.01, 1000), (0.4, 0.01, 1000))
+GRID = tuple((rate, lam, 1000) for rate in (0.05, 0.1, 0.2, 0.4) for lam in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08))
+PASSES = tuple((0.05, lam, images) for images in (250, 1000, 4000) for lam in (0.0, 0.01, 0.03, 0.1))
+LOWEST = "a large η with decay has the lowest test error"
+CLAIMS = (
+    Declared(LOWEST, "small_overtraining_mlp", MLP_CORNERS, 5, corners),
+    Declared(LOWEST, "small_overtraining", RESNET_CORNERS, 3, corners),
+    Declared("on the sphere the test error is a U over η", "small_sphere", SPHERE, 5, sphere),
+    Declared("average and fine-tuning show what the iterate's noise hides", "small_flows", FLOWS, 3, flows),
+    Declared("ηλ decides, and the best lies inside", "small_eta_lambda", GRID, 5, grid),
+    Declared("decay helps in many passes and in one", "small_onepass_images", PASSES, 5, passes),
+)

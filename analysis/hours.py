@@ -28,6 +28,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     folders: dict[str, list[Run]] = {}
     for run in timed:
         folders.setdefault(run.file.parent.name, []).append(run)
+    # in the folders' order, the sum last
     rows = [_row(name, members) for name, members in sorted(folders.items())]
     total = sum(_hours(timed, kind) for kind in KINDS)
     if len(rows) > 1:

@@ -32,6 +32,7 @@ def study(one: float | None) -> tuple[str, pd.DataFrame]:
     sums = [float(str(text).split()[0]) for text in table["its Σηλ"]]
     if one:
         table["λ of the same Σηλ here"] = [f"{total / one:.3g}" for total in sums]
+    # each best with its horizon: it moves with it
     lengths = zip(sums, table["tokens per parameter"], strict=True)
     told = " and ".join(f"{total:.3g} at {ratio:.3g} tokens per parameter" for total, ratio in lengths)
     return (

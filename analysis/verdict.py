@@ -10,34 +10,39 @@ from dataclasses import dataclass
 from scipy import stats
 
 from analysis.claims import OF_INTEREST
-from analysis.hypotheses import INSIDE, LEVEL, equivalence, p_value
+from analysis.hypotheses import INSIDE, LEVEL, SMALLEST, equivalence, p_value
 from analysis.statistics import LEAST_SEEDS, Interval
 
 
 @dataclass(frozen=True)
-class Test:
-    """`parts`: the differences, and on which side of zero each is claimed; of "the same" on none, but within the `margin`."""
+class Comparison:
+    """`differences`: each with the side of zero on which it is claimed; of "the same" 0, and then within the `margin`.
+    `of_interest`: a smaller difference is none; 0 where there is no such number, as of a rank correlation."""
 
-    parts: tuple[tuple[Interval, int], ...]
+    differences: tuple[tuple[Interval, int], ...]
     margin: float | None = None
+    of_interest: float = OF_INTEREST
 
     @property
     def n(self) -> int:
-        return min(difference.n for difference, _ in self.parts)
+        return min(difference.n for difference, _ in self.differences)
 
     @property
     def p(self) -> float:
         """Of no difference, or of one as large as the margin; of two parts the larger. 1 where one is on the other side."""
         if self.n < LEAST_SEEDS:
             return 1.0
-        return max(self._p(difference, side) for difference, side in self.parts)
+        return max(self._p(difference, side) for difference, side in self.differences)
 
     def _p(self, difference: Interval, side: int) -> float:
         if self.margin is None:
             return p_value(difference) if difference.mean * side > 0 else 1.0
-        # two one-sided tests, of which that of the nearer margin decides
+        room = self.margin - abs(difference.mean)
         error = difference.half(INSIDE) / stats.t.ppf((1 + INSIDE) / 2, difference.n - 1)
-        return float(stats.t.sf((self.margin - abs(difference.mean)) / error, difference.n - 1))
+        if error == 0:  # seeds that agree to the last bit
+            return SMALLEST if room > 0 else 1.0
+        # two one-sided tests, of which that of the nearer margin decides
+        return float(stats.t.sf(room / error, difference.n - 1))
 
     def verdict(self, adjusted: float) -> str:
         """The plan's words, with Holm's p value: holds, does not hold, undecided."""
@@ -45,12 +50,14 @@ class Test:
             return f"no claim: {self.n} seeds"
         if adjusted < LEVEL:
             return "holds"
-        for difference, side in self.parts:
+        # what is not told from its claim may still be told from the opposite
+        for difference, side in self.differences:
             if self.margin is not None:
                 beyond = abs(difference.mean) - difference.half(INSIDE) > self.margin
             else:
                 against = difference.excludes_zero and difference.mean * side < 0
-                beyond = against or equivalence(difference, OF_INTEREST).startswith("the same")
+                small = self.of_interest > 0 and equivalence(difference, self.of_interest).startswith("the same")
+                beyond = against or small
             if beyond:
                 return "does not hold"
         return "undecided"

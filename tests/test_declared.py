@@ -95,7 +95,7 @@ def test_the_other_verdicts() -> None:
         ([0.001, -0.001, 0.0005], -1, "does not hold"),
         ([-0.05, 0.03, -0.02], -1, "undecided"),
     ):
-        test = declared.Test(((interval(values), side),))
+        test = declared.Comparison(((interval(values), side),))
         assert test.verdict(test.p) == expected, values
         assert (test.p == 1.0) == (interval(values).mean * side < 0)
     for values, expected in (
@@ -103,11 +103,11 @@ def test_the_other_verdicts() -> None:
         ([0.05, 0.051, 0.052], "does not hold"),
         ([0.01, 0.02, 0.03], "undecided"),
     ):
-        test = declared.Test(((interval(values), 0),), margin=0.02)
+        test = declared.Comparison(((interval(values), 0),), margin=0.02)
         assert test.verdict(test.p) == expected, values
     # the level at which the 90 % interval touches the margin
     edge = interval([0.01, 0.012, 0.014])
-    assert declared.Test(((edge, 0),), margin=edge.mean + edge.half(0.9)).p == pytest.approx(0.05)
+    assert declared.Comparison(((edge, 0),), margin=edge.mean + edge.half(0.9)).p == pytest.approx(0.05)
 
 
 def test_of_the_records() -> None:
