@@ -1,4 +1,4 @@
-"""The cells that were declared for claims on images, and what is made of their ends: intervals of errors, and whether they are a U."""
+"""The cells that were declared for claims on images; and what is made of their ends: intervals of errors, and a U."""
 
 from __future__ import annotations
 
