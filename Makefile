@@ -16,6 +16,7 @@ STUDY := loss_curves bias_variance generalisation effective_lr early
 DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched docs/study/records/study_constant
 LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
+COSINE := $(foreach decay,0.0 0.108,docs/study/records/study_s48/seeds[0-4]-lr0.007-weight_decay$(decay)-??????????.parquet)
 LLAMA := docs/study/records/small_llama/rmsnorm-*
 GPT2 := docs/study/records/study_s24/seeds[0-2]-lr0.01-*
 MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \
@@ -74,6 +75,8 @@ study-report: .venv/run
 	cp runs/study/s48/averages_table1.csv docs/study/s48/
 	$(BIN)/python -m analysis bias_variance docs/study/records/study_constant --out runs/study/constant
 	$(BIN)/python -m analysis averages docs/study/records/study_constant --out runs/study/constant
+	$(BIN)/python -m analysis averages docs/study/records/study_constant $(COSINE) --out runs/study/beside_cosine
+	cp runs/study/beside_cosine/averages_table1.csv docs/study/constant/averages_beside_cosine.csv
 	cp runs/study/constant/averages_table1.csv runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
 	$(BIN)/python -m analysis loss_curves docs/study/records/study_english --out runs/study/english
 	cp runs/study/english/loss_curves_table1.csv docs/study/english/
