@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.cheap_branch import updates_of
 from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
-from analysis.compare import VALIDATION, lost
+from analysis.compare import VALIDATION, ended, lost
 from analysis.endpoint import Endpoint, endpoint_of
 from analysis.grouped import grouped, trunks_of
 from analysis.pairing import Group, baseline_of, by_seed
@@ -51,15 +51,20 @@ def analyse(runs: list[Run], options: Options) -> Result:
             if endpoint is not last:
                 row["minus its last weights"] = _minus_last(group, endpoint, last).text()
             if group is not base and endpoint.difference(group, base).n:
-                claims.append(_claim(group, base, words, endpoint, options))
-                row |= {"minus the smallest λ": claims[-1].interval.text(), "verdict": claims[-1].verdict}
+                claim = _claim(group, base, words, endpoint, options)
+                row |= {"minus the smallest λ": claim.interval.text(), "verdict": claim.verdict}
+                # the last weights' own differences are loss_curves' claims
+                claims += [claim] if endpoint is not last else []
             rows.append(row)
     # the first rows lack what only an average has: the order is said, and not found
     ends = pd.DataFrame(rows)
     table = {"At the end": ends[[name for name in COLUMNS if name in ends]]}
-    # the last weights' own differences are loss_curves' findings
-    findings = [claim.sentence for claim in claims if not claim.name.endswith("last weights")]
-    notes = [*begun.notes, last.note]
+    findings = [claim.sentence for claim in claims]
+    notes = [
+        *begun.notes,
+        last.note,
+        "intervals of averages are by seeds alone: the documents' error is not known of them",
+    ]
     return Result("averages", "Averages of the weights", findings, [], table, notes, claims)
 
 
@@ -72,8 +77,7 @@ def _kinds(runs: list[Run], column: str) -> list[str]:
 
 def _minus_last(group: Group, endpoint: Endpoint, last: Endpoint) -> Interval:
     """The average's loss minus the last weights', of the same run."""
-    averaged = set(endpoint.seed_losses(group))
-    gaps = [(run, endpoint.of(run) - last.of(run)) for run in group.runs if run.seeds in averaged]
+    gaps = [(run, endpoint.of(run) - last.of(run)) for run in ended(group)]
     return interval(by_seed(gaps).values())
 
 

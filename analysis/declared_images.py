@@ -26,6 +26,7 @@ from analysis.image_cells import (
     cells_of,
     difference,
     matrix,
+    mean,
     of_errors,
     over_seeds,
     u_shape,
@@ -37,18 +38,19 @@ from analysis.statistics import Interval, interval, rank_correlation
 from analysis.verdict import Comparison
 from configs.errors import InputError
 
-OF_INTEREST = 0.005  # of an error: half a percentage point, what P1's own figures can be read to
-LATE = (1550, 1860, 2170, 2480, 2790, 3100)  # checkpoints of the flows' later half
+ERROR_OF_INTEREST = 0.005  # of an error: half a percentage point, what P1's own figures can be read to
+STARTS = tuple(range(310, 3101, 310))  # of the flows: every tenth epoch
+LATE = STARTS[4:]  # of a run's later half
 GRID_AVERAGE, FLOW_AVERAGE = "_ema_0.999", "_ema_0.99"
 
 
 def _below(one: Interval) -> Comparison:
     """A difference of errors that is claimed below zero."""
-    return Comparison(((one, -1),), of_interest=OF_INTEREST)
+    return Comparison(((one, -1),), of_interest=ERROR_OF_INTEREST)
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
-    given = {claim.sweep: cells for claim in CLAIMS if (cells := cells_of(claim.sweep, runs)).runs}
+    given = {claim.sweep: cells for claim in CLAIMS if (cells := cells_of(claim.sweep, claim.seeds, runs)).runs}
     if not given:
         raise InputError(
             f"none of these {len(runs)} runs lies in the folder of a sweep that a claim was declared for: "
@@ -63,10 +65,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
 
 def _notes(cells: Cells) -> list[str]:
     """How many runs the loop calls diverged, and which cells have not learned."""
-    diverged = sum(run.state == "diverged" for runs in cells.runs.values() for run in runs)
-    dull = [_named(cell) for cell in cells.runs if not cells.has_learned(cell)]
+    every = [run for runs in cells.runs.values() for run in runs] + list(cells.branches.values())
+    diverged = sum(run.state == "diverged" for run in every)
+    dull = [_named(cell) for cell in cells.runs if cells.is_dull(cell)]
     notes = [f"{diverged} runs end as diverged, and count where they came to their last update"] if diverged else []
-    return notes + ([f"have a training error of {LEARNED:g} or more: {'; '.join(dull)}"] if dull else [])
+    return notes + ([f"have not learned (training error of {LEARNED:g} or more): {'; '.join(dull)}"] if dull else [])
 
 
 def corners(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
@@ -78,8 +81,8 @@ def corners(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
         further = difference(cells.ends(other, TRAIN_ERROR), cells.ends(best, TRAIN_ERROR))
         # a small η that has not had the updates to fit is no rival
         rival = other[0] == best[0]
-        untrained = not rival and cells.mean(further) > FITTED
-        why = f"its training error lies {cells.mean(further):.2f} above: it was not trained as far" if untrained else ""
+        untrained = not rival and mean(further) > FITTED
+        why = f"its training error lies {mean(further):.2f} above: it was not trained as far" if untrained else ""
         parts.append(Part(f"below {_named(other)}", {"test error": _below(cells.minus(best, other))}, why, key=rival))
     return parts
 
@@ -93,8 +96,8 @@ def sphere(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
     # a trunk's own end is what the first phase held, its branch's what it had learned
     order = sorted(declared)
     tuned = [cells.tuned(cell) for cell in order]
-    fits = [cells.mean(cells.tuned(cell, TRAIN_ERROR)) for cell in order]
-    lowest = int(np.argmin([cells.mean(one) for one in tuned]))
+    fits = [mean(cells.tuned(cell, TRAIN_ERROR)) for cell in order]
+    lowest = int(np.argmin([mean(one) for one in tuned]))
     untrained = fits[0] > fits[lowest] + FITTED
     why = f"at the smallest η the training error is {fits[0]:.2f}, it was not trained as far" if untrained else ""
     held = matrix([cells.ends(cell, TRAIN_LOSS) for cell in order])
@@ -110,7 +113,7 @@ def sphere(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
 
 def _u(columns: Sequence[dict[str, float]]) -> Comparison:
     ends = u_shape(matrix(columns))
-    return Comparison(tuple((end, 1) for end in ends), of_interest=OF_INTEREST)
+    return Comparison(tuple((end, 1) for end in ends), of_interest=ERROR_OF_INTEREST)
 
 
 def flows(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
@@ -138,8 +141,9 @@ def _reader(column: str, step: int) -> Callable[[Run], float]:
 
 def grid(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
     """Over η × λ: what rises and falls along both, where the average's test error is lowest, and whether ηλ alone decides."""
-    # a cell that has not run has not learned either, and its absence is told by the number of runs
-    learned = [cell for cell in declared if cell[1] and cells.has_learned(cell)]
+    # a cell that has not run stays, and leaves what needs it without a claim
+    decayed = [cell for cell in declared if cell[1]]
+    learned = [cell for cell in decayed if not cells.is_dull(cell)]
     readings = {
         "the training loss rises with η and with λ": (TRAIN_LOSS, 1),
         "the noise scale rises with η and with λ": ("measure/noise_scale", 1),
@@ -151,16 +155,23 @@ def grid(cells: Cells, declared: tuple[Cell, ...]) -> list[Part]:
     ]
     # cells of one ηλ are one place, their mean
     lines = _lines(learned)
-    error = ERROR + GRID_AVERAGE
-    places = [over_seeds([cells.ends(cell, error) for cell in line]) for line in lines]
+    places = [over_seeds([cells.ends(cell, ERROR + GRID_AVERAGE) for cell in line]) for line in lines]
     parts.append(Part("the average's test error is lowest inside", {"ends minus lowest": _u(places)}))
-    gaps = [difference(cells.ends(line[-1], error), cells.ends(line[0], error)) for line in lines if len(line) > 1]
-    half = len(gaps) // 2
-    # two halves: what η adds at small ηλ must not make up for what it takes at large
-    halves = tuple((of_errors(over_seeds(some).values()), 0) for some in (gaps[:half], gaps[half:]))
+    # two halves of the declared lines: what η adds at small ηλ must not make up for what it takes at large
+    whole = [[cell for cell in line if cell in learned] for line in _lines(decayed) if len(line) > 1]
+    halves = tuple(
+        (_eta_at_one_product(cells, half), 0) for half in (whole[: len(whole) // 2], whole[len(whole) // 2 :])
+    )
     words = "largest minus smallest η at one ηλ: the smaller half of the ηλ; the larger"
-    parts.append(Part("ηλ alone decides the average's test error", {words: Comparison(halves, OF_INTEREST)}))
+    parts.append(Part("ηλ alone decides the average's test error", {words: Comparison(halves, ERROR_OF_INTEREST)}))
     return parts
+
+
+def _eta_at_one_product(cells: Cells, lines: Sequence[Sequence[Cell]]) -> Interval:
+    """The average's test error at the largest η minus that at the smallest, mean over lines of two cells or more."""
+    error = ERROR + GRID_AVERAGE
+    gaps = [difference(cells.ends(line[-1], error), cells.ends(line[0], error)) for line in lines if len(line) > 1]
+    return of_errors(over_seeds(gaps).values())
 
 
 def _lines(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -217,8 +228,8 @@ LOWEST = "a large η with decay has the lowest test error"
 CLAIMS = (
     Declared(LOWEST, "small_overtraining_mlp", MLP_CORNERS, 5, corners),
     Declared(LOWEST, "small_overtraining", RESNET_CORNERS, 3, corners),
-    Declared("on the sphere the test error is a U over η", "small_sphere", SPHERE, 5, sphere),
-    Declared("average and fine-tuning show what the iterate's noise hides", "small_flows", FLOWS, 3, flows),
+    Declared("on the sphere the test error is a U over η", "small_sphere", SPHERE, 5, sphere, (3100,)),
+    Declared("average and fine-tuning show what the iterate's noise hides", "small_flows", FLOWS, 3, flows, STARTS),
     Declared("ηλ decides, and the best lies inside", "small_eta_lambda", GRID, 5, grid),
     Declared("decay helps in many passes and in one", "small_onepass_images", PASSES, 5, passes),
 )

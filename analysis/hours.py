@@ -2,8 +2,8 @@
 
     python -m analysis hours 'docs/study/records/*'
 
-From each row's own times, so that waiting, start-up and what a resume repeated are not in it. On a CPU a device is a core: so many
-ranks times so many threads, as at a run's last start. Other work on the machine makes the same run dearer.
+From each row's own times, so that waiting, start-up, probes and what a resume repeated are not in it. On a CPU a device is a core:
+so many ranks times so many threads, as at a run's last start. Other work on the machine makes the same run dearer.
 """
 
 from __future__ import annotations

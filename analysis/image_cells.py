@@ -52,21 +52,26 @@ class Cells:
         """The difference of two cells' errors at the end, in pairs of seeds."""
         return of_errors(difference(self.ends(cell, column), self.ends(other, column)).values())
 
-    def mean(self, values: dict[str, float]) -> float:
-        return float(np.mean(list(values.values()))) if values else math.nan
+    def finished(self, cell: Cell, step: int | None = None) -> int:
+        """Seeds of which the run has ended, or its branch from `step`, however it did."""
+        ended = [run for run in self.runs.get(cell, []) if step is None or (str(run.path), step) in self.branches]
+        if step is not None:
+            return len({run.seeds for run in ended if self.branches[str(run.path), step].state in FINISHED})
+        return len({run.seeds for run in ended if run.state in FINISHED})
 
-    def has_learned(self, cell: Cell) -> bool:
-        """Whether its networks fit their training images better than by chance; a network that says one class does not."""
-        return self.mean(self.ends(cell, TRAIN_ERROR)) < LEARNED
+    def is_dull(self, cell: Cell) -> bool:
+        """Whether runs of it have ended, and its networks have not learned their training images: a network that says one class has
+        not, nor one whose values were not finite. A cell that has not run is not said to be so."""
+        return self.finished(cell) > 0 and not mean(self.ends(cell, TRAIN_ERROR)) < LEARNED
 
     def _tuned(self, run: Run, column: str, step: int) -> float:
         branch = self.branches.get((str(run.path), step))
         return at_end(branch, column) if branch is not None else math.nan
 
 
-def cells_of(name: str, runs: list[Run]) -> Cells:
-    """Those of the runs that lie in the sweep's folder, or in that of its archives."""
-    own = [run for run in runs if run.file.parent.name == name]
+def cells_of(name: str, seeds: int, runs: list[Run]) -> Cells:
+    """Those of the runs that lie in the sweep's folder, or in that of its archives, of the seeds 0 to `seeds` − 1."""
+    own = [run for run in runs if run.file.parent.name == name and run.fields.get("seeds.init") in range(seeds)]
     # sweep by sweep: branches of two sweeps are never set against each other
     branched = any(run.origin for run in own)
     _, branches, notes = families(own) if branched else ([], {}, [])
@@ -83,6 +88,11 @@ def at_end(run: Run, column: str) -> float:
     values = run.column(column)
     came = run.state in FINISHED and len(values) > 0 and values.index[-1] == run.fields.get(STEPS)
     return float(values.iloc[-1]) if came else math.nan
+
+
+def mean(values: dict[str, float]) -> float:
+    """Over seeds; NaN of none."""
+    return float(np.mean(list(values.values()))) if values else math.nan
 
 
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:

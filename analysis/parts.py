@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.hypotheses import LEVEL, holm
-from analysis.image_cells import ERROR, Cell, Cells
+from analysis.image_cells import Cell, Cells
 from analysis.verdict import Comparison
 
-Read = Callable[[Cells, tuple[Cell, ...]], list["Part"]]
+ReadParts = Callable[[Cells, tuple[Cell, ...]], list["Part"]]
 
 
 @dataclass(frozen=True)
@@ -44,46 +44,54 @@ class Part:
 
 @dataclass(frozen=True)
 class Declared:
-    """A claim: the sweep that it is judged on, with its cells and seeds, and how its parts are read of them."""
+    """A claim: the sweep that it is judged on, with its cells and seeds, the updates that branches begin at, and how its parts are
+    read of them."""
 
     words: str
     sweep: str
     cells: tuple[Cell, ...]
     seeds: int
-    read: Read
+    read: ReadParts
+    branched: tuple[int, ...] = ()
 
     def rows(self, cells: Cells) -> list[dict[str, object]]:
         """A row a comparison, with the verdicts of its part and of the claim."""
         parts = self.read(cells, self.cells)
         ps = [min(part.ps) for part in parts]
-        # that all hold is not made easier by their number; that some do is
-        adjusted = ps if all(p < LEVEL for p in ps) else holm(ps)
-        verdicts = [part.verdict(p) for part, p in zip(parts, adjusted, strict=True)]
-        # a cell counts for a seed where its error at the end is there
-        ended = [len(cells.ends(cell, ERROR)) for cell in self.cells]
-        whole = self._of_all(parts, verdicts)
-        if sum(ended) < self.seeds * len(self.cells):
+        over_parts = holm(ps)
+        verdicts = [part.verdict(p) for part, p in zip(parts, ps, strict=True)]
+        whole = _of_all(parts, verdicts, ps, over_parts)
+        # runs that are still to come may turn it
+        finished, planned = self._finished(cells), self.seeds * len(self.cells) * (1 + len(self.branched))
+        if finished < planned:
             whole = f"not all have run; so far: {whole}"
-        start = {"claim": self.words, "sweep": self.sweep, "runs": f"{sum(ended)} of {self.seeds * len(self.cells)}"}
+        start = {"claim": self.words, "sweep": self.sweep, "runs": f"{finished} of {planned}"}
         return [
             start
             | {"part": part.words, "comparison": name, "n": one.n}
             | {"difference": "; ".join(d.text() for d, _ in one.differences) + _margin(one)}
-            | {"p": f"{own:.2g}", "p of the part": f"{p:.2g}", "verdict of the part": verdict, "verdict": whole}
-            for part, p, verdict in zip(parts, adjusted, verdicts, strict=True)
+            | {"p": f"{own:.2g}", "p over the parts": f"{p:.2g}", "verdict of the part": verdict, "verdict": whole}
+            for part, p, verdict in zip(parts, over_parts, verdicts, strict=True)
             for (name, one), own in zip(part.comparisons.items(), part.ps, strict=True)
         ]
 
-    def _of_all(self, parts: Sequence[Part], verdicts: Sequence[str]) -> str:
-        held = [part.words for part, verdict in zip(parts, verdicts, strict=True) if verdict == "holds"]
-        lacking = [v for part, v in zip(parts, verdicts, strict=True) if part.key and v != "holds"]
-        if len(held) == len(parts):
-            return "holds"
-        if held and not lacking:
-            return f"holds in part: {'; '.join(held)}"
-        # the key part alone says what becomes of a claim that lacks it
-        left = lacking or list(verdicts)
-        return "does not hold" if "does not hold" in left else "undecided"
+    def _finished(self, cells: Cells) -> int:
+        """Runs and branches that have ended, however they did."""
+        return sum(cells.finished(cell, step) for cell in self.cells for step in (None, *self.branched))
+
+
+def _of_all(parts: Sequence[Part], verdicts: Sequence[str], ps: Sequence[float], over_parts: Sequence[float]) -> str:
+    """The claim's verdict, of the parts' own p values and of those after Holm's correction over the parts."""
+    # that all hold is not made easier by their number; that some do is
+    if all(p < LEVEL for p in ps):
+        return "holds"
+    held = [part.words for part, p in zip(parts, over_parts, strict=True) if p < LEVEL]
+    keys = [(verdict, p) for part, verdict, p in zip(parts, verdicts, over_parts, strict=True) if part.key]
+    if held and all(p < LEVEL for _, p in keys):
+        return f"holds in part: {'; '.join(held)}"
+    # the key part alone says what becomes of a claim that lacks it
+    left = [verdict for verdict, _ in keys] or list(verdicts)
+    return "does not hold" if "does not hold" in left else "undecided"
 
 
 def _margin(one: Comparison) -> str:

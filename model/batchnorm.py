@@ -100,7 +100,7 @@ class Statistics:
         fused multiply-add, which a product and a sum in float64 are). So the buffers are the same bits.
         """
         running = self._flat()
-        is_mean = self._means(running)
+        is_mean = self._mask_of_means(running)
         for i, note in enumerate(notes.to(running.device)):
             weight = running.new_tensor(MOMENTUM if weights is None else weights[i])
             rest = running.new_tensor(1 - (MOMENTUM if weights is None else weights[i])) * running
@@ -170,7 +170,7 @@ class Statistics:
         buffers = [buffer for _, buffer in self._buffers()]
         return torch.cat(buffers) if buffers else torch.empty(0)
 
-    def _means(self, flat: Tensor) -> Tensor:
+    def _mask_of_means(self, flat: Tensor) -> Tensor:
         """Which numbers of `flat` are means, bool; made once for a device, since it is asked for in every update."""
         if self._is_mean is None or self._is_mean.device != flat.device:
             parts = [torch.full_like(buffer, "mean" in name) for name, buffer in self._buffers()]

@@ -5,64 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from analysis import declared_images
-from analysis.command import Options, Result, load_runs
-from analysis.declared_images import FLOWS, GRID, LATE, MLP_CORNERS, PASSES, SPHERE
+from analysis.command import Options, load_runs
+from analysis.declared_images import GRID, MLP_CORNERS, PASSES
 from analysis.image_cells import Cell
 from configs.errors import InputError
+from tests.declared_sweeps import analysed, first, sweep, verdicts, write
 from tests.processes import ROOT
-from tests.recorded import load, write_run
 
 pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
-
-Ends = Callable[[Cell], dict[str, float]]
-
-
-def write(
-    folder: Path, name: str, seed: int, ends: dict[str, float], cell: Cell, steps: int = 100, **fields: Any
-) -> Path:
-    """A run on images whose columns stay where they end, but for what the seed adds."""
-    luck = 0.001 * np.random.default_rng([seed, *name.encode()]).standard_normal()
-    every = {"train_eval/error": 0.0} | ends
-    return write_run(
-        folder / f"{name}-{seed}",
-        decay=cell[1],
-        seed=seed,
-        steps=steps,
-        noise=0,
-        eval_every=10**6,
-        columns={column: lambda s, k=end + luck: k + 0 * s for column, end in every.items()},  # type: ignore[misc]
-        optim={"algorithm": "sgd", "decay_rule": "l2_coupled", "lr": cell[0]},
-        data={"train_images": cell[2] or None},
-        **fields,
-    )
-
-
-def sweep(root: Path, name: str, cells: tuple[Cell, ...], ends: Ends, seeds: int = 5, **fields: Any) -> list[Path]:
-    return [
-        write(root / name, f"{cell[0]:g}-{cell[1]:g}-{cell[2]}", seed, ends(cell), cell, **fields)
-        for cell in cells
-        for seed in range(seeds)
-    ]
-
-
-def analysed(paths: list[Path]) -> Result:
-    return declared_images.analyse(load(*paths), Options())
-
-
-def verdicts(paths: list[Path]) -> pd.DataFrame:
-    """A row a comparison, of made-up runs."""
-    return analysed(paths).tables["Claims"]
-
-
-def first(text: str) -> float:
-    return float(text.split()[0])
 
 
 def corners(root: Path, **errors: float) -> list[Path]:
@@ -101,63 +55,6 @@ def test_a_corner_that_was_not_trained(tmp_path: Path) -> None:
         "no claim: its training error lies 0.30 above"
     )
     assert set(table["verdict"]) == {"holds in part: below η = 0.4, λ = 0"}
-
-
-def sphere(
-    root: Path, error: Callable[[float], float], fitted: Callable[[float], float] = lambda rate: 0.0
-) -> list[Path]:
-    """Test error of the branches over η; the training loss that the trunks hold rises with η."""
-    paths = sweep(root, "small_sphere", SPHERE, lambda cell: {"val/error": 0.5, "train_eval/loss": cell[0]})
-    for trunk in list(paths):
-        rate, seed = float(trunk.name.split("-")[0]), int(trunk.name.split("-")[-1])
-        ends = {"val/error": error(rate), "train_eval/error": fitted(rate)}
-        branch = {"origin": f"{trunk}@100"}
-        paths.append(write(trunk.parent, f"b{rate:g}", seed, ends, (rate, 0.0, 1000), steps=20, branch=branch))
-    return paths
-
-
-def u_of(rate: float) -> float:
-    return 0.1 + 0.02 * math.log(rate / 0.005) ** 2
-
-
-def test_sphere(tmp_path: Path) -> None:
-    """Breaks if the U is read off the trunks, or a lowest value at the largest η is a U."""
-    assert set(verdicts(sphere(tmp_path / "u", u_of))["verdict"]) == {"holds"}
-    table = verdicts(sphere(tmp_path / "falls", lambda rate: 0.3 - 0.1 * math.log(rate))).set_index("comparison")
-    assert table["verdict of the part"].to_dict() == {"ends minus lowest": "does not hold", "Spearman's ρ": "holds"}
-    assert set(table["verdict"]) == {"does not hold"}
-    untrained = verdicts(sphere(tmp_path / "untrained", u_of, lambda rate: 0.4 * (rate < 0.001))).set_index(
-        "comparison"
-    )
-    assert untrained["verdict of the part"]["ends minus lowest"].startswith("no claim: at the smallest η")
-
-
-def flows(root: Path, tuned: float, unfinished: tuple[int, ...] = ()) -> list[Path]:
-    """Iterate at 0.2, average at 0.12; the branches of the later half at `tuned`, the earlier ones far above."""
-    held = {"val/error": 0.2, "val/error_ema_0.99": 0.12}
-    paths = sweep(root, "small_flows", FLOWS, lambda cell: held, seeds=3, steps=LATE[-1])
-    for trunk in list(paths):
-        rate, decay, images, seed = (float(part) for part in trunk.name.split("-"))
-        for step, error in ((310, 0.9), *((at, tuned) for at in LATE)):
-            branch, name = {"origin": f"{trunk}@{step}"}, f"b{rate:g}-{decay:g}-{step}"
-            cell = (0.005, decay, int(images))
-            path = write(trunk.parent, name, int(seed), {"val/error": error}, cell, steps=20, branch=branch)
-            if seed in unfinished and step == LATE[-1]:
-                (path / "status.json").write_text((path / "status.json").read_text().replace("done", "running"))
-            paths.append(path)
-    return paths
-
-
-def test_flows(tmp_path: Path) -> None:
-    """Breaks if the early checkpoints count, the average is taken for the iterate, or a branch that has not ended counts."""
-    table = verdicts(flows(tmp_path / "both", 0.1)).set_index("part")
-    gaps = {part: first(text) for part, text in table["difference"].items()}
-    assert gaps["the average lies below the iterate"] == pytest.approx(-0.08, abs=0.002)
-    assert gaps["fine-tuning lies below the iterate"] == pytest.approx(-0.1, abs=0.002)
-    assert set(table["verdict"]) == {"holds"}
-    again = verdicts(flows(tmp_path / "unfinished", 0.1, unfinished=(0,))).set_index("part")
-    assert again["n"].to_dict() == {"the average lies below the iterate": 3, "fine-tuning lies below the iterate": 2}
-    assert again["verdict of the part"]["fine-tuning lies below the iterate"] == "no claim: 2 seeds"
 
 
 def grid(root: Path, **changes: Callable[[Cell], float]) -> list[Path]:
@@ -213,20 +110,50 @@ def test_a_relation_that_is_one_factors_alone(tmp_path: Path) -> None:
 
 
 def test_cells_that_have_not_learned(tmp_path: Path) -> None:
-    """Breaks if networks that say one class make the end of the U, or their number is not told."""
+    """Breaks if networks that say one class make the end of the U, or are not told."""
 
     def collapsed(cell: Cell) -> float:
         return 0.9 if cell[0] * cell[1] > 0.009 else 0.2
 
-    def flat(cell: Cell) -> float:
-        # without the collapsed cells the error is the same everywhere
-        return 0.5 if collapsed(cell) > 0.5 else -0.02 * math.log(max(cell[0] * cell[1], 1e-5) / 0.003) ** 2
+    def falls(cell: Cell) -> float:
+        # among those that have learned to the last; the collapsed ones alone lie above
+        away = math.log(max(cell[0] * cell[1], 1e-5) / 0.003)
+        return 0.5 if collapsed(cell) > 0.5 else -0.02 * away**2 - 0.01 * away
 
-    result = analysed(grid(tmp_path, fitted=collapsed, error=flat))
-    table = result.tables["Claims"].set_index("part")
-    assert table["verdict of the part"]["the average's test error is lowest inside"] == "does not hold"
-    (note,) = [note for note in result.notes if "training error of 0.5 or more" in note]
+    part = "the average's test error is lowest inside"
+    result = analysed(grid(tmp_path / "collapsed", fitted=collapsed, error=falls))
+    assert result.tables["Claims"].set_index("part")["verdict of the part"][part] == "does not hold"
+    (note,) = [note for note in result.notes if "have not learned" in note]
     assert "η = 0.4, λ = 0.08" in note
+    # had they learned, they would be the end of a U
+    as_learned = verdicts(grid(tmp_path / "learned", error=falls)).set_index("part")
+    assert as_learned["verdict of the part"][part] == "holds"
+
+
+def test_a_cell_that_has_not_run(tmp_path: Path) -> None:
+    """Breaks if the end of a grid that has not run is taken for one that has not learned, and left out."""
+    paths = [path for path in grid(tmp_path) if not path.name.startswith("0.4-0.08-")]
+    result = analysed(paths)
+    table = result.tables["Claims"].set_index("part")
+    assert table["verdict of the part"]["the average's test error is lowest inside"] == "no claim: 0 seeds"
+    assert set(table["verdict"]) == {
+        "not all have run; so far: holds in part: ηλ alone decides the average's test error"
+    }
+    assert not any("have not learned" in note for note in result.notes)
+
+
+def test_seeds_that_were_not_declared(tmp_path: Path) -> None:
+    """Breaks if seeds that were run besides make up for missing ones, or are judged."""
+    paths = corners(tmp_path)
+    more = [
+        write(tmp_path / "small_overtraining_mlp", "more", seed, {"val/error": 0.9}, MLP_CORNERS[0]) for seed in (5, 6)
+    ]
+    table = verdicts([*paths, *more])
+    assert set(table["runs"]) == {"20 of 20"}
+    assert set(table["n"]) == {5}
+    assert set(table["verdict"]) == {"holds"}
+    lacking = verdicts([*[path for path in paths if not path.name.endswith("-4")], *more])
+    assert set(lacking["runs"]) == {"16 of 20"}
 
 
 def passes(root: Path, gains: dict[int, tuple[float, float, float]]) -> list[Path]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.declared_images import CLAIMS
+from analysis.declared_images import CLAIMS, FLOW_AVERAGE, GRID_AVERAGE
 from analysis.image_cells import ROUNDING, of_errors, u_shape
-from configs.sweep import load_sweep
+from analysis.parts import Declared
+from configs.sweep import expand
 from tests.processes import ROOT
 
 
@@ -28,15 +29,19 @@ def test_errors_that_agree_by_rounding() -> None:
     assert of_errors([-0.01, 0.0, 0.01]).deviation == pytest.approx(0.01)
 
 
-def test_cells_are_those_of_the_sweeps() -> None:
-    """Breaks if a sweep's file has other η, λ, images, or seeds than were declared for its claim."""
-    for claim in CLAIMS:
-        made = load_sweep(ROOT / "configs" / "sweeps" / f"{claim.sweep}.json")
-        text = (ROOT / "configs" / "sweeps" / f"{claim.sweep}.json").read_text()
-        assert len(made.axes["seeds.*"]) == claim.seeds, claim.sweep
-        for cell in claim.cells:
-            assert f"{cell[0]}" in text or cell[0] == 0.08, (claim.sweep, cell)
-            assert f"{cell[1]}" in text, (claim.sweep, cell)
-        runs = len(claim.cells) * claim.seeds
-        counted = math.prod(len(values) for values in made.axes.values()) + len(made.cells)
-        assert counted == runs, claim.sweep
+@pytest.mark.parametrize("claim", CLAIMS, ids=[claim.sweep for claim in CLAIMS])
+def test_cells_are_those_of_the_sweeps(claim: Declared, tmp_path: Path) -> None:
+    """Breaks if a sweep's file has other η, λ, images, seeds, branches or averages than were declared for its claim."""
+    path = ROOT / "configs" / "sweeps" / f"{claim.sweep}.json"
+    trunks, *branches = expand(path, tmp_path, lambda _: None)[1].values()
+    made = {
+        (c.config.optim.lr, c.config.optim.weight_decay, c.config.data.train_images or 0, c.config.seeds.init)
+        for c in trunks
+    }
+    assert made == {(*cell, seed) for cell in claim.cells for seed in range(claim.seeds)}
+    assert len(trunks) == len(made)
+    steps = {cell.step for stage in branches for cell in stage}
+    assert steps == set(claim.branched)
+    average = {"small_flows": FLOW_AVERAGE, "small_eta_lambda": GRID_AVERAGE}.get(claim.sweep)
+    kept = [f"_ema_{one:g}" for one in trunks[0].config.averages.ema]
+    assert average is None or average in kept
