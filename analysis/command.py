@@ -177,6 +177,11 @@ def load_runs(patterns: list[str], root: Path) -> tuple[list[Run], list[str]]:
             notes.append(f"{run.path}: {len(run.metrics)} rows without a training loss")
         if "nonfinite" in run.metrics:
             notes.append(f"{run.path}: {run.metrics['nonfinite'].notna().sum()} rows hold values that were not finite")
+    if thin := [run for run in runs if run.every > 1]:
+        notes.append(
+            f"{len(thin)} of {len(runs)} runs were archived by every {max(run.every for run in thin)}th update: means over updates "
+            "are of fewer rows, and divergence is what the run's end says"
+        )
     # their means are of other steps than those of finished runs
     if unfinished := [run for run in runs if run.state not in FINISHED]:
         names = ", ".join(f"{run.path.name} {run.state} at step {run.last_step}" for run in unfinished[:5])

@@ -34,7 +34,9 @@ def every_loss(run: Run) -> pd.Series:
 @cache
 def divergence(run: Run) -> int | None:
     """The step from which the run has diverged, by its loss or because it ended so; None if it has not."""
-    step = diverged_at(every_loss(run), run.fields.get("numerics.divergence_margin") or MARGIN)
+    # a median of 64 rows is that of 64 updates only where each has its row
+    margin = run.fields.get("numerics.divergence_margin") or MARGIN
+    step = diverged_at(every_loss(run), margin) if run.every == 1 else None
     # A run that ended `diverged` has, even where its last loss is too young for the rule.
     return run.last_step if step is None and run.state == "diverged" else step
 

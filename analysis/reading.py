@@ -75,7 +75,8 @@ def load_run(path: Path) -> Run:
         fields[SCALED] = _decay_of(path, str(scaled))
         varied.add(SCALED)
     log = record.log
-    return Run(path, fields, varied, status, record.plan, table_of(log.rows), problems, log.superseded, file)
+    rows = table_of(log.rows)
+    return Run(path, fields, varied, status, record.plan, rows, problems, log.superseded, file, record.every)
 
 
 def check_fields(fields: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ class Run:
     problems: list[str]
     superseded: int
     file: Path  # what it was read from: the folder `path`, or an archive
+    every: int = 1  # of an archive by every so many updates: that number
 
     @property
     def state(self) -> str:

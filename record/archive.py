@@ -3,6 +3,8 @@
 RUN is a run folder, a folder of runs, or a sweep file; each run becomes DIR/<folder name>.parquet (record/archive_file.py). Every
 analysis takes such files, and folders of them, wherever it takes run folders, and gives the same tables. Checkpoints are not in
 them. A run that is being written is refused: while it is read its writer lock is held.
+
+With --every N a file holds every Nth update alone, as for runs of which only the end is asked: see `thinned`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from configs.errors import InputError
 from record.archive_file import SUFFIX, Archive, is_archive, pack
@@ -21,9 +25,12 @@ from record.contents import read_probes, read_record
 from record.evaluations import read_evaluations
 from record.files import read_object, write_bytes
 from record.lock import LOCK, NOTE, hold, holder
-from record.metrics import Log
+from record.metrics import UNITS, Log
 from record.run import FINISHED, LARGEST, RunFolder
 from record.sweep_runs import is_sweep_file, runs_of_sweep
+
+SECONDS = "time/step_s"
+EVERY_UPDATE = ("train/", "optim/", "weights/", "norm/", "perf/", SECONDS)  # what the row of any update has
 
 
 def main(arguments: list[str]) -> int:
@@ -34,15 +41,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs-root", type=Path, help="where the runs of sweep files lie; default runs")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the files; made if missing")
     parser.add_argument("--unfinished", action="store_true", help="also runs that have not ended, as far as they are")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="only every Nth update, those evaluated, and two probes: small files of runs of which the end alone is asked",
+    )
     args = parser.parse_args(arguments)
     try:
+        if args.every < 1:
+            raise InputError(f"--every {args.every} keeps no update; give 1 for all, or more")
         if args.out.exists() and not args.out.is_dir():
             raise InputError(f"--out {args.out} is a file; give a folder, new or not")
         if args.runs_root is not None and not any(map(is_sweep_file, args.runs)):
             raise InputError(f"--runs-root {args.runs_root} says where the runs of a sweep file lie, and no RUN is one")
         folders, notes = run_folders(args.runs, args.runs_root or Path("runs"))
         # every run is read before the first is written: a refusal leaves no half of a study behind
-        contents = {f"{path.name}{SUFFIX}": pack(read_folder(path, args.unfinished)) for path in folders}
+        contents = {
+            f"{path.name}{SUFFIX}": pack(thinned(read_folder(path, args.unfinished), args.every)) for path in folders
+        }
         for name, content in contents.items():
             check_target(args.out / name, content)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +176,37 @@ def _read(path: Path, unfinished: bool) -> Archive:
         Log(log.rows, told([*record.problems, *damaged]), log.superseded, torn=False),
         Log(probes.rows, told(probes.problems), probes.superseded, torn=False),
     )
+
+
+def thinned(archive: Archive, every: int) -> Archive:
+    """The archive with the rows of every `every`th update, of those that were evaluated or tell an event, and of the last; and with
+    the first and the last probe. Who reads it is told.
+
+    `time/step_s` of a row is then that of all updates since the row before, so that sums over a run stay what they are; how fast
+    one update was (`perf/…`) is left out.
+    """
+    if every == 1:
+        return archive
+    rows, seconds = [], 0.0
+    for place, row in enumerate(archive.log.rows, 1):
+        seconds += row.get(SECONDS) or 0.0
+        if row["step"] % every and place < len(archive.log.rows) and not _is_told(row):
+            continue
+        kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
+        rows.append(kept | ({SECONDS: seconds} if SECONDS in row else {}))
+        seconds = 0.0
+    probes = archive.probes.rows
+    return replace(
+        archive,
+        documents=archive.documents | {"every": every},
+        log=replace(archive.log, rows=rows),
+        probes=replace(archive.probes, rows=[*probes[:1], *probes[1:][-1:]]),
+    )
+
+
+def _is_told(row: dict[str, Any]) -> bool:
+    """Whether it holds more than what every update records: an evaluation, a measure, a spike, an event."""
+    return any(name not in ("step", *UNITS) and not name.startswith(EVERY_UPDATE) for name in row)
 
 
 def check_target(path: Path, content: bytes) -> None:

@@ -84,6 +84,8 @@ def check_documents(documents: Any, place: str) -> None:
         value = documents[name]
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
             raise TypeError(f"{name} is {value!r:.40}, no list of objects")
+    if type(documents.get("every", 1)) is not int or not 1 <= documents.get("every", 1) <= LARGEST:
+        raise TypeError(f"every is {documents['every']!r:.40}, no number of updates")
     for name in ("problems", "probe_problems"):
         value = documents[name]
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):

@@ -30,12 +30,14 @@ class Description:
 
 @dataclass(frozen=True)
 class Record:
-    """What the run did: its status, empty before it began; its plan; its rows; and sentences on what is damaged or lost of them."""
+    """What the run did: its status, empty before it began; its plan; its rows; and sentences on what is damaged or lost of them.
+    `every`: 1, or of an archive by so many updates that number."""
 
     status: dict[str, Any]
     plan: dict[str, Any]
     log: Log
     problems: list[str]
+    every: int = 1
 
 
 @lru_cache(maxsize=4)
@@ -62,7 +64,8 @@ def read_record(place: Path, last: int, probe_every: int | None) -> Record:
     if is_archive(place):
         archive = _archive(place)
         log = _upto(archive.log, last, place)
-        return Record(archive.documents["status"] or {}, archive.documents["plan"], log, log.problems)
+        documents = archive.documents
+        return Record(documents["status"] or {}, documents["plan"], log, log.problems, documents.get("every", 1))
     folder = RunFolder(place)
     status = folder.read_status() or {}  # before the rows: a live run writes them first
     log = read_log(folder.metrics, last)

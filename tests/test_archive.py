@@ -268,3 +268,21 @@ def test_beside_folders(tmp_path: Path, kept: Path) -> None:
     twice, notes = load_runs([str(mixed), str(kept)], tmp_path)
     assert sorted(run.path.name for run in twice) == sorted(fields)
     assert sum("this run is given a second time" in note for note in notes) == 8
+
+
+def test_every_nth_update(tmp_path: Path) -> None:
+    """Breaks if an evaluation, an event or the last row is left out, times no longer add up, or a reader is not told."""
+    seconds = {"time/step_s": lambda s: 0.5 * (s > 0), "perf/tokens_per_s": lambda s: 128.0 + 0 * s}
+    probes = [{"step": step, "probe/x": float(step)} for step in (10, 50, 90)]
+    run = write_run(tmp_path / "run", steps=103, eval_every=35, columns=seconds, probes=probes)
+    assert main([str(run), "--every", "20", "--out", str(tmp_path / "thin")]) == 0
+    (path,) = (tmp_path / "thin").iterdir()
+    archive = read_archive(path)
+    assert [row["step"] for row in archive.log.rows] == [0, 20, 35, 40, 60, 70, 80, 100, 103]
+    assert [row["step"] for row in archive.probes.rows] == [10, 90]
+    assert sum(row.get("time/step_s", 0.0) for row in archive.log.rows) == pytest.approx(0.5 * 103)
+    assert not any("perf/tokens_per_s" in row for row in archive.log.rows)
+    runs, notes = load_runs([str(path)], Path("runs"))
+    assert any("1 of 1 runs were archived by every 20th update" in note for note in notes)
+    assert runs[0].column("val/loss").iloc[-1] == load(run)[0].column("val/loss").iloc[-1]
+    assert main([str(run), "--every", "0", "--out", str(tmp_path / "none")]) == 2
