@@ -16,6 +16,8 @@ STUDY := loss_curves bias_variance generalisation effective_lr early
 DECLARED := docs/study/records/study_s48 docs/study/records/study_s48_matched docs/study/records/study_constant
 LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
+PRECISIONS := docs/study/records/study_precision \
+	$(foreach decay,0.0 0.151,docs/study/records/study_s24/seeds[0-4]-lr0.01-weight_decay$(decay)-??????????.parquet)
 COSINE := $(foreach decay,0.0 0.108,docs/study/records/study_s48/seeds[0-4]-lr0.007-weight_decay$(decay)-??????????.parquet)
 LLAMA := docs/study/records/small_llama/rmsnorm-*
 GPT2 := docs/study/records/study_s24/seeds[0-2]-lr0.01-*
@@ -82,6 +84,11 @@ study-report: .venv/run
 	cp runs/study/english/loss_curves_table1.csv docs/study/english/
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
+	$(BIN)/python -m analysis precision $(PRECISIONS) --out runs/study/precision
+	$(BIN)/python -m analysis sweep $(PRECISIONS) --out runs/study/precision
+	cp runs/study/precision/precision_table1.csv docs/study/precision/parity.csv
+	cp runs/study/precision/sweep_table3.csv docs/study/precision/between.csv
+	cp runs/study/precision/precision.png docs/study/precision/
 	$(BIN)/python -m analysis hours 'docs/study/records/*' --out runs/study/hours
 	cp runs/study/hours/hours_table1.csv docs/study/hours.csv
 	$(BIN)/python -m analysis transfer $(LENGTHS) --out runs/study/transfer

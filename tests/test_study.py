@@ -95,7 +95,7 @@ def test_numbers_come_from_the_tables() -> None:
     page = pages()
     tables = [
         STUDY / "declared.csv",
-        *(path for scale in (*SETTLED, "constant", "english") for path in (STUDY / scale).glob("*.csv")),
+        *(path for scale in (*SETTLED, "constant", "english", "precision") for path in (STUDY / scale).glob("*.csv")),
     ]
     text = "\n".join(path.read_text() for path in tables)
     numbers = re.findall(r"[+±-]\d\.\d{4}", page)
@@ -136,6 +136,22 @@ def test_english_comes_from_the_records() -> None:
     page = " ".join(pages().split())
     (apart,) = [re.findall(r"[\d.]+(?= nats at λ = 0 )", one)[0] for one in result.findings if "nats at λ = 0 (" in one]
     assert f"five seeds lie {apart} nats apart at η = 0.007 and λ = 0" in page
+
+
+@pytest.mark.slow
+def test_precision_comes_from_the_records() -> None:
+    """Breaks if a committed table of claim 6 is not what the records give, or a precision's verdict is another on the page."""
+    cells = [f"study_s24/seeds[0-4]-lr0.01-weight_decay{decay}-??????????.parquet" for decay in ("0.0", "0.151")]
+    runs, notes = load_runs([str(STUDY / "records" / name) for name in ("study_precision", *cells)], Path("runs"))
+    assert len(runs) == 50
+    assert not notes
+    parity = next(iter(CATALOGUE["precision"].load().analyse(runs, Options()).tables.values()))
+    assert (STUDY / "precision" / "parity.csv").read_text() == parity.to_csv(index=False)
+    between = CATALOGUE["sweep"].load().analyse(runs, Options()).tables["The same λ between settings"]
+    assert (STUDY / "precision" / "between.csv").read_text() == between.to_csv(index=False)
+    same = parity[(parity["loss"] == "validation") & parity["parity"].str.startswith("the same")]["run"]
+    assert {name.split(" = ")[-1] for name in same} == {"bf16-mixed", "bf16-master", "bf16-stochastic"}
+    assert "the same within ±0.01 for bf16-mixed and bf16-master, not for bf16-true" in pages()
 
 
 def test_the_page_of_claims_9_and_11() -> None:
