@@ -1,4 +1,4 @@
-"""What λ does to averages of the weights: losses at the end of the last weights and of each average, in pairs of one seed.
+"""What λ does to averages of the weights, and averages to each λ, at the end of runs.
 
     python -m analysis averages docs/study/records/study_s48
 

@@ -105,7 +105,7 @@ CATALOGUE = {
     "jacobian_gap": Entry("jacobian_gap", needs="measured runs on images", fits=_of_images, on_page=False),
     "lm_eval": Entry("task_scores", needs="scores of weights.lm_eval", fits=_with_scores),
     "declared": Entry("declared", needs="runs of the study's plan", on_page=False),
-    "declared_images": Entry("declared_images", needs="the small sweeps on images", fits=_of_images, on_page=False),
+    "declared_images": Entry("declared_images", needs="its small sweeps", fits=_of_images, on_page=False),
     "gate": Entry("gate", needs="a checkpoint from update 150 on", on_page=False),
     "hours": Entry("hours", on_page=False),
     "report": Entry("report", on_page=False),

@@ -1,4 +1,4 @@
-"""P1's claims of the over-training regime, on the small sweeps on images, by the rules that were declared for them.
+"""P1's claims of the over-training regime, on images, by the rules declared for the small sweeps.
 
     python -m analysis declared_images 'docs/study/records/small_*'
 
