@@ -29,7 +29,8 @@ TABLES = {
 def runs_of(given: list[tuple[Path, str]]) -> list[Run]:
     paths = [str(path) for folder, pattern in given for path in folder.glob(pattern)]
     runs, notes = load_runs(paths, Path("runs"))
-    assert not notes
+    # a pilot's records hold every 50th update: its end is what is asked
+    assert [note for note in notes if "were archived by every 50th update" not in note] == []
     return runs
 
 
