@@ -25,7 +25,7 @@ MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kf
 	small_without_bn
 BATCHES := docs/study/records/small_mechanisms docs/study/records/small_large_batch
 STUDY_FILES := loss_curves_table1.csv bias_variance_table1.csv bias_variance_table2.csv generalisation_table1.csv \
-	effective_lr_table1.csv early_table1.csv loss_difference.png early.png branches.png generalisation.png size.png
+	effective_lr_table1.csv early_table1.csv loss_difference.png early.png
 
 .PHONY: quickstart test check lint types quick-tests study-data study-report system-deps
 
@@ -72,7 +72,7 @@ study-report: .venv/run
 		for file in $(STUDY_FILES); do cp runs/study/$$scale/$$file docs/study/$$scale/ || exit 1; done; \
 	done
 	$(BIN)/python -m analysis effective_lr docs/study/records/study_s48 docs/study/records/study_s48_matched --out runs/study/matched
-	cp runs/study/matched/matched.png docs/study/s48/
+	cp runs/study/matched/matched.png $(foreach figure,branches generalisation size,runs/study/s48/$(figure).png) docs/study/s48/
 	$(BIN)/python -m analysis averages docs/study/records/study_s48 --out runs/study/s48
 	cp runs/study/s48/averages_table1.csv docs/study/s48/
 	$(BIN)/python -m analysis bias_variance docs/study/records/study_constant --out runs/study/constant

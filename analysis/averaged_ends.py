@@ -50,8 +50,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
             row["loss"] = round(interval(own.values()).mean, 4)
             if endpoint is not last:
                 row["minus its last weights"] = _minus_last(group, endpoint, last).text()
-            if group is not base and endpoint.difference(group, base).n:
-                claim = _claim(group, base, words, endpoint, options)
+            claim = _claim(group, base, words, endpoint, options)
+            if group is not base and claim.interval.n:
                 row |= {"minus the smallest λ": claim.interval.text(), "verdict": claim.verdict}
                 # the last weights' own differences are loss_curves' claims
                 claims += [claim] if endpoint is not last else []

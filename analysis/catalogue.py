@@ -40,9 +40,8 @@ def _of_two_lengths(runs: list[Run]) -> bool:
 
 def _with_averages(runs: list[Run]) -> bool:
     """Whether an average of the weights was evaluated in a language model's run: overtraining has those of images."""
-    return any(str(column).startswith("val/loss_ema_") for run in runs for column in run.metrics) and not _of_images(
-        runs
-    )
+    averaged = any(str(column).startswith("val/loss_ema_") for run in runs for column in run.metrics)
+    return averaged and not _of_images(runs)
 
 
 def _of_images(runs: list[Run]) -> bool:

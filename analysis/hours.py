@@ -30,11 +30,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
         folders.setdefault(run.file.parent.name, []).append(run)
     # in the folders' order, the sum last
     rows = [_row(name, members) for name, members in sorted(folders.items())]
-    total = sum(_hours(timed, kind) for kind in KINDS)
+    whole = {kind: _hours(timed, kind) for kind in KINDS}
     if len(rows) > 1:
         rows.append(_row("all", timed))
     notes = [] if len(timed) == len(runs) else [f"{len(runs) - len(timed)} runs have no times, and are left out"]
-    said = f"{len(timed)} runs, {total:,.2f} device-hours, of which training {_hours(timed, 'training') / total:.0%}."
+    total = sum(whole.values())
+    said = f"{len(timed)} runs, {total:,.2f} device-hours, of which training {whole['training'] / total:.0%}."
     table = pd.DataFrame(rows).round(2)
     return Result("hours", "Machine time", [said.replace("%", " %")], [], {"By folder": table}, notes)
 

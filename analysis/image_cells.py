@@ -28,9 +28,8 @@ FITTED = 0.05  # a run whose training error lies further above another's was not
 
 @dataclass(frozen=True)
 class Cells:
-    """`name`: the sweep, and the folder that its runs lie in. `branches`: (trunk's folder, step) → branch."""
+    """`runs`: by cell, those that are no branches. `branches`: (trunk's folder, step) → branch."""
 
-    name: str
     runs: dict[Cell, list[Run]]
     branches: dict[tuple[str, int], Run]
     notes: tuple[str, ...] = ()
@@ -54,10 +53,9 @@ class Cells:
 
     def finished(self, cell: Cell, step: int | None = None) -> int:
         """Seeds of which the run has ended, or its branch from `step`, however it did."""
-        ended = [run for run in self.runs.get(cell, []) if step is None or (str(run.path), step) in self.branches]
-        if step is not None:
-            return len({run.seeds for run in ended if self.branches[str(run.path), step].state in FINISHED})
-        return len({run.seeds for run in ended if run.state in FINISHED})
+        trunks = self.runs.get(cell, [])
+        asked = [(run, run if step is None else self.branches.get((str(run.path), step))) for run in trunks]
+        return len({run.seeds for run, one in asked if one is not None and one.state in FINISHED})
 
     def is_dull(self, cell: Cell) -> bool:
         """Whether runs of it have ended, and its networks have not learned their training images: a network that says one class has
@@ -80,7 +78,7 @@ def cells_of(name: str, seeds: int, runs: list[Run]) -> Cells:
         if run.origin is None:
             images = int(run.fields.get("data.train_images") or 0)
             cells.setdefault((float(run.fields[RATE]), run.decay, images), []).append(run)
-    return Cells(name, cells, branches, tuple(notes))
+    return Cells(cells, branches, tuple(notes))
 
 
 def at_end(run: Run, column: str) -> float:

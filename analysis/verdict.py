@@ -29,7 +29,7 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """Of no difference, or of one as large as the margin; of two parts the larger. 1 where one is on the other side."""
+        """Of no difference, or of one as large as the margin; the largest of several. 1 where one is on the other side."""
         if self.n < LEAST_SEEDS:
             return 1.0
         return max(self._p(difference, side) for difference, side in self.differences)

@@ -193,8 +193,9 @@ def thinned(archive: Archive, every: int) -> Archive:
         if row["step"] % every and place < len(archive.log.rows) and not _is_told(row):
             continue
         kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
-        rows.append(kept | ({SECONDS: seconds} if SECONDS in row else {}))
-        seconds = 0.0
+        if SECONDS in row:  # an event's row has no time, and leaves what has gathered to the next
+            kept[SECONDS], seconds = seconds, 0.0
+        rows.append(kept)
     probes = archive.probes.rows
     return replace(
         archive,

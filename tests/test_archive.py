@@ -275,12 +275,16 @@ def test_every_nth_update(tmp_path: Path) -> None:
     seconds = {"time/step_s": lambda s: 0.5 * (s > 0), "perf/tokens_per_s": lambda s: 128.0 + 0 * s}
     probes = [{"step": step, "probe/x": float(step)} for step in (10, 50, 90)]
     run = write_run(tmp_path / "run", steps=103, eval_every=35, columns=seconds, probes=probes)
+    # an update that was left out: an event, without a time
+    lines = RunFolder(run).metrics.read_text().splitlines()
+    lines[57] = '{"step": 57, "tokens": 3648, "event": "nonfinite", "nonfinite/loss": null}'
+    RunFolder(run).metrics.write_text("\n".join(lines) + "\n")
     assert main([str(run), "--every", "20", "--out", str(tmp_path / "thin")]) == 0
     (path,) = (tmp_path / "thin").iterdir()
     archive = read_archive(path)
-    assert [row["step"] for row in archive.log.rows] == [0, 20, 35, 40, 60, 70, 80, 100, 103]
+    assert [row["step"] for row in archive.log.rows] == [0, 20, 35, 40, 57, 60, 70, 80, 100, 103]
     assert [row["step"] for row in archive.probes.rows] == [10, 90]
-    assert sum(row.get("time/step_s", 0.0) for row in archive.log.rows) == pytest.approx(0.5 * 103)
+    assert sum(row.get("time/step_s", 0.0) for row in archive.log.rows) == pytest.approx(0.5 * 102)
     assert not any("perf/tokens_per_s" in row for row in archive.log.rows)
     runs, notes = load_runs([str(path)], Path("runs"))
     assert any("1 of 1 runs were archived by every 20th update" in note for note in notes)
