@@ -3,6 +3,7 @@
     python -m slurm.submit configs/sweeps/small_wd_precision.json --dry-run
     python -m slurm.submit configs/sweeps/p1_wd_precision.json --site slurm/site.json
     python -m slurm.submit configs/sweeps/small_wd_precision.json --local --jobs 2
+    python -m slurm.submit configs/sweeps/small_rules_tuning.json --local --archived docs/study/records/small_rules_tuning
 
 The same command again skips what is finished or queued, and resumes or retries the rest.
 """
@@ -27,6 +28,7 @@ from configs.render import prepare_command
 from configs.sweep import Cell, Stages, all_cells, expand
 from record.lock import LOCK, NOTE, hold
 from record.run import FINISHED
+from slurm.archived import archived
 from slurm.arrays import chain, foretell, max_array_size, submit
 from slurm.cells import Standing, queue, standings, write_cells
 from slurm.local import run_local
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         _check(stages, 1 if args.local else site.ranks)
         if args.dry_run:
             queued = queue(root)
-            standing_of, todo = outlook(stages, queued, args.local)
+            standing_of, todo = outlook(stages, queued, args.local, args.archived)
             print(render(stages, standing_of, todo))
             if not args.local:
                 print(f"\nsite: {source}")
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError("the data is not prepared; prepare it with: " + "; ".join(missing))
         with sweep_folder(root):
             queued = queue(root, strict=not args.local)  # under the lock: what another command has submitted is seen
-            standing_of, todo = outlook(stages, queued, args.local)
+            standing_of, todo = outlook(stages, queued, args.local, args.archived)
             print(render_counts(standing_of))
             if args.local:
                 write_cells(root, all_cells(todo))
@@ -80,6 +82,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("sweep", type=Path, help="sweep file")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override a field of every run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the sweep's folder lies in here; default runs")
+    parser.add_argument(
+        "--archived",
+        type=Path,
+        metavar="DIR",
+        help="leave alone what DIR has an archive of (record.archive), folder or none",
+    )
     parser.add_argument("--site", type=Path, help="site file; default slurm/site.json")
     parser.add_argument("--dry-run", action="store_true", help="print what would happen; needs no data and no cluster")
     parser.add_argument("--local", action="store_true", help="run the cells on this machine, without SLURM")
@@ -135,15 +143,29 @@ def sweep_folder(root: Path) -> Iterator[None]:
                         folder.rmdir()
 
 
-def outlook(stages: Stages, queued: dict[str, tuple[str, str]], local: bool) -> tuple[dict[Path, Standing], Stages]:
-    """The standing of every cell, and the cells to do: on a cluster without those that run, which the local runner waits for."""
+def outlook(
+    stages: Stages, queued: dict[str, tuple[str, str]], local: bool, archives: Path | None = None
+) -> tuple[dict[Path, Standing], Stages]:
+    """The standing of every cell, and the cells to do: on a cluster without those that run, which the local runner waits for.
+
+    What `archives` has a finished run's archive of counts as finished. InputError as `archived`.
+    """
     standing_of = standings(all_cells(stages), queued)
     settled = FINISHED if local else (*FINISHED, "running")
 
-    def is_open(cell: Cell) -> bool:
-        return standing_of[cell.folder].state not in settled and str(cell.folder.resolve()) not in queued
+    def to_do() -> Stages:
+        return {
+            name: [
+                cell
+                for cell in cells
+                if standing_of[cell.folder].state not in settled and str(cell.folder.resolve()) not in queued
+            ]
+            for name, cells in stages.items()
+        }
 
-    return standing_of, {name: [cell for cell in cells if is_open(cell)] for name, cells in stages.items()}
+    if archives is not None:
+        standing_of |= archived(all_cells(to_do()), archives)
+    return standing_of, to_do()
 
 
 def render(stages: Stages, standing_of: dict[Path, Standing], todo: Stages) -> str:
@@ -159,7 +181,8 @@ def render(stages: Stages, standing_of: dict[Path, Standing], todo: Stages) -> s
             act = {"missing": "starts", "blocked": "starts"}.get(
                 standing.state, f"resumes ({standing.state} at {standing.step})"
             )
-            lines.append(f"  {cell.folder}{start}: {act if cell in todo[name] else 'left alone, ' + standing.state}")
+            alone = f"left alone, {standing.state}{f' ({standing.why})' if standing.why else ''}"
+            lines.append(f"  {cell.folder}{start}: {act if cell in todo[name] else alone}")
     return "\n".join(lines)
 
 
