@@ -113,8 +113,9 @@ def _decay_of(path: Path, reference: str) -> str:
 
 
 def _described(path: Path, place: Path) -> Description | None:
-    """A run as it is named in another's configuration, or beside that run, where both were moved together. None if it is gone."""
-    for name in (place, path.parent / place.name):
+    """A run as it is named in another's configuration, or beside that run, or in the folder of its own sweep beside that one's,
+    where they were moved together. None if it is gone."""
+    for name in (place, path.parent / place.name, path.parent.parent / place.parent.name / place.name):
         source = find_place(name)
         if source is not None:
             try:

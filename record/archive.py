@@ -30,6 +30,7 @@ from record.run import FINISHED, LARGEST, RunFolder
 from record.sweep_runs import is_sweep_file, runs_of_sweep
 
 SECONDS = "time/step_s"
+FOLLOWS = {f"perf/{unit}_per_s" for unit in UNITS}  # from SECONDS and the batch (record/metrics.py): in no archive
 EVERY_UPDATE = ("train/", "optim/", "weights/", "norm/", "perf/", SECONDS)  # what the row of any update has
 
 
@@ -170,10 +171,11 @@ def _read(path: Path, unfinished: bool) -> Archive:
         """By the run's name: where its folder lay is of no use to who gets the file."""
         return [sentence.replace(str(path), path.name) for sentence in sentences]
 
+    rows = [{name: value for name, value in row.items() if name not in FOLLOWS} for row in log.rows]
     return Archive(
         path.name,
         documents,
-        Log(log.rows, told([*record.problems, *damaged]), log.superseded, torn=False),
+        Log(rows, told([*record.problems, *damaged]), log.superseded, torn=False),
         Log(probes.rows, told(probes.problems), probes.superseded, torn=False),
     )
 

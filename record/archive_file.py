@@ -7,18 +7,21 @@ Parquet, compressed by zstd: one row per step, the rows in force (record/metrics
                     column with a value that float32 does not hold to 7 digits; integers stay integers
     probes          a map from name to float32, null where the step was not probed (record/probe_columns.py)
 
-A value that was recorded and not finite is NaN, one that was not recorded null. `run` in the schema's metadata is a JSON object:
-format, name, the run folder's small files, what was wrong with its logs, and what of the rows is in no column. After it stands
-`sha256`, the digest of the whole file with its own 64 digits as zeros: a file with a damaged byte is refused.
+A value that was recorded and not finite is NaN, one that was not recorded null. `run` in the schema's metadata is a JSON object,
+by zlib and then base64: format, name, the run folder's small files, what was wrong with its logs, and what of the rows is in no
+column. After it stands `sha256`, the digest of the whole file with its own 64 digits as zeros: a file with a damaged byte is
+refused. Of format 1, which is read too, `run` is the JSON text itself.
 
-The same run gives the same bytes by the same version of pyarrow.
+The same run gives the same bytes by the same versions of pyarrow and zlib.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ import pyarrow.parquet as pq
 from configs.errors import InputError
 from record.archive_checks import (
     MOST_BYTES,
+    MOST_TEXT,
     MOST_VALUES,
     check_columns,
     check_documents,
@@ -41,7 +45,8 @@ from record.archive_checks import (
 from record.files import parse_json, read_regular
 from record.metrics import UNITS, Log
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, FORMAT)
 SUFFIX = ".parquet"
 MARK = b"SHA-256 of this file with these digits as zeros: "
 ZEROS = b"0" * 64
@@ -98,7 +103,7 @@ def pack(archive: Archive) -> bytes:
     }
     text = json.dumps(documents, separators=(",", ":"), ensure_ascii=False)
     # the digest last: its place is found from the file's end, whatever a configuration says
-    return _sealed(_written(pa.table(columns), {"run": text, "sha256": (MARK + ZEROS).decode()}))
+    return _sealed(_written(pa.table(columns), {"run": shrunk(text), "sha256": (MARK + ZEROS).decode()}))
 
 
 def _measured(name: str, value: Any) -> bool:
@@ -182,9 +187,11 @@ def unpack(content: bytes, place: str) -> Archive:
         file = pq.ParquetFile(pa.BufferReader(content))
         # a small file may stand for more than the memory holds
         check_size(file.metadata)
-        documents = parse_json(file.metadata.metadata[b"run"].decode())
-        if isinstance(documents, dict) and (version := documents.pop("format")) != FORMAT:
-            raise InputError(f"{place} is an archive of format {version!r:.40}; this version reads {FORMAT}")
+        documents = parse_json(unshrunk(file.metadata.metadata[b"run"]))
+        if isinstance(documents, dict) and (version := documents.pop("format")) not in READ:
+            raise InputError(
+                f"{place} is an archive of format {version!r:.40}; this version reads {', '.join(map(str, READ))}"
+            )
         check_documents(documents, place)
         check_columns(file.schema_arrow)
         return _archive(file.read(), documents)
@@ -194,6 +201,25 @@ def unpack(content: bytes, place: str) -> Archive:
         raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
+
+
+def shrunk(text: str) -> str:
+    """The documents as they stand in the metadata, which Parquet does not compress and wants to be text."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unshrunk(kept: bytes) -> str:
+    """The text again. ValueError for what is none, is cut off, or would be longer than MOST_TEXT."""
+    if kept.startswith(b"{"):  # format 1
+        return kept.decode()
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(base64.b64decode(kept, validate=True), MOST_TEXT)
+    except zlib.error as error:
+        raise ValueError(f"its documents cannot be unpacked: {error}") from None
+    if not unpacking.eof:
+        raise ValueError(f"its documents are cut off, or would have more than {MOST_TEXT:,} bytes")
+    return text.decode()
 
 
 def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import tracemalloc
@@ -15,8 +16,8 @@ import pytest
 from analysis.command import load_runs
 from configs.errors import InputError
 from record.archive import main as archive
-from record.archive_checks import MOST_VALUES
-from record.archive_file import MARK, ZEROS, _sealed, unpack
+from record.archive_checks import MOST_TEXT, MOST_VALUES
+from record.archive_file import MARK, ZEROS, _sealed, shrunk, unpack, unshrunk
 from record.contents import read_final_blocks, read_probes, read_starts
 from tests.recorded import write_run
 from tests.test_mutated_runs import HOSTILE, changed, recorded, report_of
@@ -28,15 +29,15 @@ LENGTH = 80  # updates of the recorded runs
 def opened(content: bytes) -> tuple[pa.Table, str]:
     """The columns, and the documents as text."""
     file = pq.ParquetFile(pa.BufferReader(content))
-    return file.read().replace_schema_metadata(None), file.metadata.metadata[b"run"].decode()
+    return file.read().replace_schema_metadata(None), unshrunk(file.metadata.metadata[b"run"])
 
 
-def sealed(table: pa.Table, text: str) -> bytes:
-    """As `pack` ends, of whatever columns."""
+def sealed(table: pa.Table, text: str, as_is: bool = False) -> bytes:
+    """As `pack` ends, of whatever columns; with `as_is` the text is not compressed."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({"run": text, "sha256": (MARK + ZEROS).decode()})
+        writer.add_key_value_metadata({"run": text if as_is else shrunk(text), "sha256": (MARK + ZEROS).decode()})
     return _sealed(bytes(sink.getvalue()))
 
 
@@ -193,6 +194,27 @@ def test_a_bomb_is_refused_unread(content: bytes) -> None:
         tracemalloc.stop()
     assert "keep such a run as a folder" in str(refusal.value)
     assert peak < 20_000_000
+
+
+def test_a_bomb_of_text_is_refused(content: bytes) -> None:
+    """Breaks if documents that unpack to more than is read, are cut off, or are no base64, are taken or end in a traceback."""
+    table, text = opened(content)
+    whole = shrunk(text)
+    for kept, why in (
+        (shrunk("{" + " " * MOST_TEXT + "}"), "would have more than"),
+        (whole[: len(whole) // 8 * 4], "cut off"),
+        (base64.b64encode(text.encode()).decode(), "cannot be unpacked"),
+        (whole[:-8] + "?" * 8, "no archive of a run"),
+    ):
+        with pytest.raises(InputError, match=r"^file is ") as refusal:
+            unpack(sealed(table, kept, as_is=True), "file")
+        assert why in str(refusal.value)
+
+
+def test_the_first_format(content: bytes) -> None:
+    """Breaks if an archive whose documents are not compressed, as the first version wrote them, is not read."""
+    table, text = opened(content)
+    assert unpack(sealed(table, replaced(text, format=1), as_is=True), "file") == unpack(content, "file")
 
 
 def test_foreign_columns(content: bytes) -> None:
