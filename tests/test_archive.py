@@ -276,18 +276,6 @@ def test_beside_folders(tmp_path: Path, kept: Path) -> None:
     assert sum("this run is given a second time" in note for note in notes) == 8
 
 
-def test_archives_by_sweep(tmp_path: Path, kept: Path) -> None:
-    """Breaks if a branch does not find what its trunk was where the trunk's archive is in the folder of its own sweep."""
-    folders = {run.path.name: run for run in load_runs([str(KEPT)], tmp_path)[0]}
-    for name, run in folders.items():
-        folder = tmp_path / ("branches" if run.origin else "kept")  # "kept" is the sweep that the trunks' address names
-        folder.mkdir(exist_ok=True)
-        shutil.copy(kept / f"{name}.parquet", folder)
-    apart = load_runs([str(tmp_path / "branches")], tmp_path)[0]
-    assert len(apart) == 4
-    assert all(run.fields == folders[run.path.name].fields for run in apart)
-
-
 def test_every_nth_update(tmp_path: Path) -> None:
     """Breaks if an evaluation, an event or the last row is left out, times no longer add up, or a reader is not told."""
     seconds = {"time/step_s": lambda s: 0.5 * (s > 0), "perf/tokens_per_s": lambda s: 128.0 + 0 * s}

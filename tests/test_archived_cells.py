@@ -1,4 +1,4 @@
-"""A sweep whose finished runs are kept as archives alone (slurm.submit --archived)."""
+"""Runs that are kept as archives alone: their sweep (slurm.submit --archived), and branches whose trunks lie elsewhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from analysis.command import load_runs
 from configs.prepared import read_summary
 from configs.schema import RunConfig
 from configs.sweep import expand
 from record.archive import main as archive
 from slurm.submit import main, outlook
 from tests.recorded import write_run
+
+KEPT = Path(__file__).parent / "kept" / "runs"
 
 
 def test_archived_cells(
@@ -52,3 +55,14 @@ def test_archived_cells(
     assert f"{kept} is" in capsys.readouterr().err
     assert main([*command, "--archived", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_trunks_in_their_own_sweep(tmp_path: Path) -> None:
+    """Breaks if a branch does not find what its trunk was where the trunk's archive is in the folder of its own sweep."""
+    folders = {run.path.name: run for run in load_runs([str(KEPT)], tmp_path)[0]}
+    for run in folders.values():
+        # "kept" is the sweep that the trunks' address names
+        assert archive([str(run.path), "--out", str(tmp_path / ("branches" if run.origin else "kept"))]) == 0
+    apart = load_runs([str(tmp_path / "branches")], tmp_path)[0]
+    assert len(apart) == 4
+    assert all(run.fields == folders[run.path.name].fields for run in apart)
