@@ -18,7 +18,7 @@ from configs.sweep import Cell
 from record.environment import usable_cores
 from record.lock import holder
 from record.run import EXIT_CODES, FINISHED, RunFolder
-from slurm.cells import aftermath, blocked, config_path, is_alive, standings
+from slurm.cells import Standing, aftermath, blocked, config_path, is_alive, standings
 from slurm.refusals import headline, how_it_ended
 from slurm.status import render_counts
 from slurm.trainings import Training, trainings_here, writer_here
@@ -66,6 +66,7 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
     the `jobs` places until they end. A signal to stop is handed to the runs, which save; 75 then, 1 if a run failed, else 0.
     """
     waiting, running, stopped, looked = list(cells), list[Job](), list[int](), 0.0
+    standing_of: dict[Path, Standing] = {}
     _listen(stopped)
     _say(_shares(cells, jobs))
     running += _adopted(waiting, running, jobs)
@@ -89,7 +90,7 @@ def run_local(root: Path, cells: list[Cell], jobs: int) -> int:
             if not running and waiting and all(blocked(cell) for cell in waiting):
                 break
             if time.monotonic() > looked + LOOK_S:
-                standing_of, looked = standings(cells), time.monotonic()
+                standing_of, looked = standings(cells, before=standing_of), time.monotonic()
                 bar.set_postfix_str(render_counts(standing_of), refresh=False)
                 bar.update(sum(standing.step for standing in standing_of.values()) - bar.n)
             time.sleep(0.5)

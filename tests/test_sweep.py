@@ -281,6 +281,11 @@ def test_local_stages(sweep_file: SweepFile, tmp_path: Path, capsys: pytest.Capt
     ]
     assert "has no complete checkpoint of step 3" in capsys.readouterr().out
     (bad / "experiment.json").unlink()
+    # what had finished is known already; what had failed is looked at again
+    earlier = standings(found)
+    now = standings(found, before=earlier)
+    assert [now[cell.folder] is earlier[cell.folder] for cell in found] == [True, False, True, True, False, False]
+    assert now == earlier
     before = (found[0].folder / "metrics.jsonl").stat().st_mtime_ns
     assert submit_command.main(command) == 0
     assert [known.state for known in standings(found).values()] == ["done"] * 6
