@@ -16,6 +16,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +33,6 @@ from data.any_manifest import AnyManifest, manifest_of
 from data.verify import DamagedDataError
 from engine.devices import device_bytes, not_here
 from engine.stopping import leave
-from optim.rules import check_rule
 from record.lineage import find_leader, find_origin
 from record.lock import hold
 from record.place import check_folder, check_moved, missing_data, note_early_stop
@@ -62,9 +62,14 @@ def main(argv: list[str] | None = None) -> int:
         origin = find_origin(config, args.run_dir, required=not args.dry_run)
         leader = find_leader(config, args.run_dir, required=not args.dry_run)
         plan = make_plan(config, ranks, manifest.summary() if manifest else None, origin, leader, device_bytes())
-        check_rule(config)
         problem = not_here(config.precision)  # before the seconds that torch takes to import
         if args.dry_run:
+            if config.optim.is_dotted and find_spec("torch"):
+                import torch  # a start tries the optimiser out too; without torch here it alone does
+
+                from optim.torch_named import try_out
+
+                try_out(config.optim, torch.device("cpu"))
             if problem:  # the run may be meant for another machine
                 logger.warning("not on this machine: %s", problem)
             if first:

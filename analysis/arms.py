@@ -14,7 +14,7 @@ from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
 from configs.decay_laws import LAWS, NO_DECAY, Law
 
 # What is an arm's own to choose, beside its η and λ.
-KNOBS = ("optim.betas", "optim.momentum", "optim.projection_every")
+KNOBS = ("optim.betas", "optim.momentum", "optim.projection_every", "model.head_scale")
 PILOT = 100  # seeds from here up choose η and λ, and enter no claim, unless --pilot-seeds-from says otherwise
 ArmKey = tuple[str, str]  # (algorithm, decay rule)
 

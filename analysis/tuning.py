@@ -149,13 +149,16 @@ def _others(cell: Group) -> str:
 
 
 def _section(best: Group, change: dict[str, float]) -> dict[str, Any]:
-    """The cell as a value of the sweep's axis `optim`: what is as by default is left out."""
+    """The cell as a value of the sweep's axis `optim`: what is as by default is left out. One with a field of another section is
+    a row of `cells`, by whole names."""
     fields = best.runs[0].fields
     section: dict[str, Any] = {}
-    for name in sorted((ALGORITHM, RULE, *KNOBS)):
+    for name in sorted((ALGORITHM, RULE, *(knob for knob in KNOBS if knob.startswith("optim.")))):
         field = name.removeprefix("optim.")
         # as JSON: a list of a run's record is a tuple of the schema
         if name in fields and json.dumps(fields[name]) != json.dumps(Optim.model_fields[field].default):
             section[field] = fields[name]
     rate, decay = values_of(best)
-    return section | {"lr": rate, "weight_decay": decay} | change
+    section |= {"lr": rate, "weight_decay": decay} | change
+    elsewhere = {name: fields[name] for name in KNOBS if not name.startswith("optim.") and fields.get(name)}
+    return {f"optim.{field}": value for field, value in section.items()} | elsewhere if elsewhere else section

@@ -29,7 +29,7 @@ from configs.schema import RunConfig
 from configs.tensors import TensorSpec
 from optim.algorithms import ALGORITHMS, build_optimizer, moments, zero_state
 from optim.parameter_groups import set_step
-from optim.rules import RULES, Pieces, Rule, check_rule, rule_of
+from optim.rules import RULES, Pieces, Rule, rule_of
 from optim.stochastic import Piece, StochasticRounding, with_rounding
 
 PRECISIONS = ("fp32", "bf16-true", "bf16-stochastic")
@@ -73,7 +73,6 @@ def setting(rule: str, algorithm: str, precision: str) -> RunConfig | None:
     }
     config = validate(own, "noise")  # outside of what is caught: an error of this file is no refusal
     try:
-        check_rule(config)
         make_plan(config, 1, None)
     except InputError:
         return None
@@ -125,8 +124,11 @@ def predicted(rule: str, algorithm: str) -> tuple[float, float] | None:
     return under_noise(rule, steps(algorithm), lr_of(rule, algorithm), decay, NOISE, first)
 
 
-def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[float, float, float]:
-    """(RMS, rotation, growth of the mean square in an update) of one tensor, whole on one rank, over the updates after ARRIVED."""
+def measured(config: RunConfig, shape: tuple[int, int], first: float, along: float = 0.0) -> tuple[float, float, float]:
+    """(RMS, rotation, growth of the mean square in an update) of one tensor, whole on one rank, over the updates after ARRIVED.
+
+    `along`: what each gradient has along the weights, over its noise.
+    """
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * first
     dtype, rule = getattr(torch, TABLE[config.precision].masters), rule_of(config.optim)
     rule.on_start({"w": start})
@@ -140,7 +142,8 @@ def measured(config: RunConfig, shape: tuple[int, int], first: float) -> tuple[f
     generator, after = torch.Generator().manual_seed(1), w.detach().double()
     for t in range(UPDATES):
         before = after
-        gradient = (NOISE * torch.randn(shape, generator=generator)).to(dtype)
+        pull = along * before / before.square().mean().sqrt() if along else 0.0
+        gradient = (NOISE * (torch.randn(shape, generator=generator) + pull)).to(dtype)
         w.grad = gradient
         set_step(optimizer, config, t, config.optim.lr)
         rule.on_gradients(pieces, [gradient.view(-1)])

@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": speed_tables.ranks,
     "gpus": speed_tables.gpus,
     "rules": rule_table.rules,
+    "algorithms": rule_table.algorithms,
     "muon": muon_pieces.pieces_of_matrices,
     "noise": noise_equilibrium.rules_under_noise,
 }

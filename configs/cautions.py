@@ -62,6 +62,10 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
     """What part of a weight a step takes at the peak of η and λ: nearly all of it, or less than the masters can show."""
     optim, schedule = config.optim, config.optim.decay_schedule
     shrinks = optim.decay_rule in SHRINKING
+    if optim.decay_rule == "selective_projection" and optim.weight_decay > 1:
+        return [
+            f"optim.weight_decay {optim.weight_decay:g} takes back more than a tensor grew: it is a share of that, and 1 is all"
+        ]
     if not shrinks and (optim.algorithm != "sgd" or optim.decay_rule in OTHER_LAWS):
         return []  # what λ takes of a weight follows from the gradients, or it is another law
     largest = max(group.weight_decay for group in groups.values())

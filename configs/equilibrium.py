@@ -168,7 +168,7 @@ def under_noise(
         case "hyperball":
             return first, rotation_held(steps, lr)
         case "rotational":
-            return first, rotation_held(steps, rotation(lr, decay, steps.memory[0][1]))
+            return first, math.atan(rotation(lr, decay, steps.memory[0][1]))  # its steps have no part along w
         case "selective_projection":
             return None
     return settled(steps, lr, decay)

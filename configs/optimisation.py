@@ -207,6 +207,10 @@ class Optim(Section):
                 raise InputError(
                     f"{name} does nothing under decay_rule sphere, which scales all weights as one; leave it out"
                 )
+        if self.decay_rule in ("norm_projection", "hyperball") and self.decay_schedule is not None:
+            raise InputError(
+                f"decay_schedule does nothing under decay_rule {self.decay_rule}, which has no λ; leave it out"
+            )
         return self
 
     def _check_dotted(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from configs import cost
 from configs.cadence import most_at_once
 from configs.cautions import cautions
+from configs.decay_laws import check_rule
 from configs.equilibrium import HOLDING, SHRINKING
 from configs.errors import InputError
 from configs.groups import Group, decay_groups, main_group, sized_groups
@@ -88,7 +89,8 @@ def make_plan(
     leader: Leader | None = None,
     device_bytes: int | None = None,
 ) -> Plan:
-    """Derive the plan; InputError where the batch does not divide, the data does not suffice, or a branch does not fit.
+    """Derive the plan; InputError where the batch does not divide, the data does not suffice, the decay rule does not work, or a
+    branch does not fit.
 
     `device_bytes`: the memory of the GPU that the run has, where there is one (engine/devices.py).
     """
@@ -98,6 +100,7 @@ def make_plan(
     micro_batch, micro_batch_from = choose_micro_batch(config, ranks, device_bytes)
     micro_steps = config.examples_per_step // ranks // micro_batch
     _check_noise_scale(config, micro_batch)
+    check_rule(config)
     fields = _experiment(config, data, origin, leader)
     groups = sized_groups(tensor_table(config.model), config.optim)
     _check_head_scale(config)
@@ -202,7 +205,8 @@ def _check_decay(
             "clipping), or precision bf16-master, whose gradients are summed in float32"
         )
     largest = max(group.weight_decay for group in groups.values())
-    if config.optim.decay_rule not in SHRINKING or largest == 0:
+    # rotational's η·λ is that of the decoupled decay whose angle it takes
+    if config.optim.decay_rule not in (*SHRINKING, "rotational") or largest == 0:
         return
     decays = {"": largest}
     if factors.keys() - decays.keys():  # where tensors have rates of their own, each has its own λ too

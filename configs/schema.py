@@ -116,22 +116,7 @@ class RunConfig(Section):
         else:
             check_images(self.model, self.batch, self.eval, self.parallel, self.optim, self.precision)
         check_measures(self.measures, self.averages)
-        if TABLE[self.precision].weights == "bfloat16" and self.parallel.zero_stage == 0:
-            raise InputError(
-                f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
-                "step on zero gradients before the first batch"
-            )
-        if self.optim.is_dotted and self.parallel.zero_stage:
-            raise InputError(
-                f"optim.algorithm {self.optim.algorithm} needs whole tensors, and at parallel.zero_stage "
-                f"{self.parallel.zero_stage} a rank steps pieces of them; use stage 0"
-            )
-        if self.optim.algorithm == "muon" and TABLE[self.precision].masters == "bfloat16":
-            fine = ", ".join(name for name, dtypes in TABLE.items() if dtypes.masters == "float32")
-            raise InputError(
-                f"optim.algorithm muon under precision {self.precision}: its decay and its step are rounded one after the other, "
-                f"and the decay of bfloat16 masters would round to nothing; use {fine}"
-            )
+        self._check_whole_tensors()
         if self.optim.algorithm == "kfac":
             has_head = not (self.model.tied_head if isinstance(self.model, Model) else self.model.scale_invariant)
             about = (self.optim.decay_rule, self.parallel.zero_stage, self.precision, self.parallel.recompute)
@@ -165,6 +150,32 @@ class RunConfig(Section):
             if stage == 0 or (option.startswith(("stage3", "sub_group")) and stage < 3):
                 raise InputError(f"deepspeed option {option!r} does nothing at ZeRO stage {stage}; leave it out")
         return self
+
+    def _check_whole_tensors(self) -> None:
+        """Algorithms and precisions that are not there at every ZeRO stage, and those that do not go together."""
+        whole = self.optim.is_dotted or self.optim.algorithm == "kfac"
+        if whole and TABLE[self.precision].weights == "bfloat16":  # no stage suits both
+            fine = ", ".join(name for name, dtypes in TABLE.items() if dtypes.weights == "float32")
+            raise InputError(
+                f"optim.algorithm {self.optim.algorithm} works at parallel.zero_stage 0 alone, and precision {self.precision} at "
+                f"1, 2 and 3: use precision {fine}"
+            )
+        if TABLE[self.precision].weights == "bfloat16" and self.parallel.zero_stage == 0:
+            raise InputError(
+                f"precision {self.precision} needs parallel.zero_stage 1, 2 or 3: at stage 0 DeepSpeed takes an optimiser "
+                "step on zero gradients before the first batch"
+            )
+        if self.optim.is_dotted and self.parallel.zero_stage:
+            raise InputError(
+                f"optim.algorithm {self.optim.algorithm} needs whole tensors, and at parallel.zero_stage "
+                f"{self.parallel.zero_stage} a rank steps pieces of them; use stage 0"
+            )
+        if self.optim.algorithm == "muon" and TABLE[self.precision].masters == "bfloat16":
+            fine = ", ".join(name for name, dtypes in TABLE.items() if dtypes.masters == "float32")
+            raise InputError(
+                f"optim.algorithm muon under precision {self.precision}: its decay and its step are rounded one after the other, "
+                f"and the decay of bfloat16 masters would round to nothing; use {fine}"
+            )
 
     def _check_match(self) -> None:
         match, rule = self.schedule.match, self.optim.decay_rule

@@ -32,7 +32,7 @@ from engine.launch import World
 from engine.matrices import Matrices
 from engine.running_statistics import RunningStatistics
 from optim.algorithms import build_optimizer, check_rounding, moments
-from optim.rules import Pieces, check_rule, rule_of
+from optim.rules import Pieces, rule_of
 from optim.stochastic import Piece, StochasticRounding, rounding_of, with_rounding
 
 Wish = Callable[[], bool]  # whether this rank wishes to stop
@@ -55,15 +55,11 @@ class Engine:
     """A model under a DeepSpeed engine."""
 
     def __init__(self, model: nn.Module, config: RunConfig, plan: Plan, world: World) -> None:
-        """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16.
-
-        InputError if the decay rule does not work in this run.
-        """
+        """Wraps a model with float32 weights; the masters keep these exactly, also where the forward pass reads bf16."""
         self.config, self.plan, self.world = config, plan, world
         # Copied before DeepSpeed makes masters of them, which may round.
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.rule = rule_of(config.optim)
-        check_rule(config)
         self.rule.on_start(initial)
         by_tensor = config.schedule.match is not None and config.schedule.match.scope == "tensor"
         tensors = tensor_table(config.model)

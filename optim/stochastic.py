@@ -89,7 +89,7 @@ class StochasticRounding(torch.optim.Optimizer):
     def _drawn(self, flat: Tensor, t: int, here: slice) -> Tensor:
         """64 random bits for each element of a slice, int64 (n,). Beyond the parameters, in DeepSpeed's padding, they are zero."""
         drawn = torch.zeros(here.stop - here.start, dtype=torch.int64, device=flat.device)
-        for piece in self.pieces[flat]:
+        for piece in self.pieces.get(flat, ()):  # none where a rank's part of a group is padding alone
             first, last = max(here.start, piece.offset), min(here.stop, piece.offset + piece.length)
             if first < last:
                 part = drawn[first - here.start : last - here.start]

@@ -73,6 +73,7 @@ class Formulas:
                 turned = old - lr * self.first_norm * step / step.norm() if step.norm() else old
                 self.w = turned * (self.first_norm / turned.norm())
             case "rotational" if decay:
+                step = step - old * ((step * old).sum() / old.norm() ** 2)
                 self.mean_square = 0.9 * self.mean_square + 0.1 * (step / lr).norm() ** 2
                 angle = math.sqrt(2 * lr * decay * (1 - config.betas[0]) / (1 + config.betas[0]))
                 usual = (self.mean_square / (1 - 0.9**self.t)).sqrt()

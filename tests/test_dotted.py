@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.decay_laws import check_rule
 from configs.identity import experiment
 from configs.plan import make_plan
 from configs.render import render_plan
@@ -23,7 +24,7 @@ from model.gpt import GPT
 from optim import torch_named
 from optim.algorithms import build_optimizer
 from optim.parameter_groups import set_step
-from optim.rules import RULES, check_rule
+from optim.rules import RULES
 from optim.torch_named import from_saved, to_saved, try_out
 from tests.processes import ConfigFile, finish, start
 from tests.ranks import run_ranks
@@ -86,7 +87,7 @@ def test_zero_gradient_law(tiny_data: tuple[Path, Manifest], tiny_config: Config
         decay = {"independent": 0.05}.get(rule, 1.0) if getattr(RULES[rule], "USES_DECAY", True) else 0.0
         fields = {"decay_rule": rule, "weight_decay": decay, "lr": 0.05, "grad_clip": 0.0}
         configs.append(tiny_config(small, named(name, FULL[name], **fields)))
-    assert len(configs) == 7 * len(FULL)
+    assert len(configs) == 7 * len(FULL)  # a rule more is ten more
     for config, ends in zip(configs, run_ranks(1, ends_without_gradient, configs, tiny_data[1])[0], strict=True):
         assert_law(config, *ends)
 

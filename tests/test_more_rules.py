@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from configs.decay_laws import check_rule
 from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
 from optim.draws import uniform
-from optim.rules import check_rule
 from tests.live import whole_and_resumed
 from tests.plain import drawn_by_hand, plain_run
 from tests.ranks import run_ranks

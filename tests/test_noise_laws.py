@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.markdown import read_result
-from benchmarks.noise_equilibrium import LR, PRECISIONS, RESULT, cells, chance, measure, predicted, setting
+from benchmarks.noise_equilibrium import LR, PRECISIONS, RESULT, cells, chance, measure, measured, predicted, setting
 from configs.equilibrium import rotation, settled, settled_coupled
 from configs.noise_steps import NEWTON_SCHULZ, ROUNDS, lion, muon, sgd, two_rates
 
@@ -51,6 +51,27 @@ def test_equilibrium_of_each_rule(rule: str, algorithm: str, precision: str) -> 
     With the other algorithms python -m benchmarks.noise_equilibrium measures it, in minutes; the test below reads what it found.
     """
     assert_settles(rule, algorithm, precision)
+
+
+@pytest.mark.parametrize("along", [0.3, -1.0])
+def test_rotational_turns_by_its_angle_alone(along: float) -> None:
+    """Breaks if a part of the gradient along the weights, which turns nothing, is counted in the size of the step."""
+    config = setting("rotational", "adam", "fp32")
+    assert config is not None
+    _, turned, _ = measured(config, (100, 100), 0.13, along)
+    assert turned == pytest.approx(
+        rotation(config.optim.lr, config.optim.weight_decay, config.optim.betas[0]), rel=0.02
+    )
+
+
+@pytest.mark.parametrize("rule", ["norm_projection", "hyperball", "rotational"])
+def test_what_began_at_zero_moves(rule: str) -> None:
+    """Breaks if a tensor without a first norm, as a bias, is held at zero, or moves otherwise than by the plain step."""
+    plain, held = (setting(name, "adam", "fp32") for name in ("decoupled", rule))
+    assert plain is not None
+    assert held is not None
+    plain = plain.model_copy(update={"optim": plain.optim.model_copy(update={"weight_decay": 0.0})})
+    assert measured(held, (10, 10), 0.0) == pytest.approx(measured(plain, (10, 10), 0.0), rel=1e-6)
 
 
 def test_table_is_of_todays_formulas() -> None:

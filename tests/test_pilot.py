@@ -95,7 +95,16 @@ def test_a_cell_that_is_lost_or_not_finished(tmp_path: Path) -> None:
 
 
 def rows_of(name: str) -> list[Section]:
-    rows: list[Section] = json.loads((SWEEPS / f"{name}.json").read_text())["axes"]["optim"]
+    """The cells of a comparison, without seeds: of the axis, then those with a scale of the head, each as a section `optim`."""
+    sweep = json.loads((SWEEPS / f"{name}.json").read_text())
+    rows: list[Section] = list(sweep["axes"]["optim"])
+    for cell in sweep["cells"]:
+        assert cell["model.head_scale"] is True
+        row = {field.removeprefix("optim."): value for field, value in cell.items() if field.startswith("optim.")}
+        if row not in rows:
+            rows.append(row)
+    seeds = sweep["axes"]["seeds.*"]
+    assert [cell["seeds.*"] for cell in sweep["cells"]] == seeds * (len(sweep["cells"]) // len(seeds))
     return rows
 
 

@@ -33,9 +33,9 @@ def test_dict_and_schema_agree(names: dict[str, Any], field: str) -> None:
 def test_laws_are_told_as_they_are_computed() -> None:
     """Breaks if the advice and the report know a rule by another law than its file, or by a λ that it does not have."""
     assert {name: law.law for name, law in LAWS.items()} == {name: module.ABOUT for name, module in RULES.items()}
-    assert {name: law.has_decay for name, law in LAWS.items()} == {
-        name: Rule(m).uses_decay for name, m in RULES.items()
-    }
+    told = {name: (law.has_decay, law.algorithms, law.rounds_once) for name, law in LAWS.items()}
+    rules = {name: Rule(module) for name, module in RULES.items()}
+    assert told == {name: (rule.uses_decay, rule.algorithms, rule.rounds_once) for name, rule in rules.items()}
     assert set(SCALES) == set(ALGORITHMS)
 
 
@@ -45,7 +45,7 @@ def test_what_a_rule_leaves_out_does_nothing() -> None:
     rule.on_gradients(None, [])  # type: ignore[arg-type]
     assert rule.before_step(None, [], 0) is None  # type: ignore[arg-type]
     rule.after_step(None, None, 0)  # type: ignore[arg-type]
-    assert (rule.stages, rule.algorithms, rule.moves_weights) == ((0, 1, 2, 3), None, False)
+    assert (rule.algorithms, rule.moves_weights) == (None, False)
 
 
 def halving(calls: list[str]) -> SimpleNamespace:
@@ -102,23 +102,3 @@ def test_a_rule_acts_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_confi
         assert same_calls == calls
         for name, tensor in weights.items():
             torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-6)
-
-
-def refused(config: RunConfig, manifest: Manifest) -> str:
-    rule = halving([])
-    rule.STAGES = (0,)
-    RULES["decoupled"] = rule  # type: ignore[assignment]
-    try:
-        make_training(config, manifest, start_world("refused", 120, None))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.engine
-def test_a_stage_that_a_rule_does_not_know(
-    tiny_data: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
-) -> None:
-    """Breaks if a rule is used at a ZeRO stage where it means something else."""
-    text = run_ranks(1, refused, tiny_config({"parallel": {"zero_stage": 2}}), tiny_data[1])[0]
-    assert "works at parallel.zero_stage 0, this run has 2" in text

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.decay_laws import check_rule
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from data.manifest import Manifest
@@ -19,7 +20,6 @@ from engine.launch import start_world
 from engine.network import build_model
 from engine.resume import load
 from model.gpt import GPT
-from optim.rules import check_rule
 from tests.live import make_training, train_steps
 from tests.ranks import run_ranks
 

@@ -228,6 +228,18 @@ def test_the_same_chance_at_every_stage(tiny_data: tuple[Path, Manifest], tiny_c
                 assert torch.equal(tensor, first[name]), (case, ranks, name)
 
 
+@pytest.mark.engine
+def test_a_rank_of_padding_alone(tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
+    """Breaks if a rank whose part of a group is nothing but padding draws for it, as of a group of one element on two ranks."""
+    torch.set_num_threads(1)
+    small = {"schedule": {"kind": "constant", "warmup_steps": 0, "steps": 2}, "precision": "bf16-stochastic"}
+    model = {"model": {"head_scale": True, "layernorm_gain": False}}
+    configs = [tiny_config(small, model, {"parallel": {"zero_stage": stage}}) for stage in (1, 2, 3)]
+    for start, end in run_ranks(2, ends_without_gradient, configs, tiny_data[1])[0]:
+        assert start["head_scale.weight"].numel() == 1
+        assert any(not torch.equal(end[name], start[name]) for name in end)
+
+
 def test_said_by_the_plan(tiny_config: Config) -> None:
     """Breaks if the plan warns of a decay, or of gains, that chance keeps; or says nothing where they are lost."""
     optim = {"optim": {"lr": 1e-3, "weight_decay": 0.1}}

@@ -7,7 +7,6 @@ A rule is a module. It says
 
 and of the following what it needs; what it does not define does nothing.
 
-    STAGES        the ZeRO stages it works at; by default all. Norms and sums are over whole tensors at every stage
     ALGORITHMS    the algorithms that it has a meaning for; by default all
     ROUNDS_ONCE   whether decay and step are rounded together; by default where INSIDE says that the optimiser does both
     KEEPS         what it keeps in `pieces.numbers`, by name, and what that belongs to: "weights", or the optimiser's "moments"
@@ -33,8 +32,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError
-from configs.precision import TABLE
 from configs.schedule import decay_factor
 from configs.schema import Optim, RunConfig
 from configs.tensors import TensorSpec
@@ -109,8 +106,7 @@ class Rule:
     def __init__(self, module: ModuleType) -> None:
         self.about: str = module.ABOUT
         self.inside: str = module.INSIDE
-        # What a module leaves out: everywhere, with every algorithm, and λ_t follows the schedule.
-        self.stages: tuple[int, ...] = getattr(module, "STAGES", (0, 1, 2, 3))
+        # What a module leaves out: with every algorithm, and λ_t follows the schedule.
         self.algorithms: tuple[str, ...] | None = getattr(module, "ALGORITHMS", None)
         self.rounds_once: bool = getattr(module, "ROUNDS_ONCE", bool(module.INSIDE))
         self.moves_first: bool = getattr(module, "MOVES_FIRST", False)
@@ -151,27 +147,3 @@ def _scheduled(config: RunConfig, t: int, part: str) -> float:
 def rule_of(config: Optim) -> Rule:
     """The rule of optim.decay_rule."""
     return Rule(RULES[config.decay_rule])
-
-
-def check_rule(config: RunConfig) -> None:
-    """InputError where the rule cannot work with the run's ZeRO stage, algorithm, precision or λ, with the reason."""
-    optim, rule, stage = config.optim, rule_of(config.optim), config.parallel.zero_stage
-    name = f"optim.decay_rule {optim.decay_rule}"
-    # What the rule says of itself, one after another.
-    if stage not in rule.stages:
-        stages = ", ".join(map(str, rule.stages))
-        raise InputError(f"{name} works at parallel.zero_stage {stages}, this run has {stage}")
-    if rule.algorithms is not None and optim.algorithm not in rule.algorithms:
-        raise InputError(
-            f"{name} is a law for optim.algorithm {', '.join(rule.algorithms)}, this run has {optim.algorithm}"
-        )
-    # A decay that is a multiplication of its own would be lost in bfloat16 masters (optim/sgd.py has the numbers).
-    dtypes = TABLE[config.precision]
-    if dtypes.masters == "bfloat16" and not rule.rounds_once:
-        beside = "step" if dtypes.rounding == "nearest" else "step, which alone is rounded by chance"
-        raise InputError(
-            f"{name} under precision {config.precision}: it moves weights beside the optimiser's {beside}, and a bfloat16 number "
-            "rounds back where it is moved by less than 1/512 of itself; use bf16-master, whose masters are float32, or bf16-mixed"
-        )
-    if not rule.uses_decay and (optim.weight_decay or any(override.weight_decay for override in optim.decay_overrides)):
-        raise InputError(f"{name} holds norms fixed and has no λ: set optim.weight_decay 0, in decay_overrides too")

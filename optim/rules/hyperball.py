@@ -1,8 +1,8 @@
 """Hyperball: no decay; the norm of each tensor and the norm of its update are both fixed (2606.16899).
 
 w ← R·(w − η_t·R·û)/‖w − η_t·R·û‖, R the tensor's first norm and û the direction of the optimiser's step. So η_t is the angle,
-where it is small, by which a tensor turns in an update, whatever the size of its gradient. Tensors outside the mask take the
-plain step.
+where it is small, by which a tensor turns in an update, whatever the size of its gradient. Tensors outside the mask, and those that
+began at zero, take the plain step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def on_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     steps = [weight - before for weight, before in zip(pieces.weights, kept, strict=True)]
     sizes, norms = pieces.square_norms(steps), first_norms(pieces)
     for weight, before, step, group, name in zip(pieces.weights, kept, steps, pieces.groups, pieces.names, strict=True):
-        if group["masked"] and sizes[name] > 0:
+        if group["masked"] and sizes[name] > 0 and norms[name] > 0:
             weight.copy_(before).add_(step, alpha=group["lr"] * norms[name] / sizes[name] ** 0.5)
 
 

@@ -47,6 +47,6 @@ def to_first_norms(pieces: Pieces, only_decaying: bool = False) -> None:
     targets = first_norms(pieces, "base_decay" if only_decaying else "masked")
     squares = pieces.square_norms(pieces.weights)
     for weight, group, name in zip(pieces.weights, pieces.groups, pieces.names, strict=True):
-        # A tensor that began at zero has no direction to keep.
-        if group["decay" if only_decaying else "masked"] and squares[name] > 0:
+        # A tensor that began at zero, as biases do, has no norm to keep: it moves freely.
+        if group["decay" if only_decaying else "masked"] and targets[name] > 0 and squares[name] > 0:
             weight.mul_(targets[name] / squares[name] ** 0.5)

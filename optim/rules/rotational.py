@@ -2,8 +2,8 @@
 
 Decoupled decay lets every tensor rotate by √(2ηλ(1−β₁)/(1+β₁)) an update once its norm is in equilibrium. Here it does so from the
 first update on, and the norm stays the first one: ν ← βν + (1−β)‖u‖², w ← R·(w − φ_t·R·u/√ν̂)/‖…‖, φ_t that angle at η_t and λ_t, u
-the optimiser's step, ν̂ its mean square corrected for the start. A step larger than usual still turns further.
-The paper's variant turns each neuron by itself and centres its weights first; this one turns whole tensors, uncentred.
+the optimiser's step without its part along w, ν̂ its mean square corrected for the start. A step larger than usual still turns
+further. The paper's variant turns each neuron by itself and centres its weights first; this one turns whole tensors, uncentred.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> list[Tensor]
 def on_step(pieces: Pieces, kept: list[Tensor], t: int) -> None:
     optim, norms = pieces.config.optim, first_norms(pieces, "base_decay")
     steps = [weight - before for weight, before in zip(pieces.weights, kept, strict=True)]
+    # What lies along w turns nothing, and the projection below takes it away again.
+    along, squares = pieces.sums(s * w for s, w in zip(steps, kept, strict=True)), pieces.square_norms(kept)
+    for step, before, name in zip(steps, kept, pieces.names, strict=True):
+        if squares[name] > 0:
+            step.sub_(before, alpha=along[name] / squares[name])
     # A step's size counts in comparison with what is usual for its tensor, so that the angle holds on the average.
     usual = _usual_sizes(pieces, pieces.square_norms(steps))
     for weight, before, step, group, name in zip(pieces.weights, kept, steps, pieces.groups, pieces.names, strict=True):
-        # λ = 0 prescribes nothing: such a tensor has taken the plain step.
-        if group["decay"] and usual[name] > 0:
+        # λ = 0 prescribes nothing, and what began at zero has no norm to hold: such a tensor has taken the plain step.
+        if group["decay"] and usual[name] > 0 and norms[name] > 0:
             angle = rotation(group["lr"], group["decay"], optim.betas[0])
             weight.copy_(before).add_(step, alpha=angle * norms[name] / usual[name])
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from configs.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,5 +28,12 @@ def before_step(pieces: Pieces, gradients: list[Tensor], t: int) -> None:
     # The optimiser then decays by it, and rounds once. Without a gradient ever there is nothing to divide by.
     scale = mean**-0.5 if mean > 0 else 0.0
     for group in {id(group): group for group in pieces.groups}.values():
+        # No plan knows v̄: what would turn weights over, as a λ of decoupled decay does here, is told when it is there.
+        if (taken := group["lr"] * group["decay"] * scale) >= 1:
+            raise InputError(
+                f"optim.decay_rule swd, update {t + 1}: λ = {group['decay']:g} over √v̄ = {1 / scale:.3g}, times "
+                f"η = {group['lr']:g}, is {taken:.3g}, and 1 − that would not stay above zero; λ is that of "
+                f"decoupled decay times √v̄, so below {1 / (group['lr'] * scale):.2g} here"
+            )
         group["decay"] *= scale
         group["weight_decay"] = group["decay"]
