@@ -48,14 +48,16 @@ QUANTITIES = (
     Quantity("val/loss", "test cross-entropy", "nats"),
     Quantity("train_eval/error", "training error", ""),
     Quantity("train_eval/loss", "training cross-entropy", "nats", expected=1, mapped=True),
+    Quantity("train_eval/objective", "objective CE + ½λ‖w‖²", "nats"),
     Quantity("weights/norm", "norm ‖w‖", ""),
     # where a run was measured (measures.every); names as in weights/measures.py
-    Quantity("measure/objective", "objective CE + ½λ‖w‖²", "nats"),
     Quantity("measure/jacobian_norm", "Jacobian norm", "", expected=-1, mapped=True),
     Quantity("measure/noise_scale", "noise scale σ²", "", expected=1, mapped=True),
     Quantity("measure/hessian_trace", "Hessian trace", ""),
 )
 TUNED = "_fine-tuned"  # behind a column's name: of a run's branch
+OF_BRANCHES = ("val/error", "val/loss", "train_eval/loss", "weights/norm", "measure/hessian_trace")
+NOISE_RATIO = "measure/noise_ratio"  # E‖g‖² over the loss, where a run was measured: Proposition 2's c
 EPOCH = "steps_per_epoch"  # of a run's plan
 
 
@@ -74,8 +76,11 @@ def analyse(runs: list[Run], options: Options) -> Result:
         if any(quantity.column + kind in run.metrics for run in trunks)
     ]
     branches, more = families(runs)[1:] if any(run.origin for run in runs) else ({}, [])
-    tuned = _fine_tuned(branches, groups, looks, placed)
-    panels += [Panel(xlabel, _label(TEST_ERROR), tuned, "fine-tuned, where its branch began")] if tuned else []
+    panels += [
+        Panel(xlabel, _label(quantity), tuned, "fine-tuned, where its branch began")
+        for quantity in QUANTITIES
+        if quantity.column in OF_BRANCHES and (tuned := _fine_tuned(quantity.column, branches, groups, looks, placed))
+    ]
     notes += more
     panels = [panel for panel in panels if panel.lines]
     caption = "Means over seeds at every evaluation. Of an average the statistics of batch normalisation are its own."
@@ -105,6 +110,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
         findings += [start + text for end in tested if (text := _optimum(members, end))]
     figures += optimum_figure(settings, tested, [end for quantity, end in asked if quantity.expected])
     tables = {"At the end": _ends(groups, ends), "Rank correlation with ηλ": pd.DataFrame(rows)}
+    if ratios := [row for group in groups if (row := _noise_ratio(group))]:
+        tables["Noise of the gradient over the loss (Proposition 2)"] = pd.DataFrame(ratios)
     if not rows:
         notes.append(
             "no relation with ηλ: that needs ended runs at four products of η and λ above 0 or more, or, where no run has decay, "
@@ -173,16 +180,16 @@ def _curves(groups: list[Group], looks: dict[str, Style], options: Options, colu
 
 
 def _fine_tuned(
-    branches: dict[tuple[str, int], Run], groups: list[Group], looks: dict[str, Style], placed: Placed
+    column: str, branches: dict[tuple[str, int], Run], groups: list[Group], looks: dict[str, Style], placed: Placed
 ) -> list[Line]:
-    """A point for each checkpoint that has a branch: the mean over seeds of the branches' test error at their end."""
+    """A point for each checkpoint that has a branch: the mean over seeds of what the branches have at their end."""
     lines = []
     for group in groups:
         # an unfinished branch has not annealed, and its error would be too high
         ends: dict[int, list[tuple[Run, float]]] = {}
         for run in group.runs:
             for (path, step), branch in branches.items():
-                values = branch.column(TEST_ERROR.column)
+                values = branch.column(column)
                 if path == str(run.path) and is_ended(branch) and len(values):
                     ends.setdefault(step, []).append((run, float(values.iloc[-1])))
         if ends:
@@ -206,6 +213,20 @@ def _ends(groups: list[Group], ends: dict[tuple[Quantity, str], Endpoint]) -> pd
             row[f"{quantity.words}, {_title(kind)}"] = round(float(np.mean(values)), 4) if values else None
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _noise_ratio(group: Group) -> dict[str, object]:
+    """Proposition 2 along a run, c₁·L ≤ E‖g‖² ≤ c₂·L: least and largest ratio of its measurements, means over seeds. Empty of runs
+    that were not measured twice."""
+    measured = [(run, run.column(NOISE_RATIO)) for run in group.runs if len(run.column(NOISE_RATIO)) > 1]
+    if not measured:
+        return {}
+    least, largest, apart = (
+        list(by_seed([(run, float(of(ratio))) for run, ratio in measured]).values())
+        for of in (np.min, np.max, lambda ratio: np.max(ratio) / np.min(ratio))
+    )
+    means = {"c₁": least, "c₂": largest, "c₂/c₁": apart}
+    return {"run": group.name, "seeds": len(least)} | {name: float(np.mean(found)) for name, found in means.items()}
 
 
 def _row(rest: str, one: Relation) -> dict[str, object]:

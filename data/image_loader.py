@@ -148,9 +148,12 @@ def eval_batches(
     split: Literal["train", "val"] = "val",
     true_labels: bool = False,
     subset: int | None = None,
+    mixed: bool = False,
 ) -> Iterator[EvalBatch]:
     """A rank's batches of `count` images, spread evenly over the split (or its `subset`) in order; without it, of all.
 
+    `mixed`: in an order drawn by chance that no seed changes. A file may be sorted by class, and batches of one class say nothing
+    of how the classes differ, which running statistics of batch normalisation are estimated from.
     They are fixed, and never augmented. Every rank gets equally many batches, as sharded parameters need; the last ones are
     filled up with black images whose targets are IGNORED.
     """
@@ -161,6 +164,8 @@ def eval_batches(
             f"{count} images of the {len(stream)} in the split {split}; 1 to {len(stream)} can be evaluated"
         )
     images = np.arange(count, dtype=np.int64) * len(stream) // count
+    if mixed:
+        images = images[Permutation(count, "mixed")(np.arange(count, dtype=np.int64))]
     for first in range(0, count, micro_batch * ranks):
         places = range(count)[first + rank * micro_batch : first + (rank + 1) * micro_batch]
         ids = images[places.start : places.stop]

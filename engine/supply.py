@@ -105,9 +105,11 @@ def _open_images(config: RunConfig, manifest: ImageManifest, plan: Plan, world: 
         subset,
     )
 
-    def batches(split: Literal["train", "val"], count: int | None, within: int | None = None) -> Iterator[EvalBatch]:
+    def batches(
+        split: Literal["train", "val"], count: int | None, within: int | None = None, mixed: bool = False
+    ) -> Iterator[EvalBatch]:
         share = (plan.micro_batch, world.rank, world.ranks)
-        return image_loader.eval_batches(path, manifest, *share, count, split, subset=within)
+        return image_loader.eval_batches(path, manifest, *share, count, split, subset=within, mixed=mixed)
 
     validation = list(batches("val", evaluation.images))
     looked_at = min(plan.micro_batch * world.ranks, evaluation.images or manifest.val.images)
@@ -122,7 +124,7 @@ def _open_images(config: RunConfig, manifest: ImageManifest, plan: Plan, world: 
         final_examples=evaluation.images or manifest.val.images,
         val_examples=manifest.val.images,
         train_eval=list(batches("train", evaluation.train_images, subset)) if evaluation.train_images else [],
-        estimation=lambda: batches("train", read, subset),
+        estimation=lambda: batches("train", read, subset, mixed=True),
         probe=next(batches("val", looked_at)),
         guard=guard,
         described=manifest.described(),

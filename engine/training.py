@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.groups import decay_groups
 from configs.origin import branch_factor
 from configs.plan import Plan
 from configs.schema import RunConfig
+from configs.tensors import tensor_table
 from configs.windows import windows_read
 from data.loader import Prefetcher
 from engine import checkpoint
@@ -103,12 +105,13 @@ class Training:
         sums: dict[str, list[float]] = {}
         # The weights first, then each average in their place; a wish to stop ends it without a row.
         for kind in (WEIGHTS, *fragments.averages.kinds):
+            suffix = "" if kind == WEIGHTS else f"_{kind}"
             with self._seen_as(kind):
-                measured = self._losses("" if kind == WEIGHTS else f"_{kind}", wish)
-            if measured is None:
-                return False
-            losses, sums[kind] = measured
-            row |= losses
+                measured = self._losses(suffix, wish)
+                if measured is None:
+                    return False
+                losses, sums[kind] = measured
+                row |= losses | self._sizes(suffix, losses)
         if step == self.plan.steps:
             blocks = in_blocks(step, self.config.targets_per_example, self.data.val_examples, sums)
             # Before the row: a start that finds the row takes the evaluation as done.
@@ -134,6 +137,17 @@ class Training:
                 return None
             row |= {f"{prefix}{name}{suffix}": mean for name, mean in means.items()}
         return row, sums.tolist()
+
+    def _sizes(self, suffix: str, losses: dict[str, float]) -> dict[str, float]:
+        """‖w‖ of an average, which has no row of its own; and the objective over the training images, where they are evaluated."""
+        norms, found = self.engine.weight_norms(), {}
+        if suffix:
+            found[f"weights/norm{suffix}"] = norms[""]
+        if (loss := losses.get(f"train_eval/loss{suffix}")) is not None:
+            groups = decay_groups(tensor_table(self.config.model), self.config.optim).values()
+            penalty = sum(decay / 2 * sum(norms[name] ** 2 for name in names) for names, decay in groups)
+            found[f"train_eval/objective{suffix}"] = loss + penalty
+        return found
 
     @contextmanager
     def _seen_as(self, kind: str) -> Iterator[None]:

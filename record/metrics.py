@@ -16,7 +16,8 @@ Every row has `step` (updates done) and `tokens` (tokens those updates read), of
     perf/peak_memory_bytes  of rank 0 since the start, every log.every updates (engine/memory.py)
 
 and, where the run was evaluated after s updates, `val/loss` (mean over the fixed validation tokens), `val/loss_ema_0.99`
-of each average (averages.ema) and `time/eval_s`; where it was saved, `time/checkpoint_s`; of images
+and `weights/norm_ema_0.99` of each average (averages.ema) and `time/eval_s`; of images with eval.train_images the same over
+training images as `train_eval/…`, and `train_eval/objective`, CE + ½λ‖w‖²; where it was saved, `time/checkpoint_s`; of images
 with measures.every `measure/…` (weights/measures.py), `measure/…_ema_0.99` and `time/measures_s`. Row 0 holds the initial weights'
 norms and validation loss. With eval.final_tokens the row of the run's end also has `val/final_loss` and
 `val/final_loss_ema_0.99`, the means over those windows: other tokens than val/loss, so the two make no one curve.

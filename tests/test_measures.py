@@ -79,7 +79,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, A
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("name", "only", "columns"), [("measured", "jacobian,noise", 24), ("pieces", "jacobian,noise,hessian", 28 + 18)]
+    ("name", "only", "columns"), [("measured", "jacobian,noise", 25), ("pieces", "jacobian,noise,hessian", 29 + 18)]
 )
 def test_a_run_records_what_the_command_says(
     runs: Path, name: str, only: str, columns: int, capsys: pytest.CaptureFixture[str]
@@ -150,6 +150,7 @@ def test_the_command_calls_the_functions(runs: Path, capsys: pytest.CaptureFixtu
     expected = {
         "loss": each.loss,
         "objective": each.loss + decay,
+        "norm": sum(ends.values()) ** 0.5,
         "jacobian_norm": norms.norm,
         "jacobian_norm_error": norms.norm_error,
         "jacobian_square": norms.mean_square,
@@ -182,6 +183,7 @@ def test_an_averages_statistics_are_its_own(runs: Path, capsys: pytest.CaptureFi
         for name in (
             "loss",
             "objective",
+            "norm",
             "jacobian_norm",
             "jacobian_norm_error",
             "jacobian_square",
@@ -205,9 +207,13 @@ def test_the_analysis_reads_them(runs: Path) -> None:
     """Breaks if the analysis of over-training does not draw what a run has measured, of the iterate and of the average."""
     (figure, *_) = overtraining.analyse(load(runs / "measured"), Options()).figures
     drawn = {(panel.ylabel, panel.title): panel for panel in figure.panels}
-    for label in ("Jacobian norm", "noise scale σ²", "objective CE + ½λ‖w‖² (nats)"):
+    for label, places in (
+        ("Jacobian norm", [1.5, 3]),
+        ("noise scale σ²", [1.5, 3]),
+        ("objective CE + ½λ‖w‖² (nats)", [0, 1.5, 3]),
+    ):
         for kind in ("iterate", "average 0.9"):
-            assert drawn[label, kind].lines[0].x.tolist() == [1.5, 3], "epochs of 4 updates"
+            assert drawn[label, kind].lines[0].x.tolist() == places, "epochs of 4 updates"
     rows = recorded(runs / "measured")
     values = [rows[step]["measure/jacobian_norm"] for step in (6, 12)]
     assert drawn["Jacobian norm", "iterate"].lines[0].y == pytest.approx(values)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from configs.errors import InputError
 from tests.small_nets import NETS, convolutions, frozen, gradient, leaves, mlp
 from weights.frozen import freeze
-from weights.noise import gradient_noise, noise_ratio, noise_scale
+from weights.noise import gradient_noise, noise_scale
 from weights.norms import layer_norms, norm, objective, penalty
 from weights.predictions import ensemble, probabilities, score, total_variation
 
@@ -89,17 +89,6 @@ def test_single_and_alike_examples() -> None:
     found = gradient_noise(network, alike, progress=False)
     assert abs(found.of_one) < 1e-12 * found.square_of_mean
     assert math.isnan(gradient_noise(network, [(inputs[:1], targets[:1])], progress=False).of_one)
-
-
-def test_noise_ratio() -> None:
-    """Breaks if c₁ and c₂ are not the extremes of E‖g‖²/L, or a loss without a ratio is divided by."""
-    found = noise_ratio([(2.0, 1.0), (0.5, 1.0), (0.1, 0.1)])
-    assert (found.c1, found.c2, found.spread) == (0.5, 2.0, 4.0)
-    assert found.ratios == (0.5, 2.0, 1.0)
-    assert noise_ratio([(1.0, 0.0)]).spread == math.inf
-    for pairs in ([], [(0.0, 1.0)], [(1.0, float("nan"))], [(float("inf"), 1.0)], [(1.0, -1.0)]):
-        with pytest.raises(InputError):
-            noise_ratio(pairs)
 
 
 def test_bound_of_proposition_two() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -79,3 +80,19 @@ def test_refusals(words: tuple[str, ...], named: str, run: Path, capsys: pytest.
     """Breaks if a step twice, a step that is not there, or an average that the run has not, is no refusal by name."""
     assert main([str(run), *words]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.engine
+def test_a_last_batch_that_is_not_full(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the black images that fill up the last batch of 24 validation images, of 5 each, are looked at, or end it."""
+    given = json.loads((run / "config.json").read_text())
+    given["batch"]["micro_batch"] = 5
+    copy = tmp_path / "run"
+    copytree(run, copy)
+    (copy / "config.json").write_text(json.dumps(given))
+    found = []
+    for place in (run, copy):
+        assert main([str(place), "--of", "4,8", "--weights", "weights"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[1]["images"] == 24
+    assert found[1]["total_variation"] == pytest.approx(found[0]["total_variation"], rel=1e-5)

@@ -8,6 +8,7 @@
 Prints one JSON object a checkpoint. With `measures.every` a run has the same columns in metrics.jsonl:
 
     measure/loss, measure/objective      mean cross-entropy ℓ of these images, and ℓ + ½λ‖w‖², λ as configured by group (nats)
+    measure/norm                         ‖w‖ of the trainable weights
     measure/jacobian_norm                mean over images of ‖∂logits/∂w‖_F, P1's; of an estimate too small by `jacobian_bias`
     measure/jacobian_bias                about how much, ≤ 0; not where exact or of one draw
     measure/jacobian_square              mean of its square: without bias also where it is an estimate
@@ -60,7 +61,7 @@ from record.metrics import encode_row
 from record.run import RunFolder
 from weights import gauss_newton, hessian, input_jacobian, jacobian, noise
 from weights.frozen import Batches, Frozen, freeze
-from weights.norms import objective
+from weights.norms import norm, objective
 from weights.on_images import to_evaluate
 from weights.read import Chosen, choose, choose_device, config_with_data
 
@@ -98,14 +99,22 @@ def measure(
     device: torch.device,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The columns, of weights with their buffers. `averaged`: as weights.evaluate.to_evaluate. Leaves torch's own draws alone."""
+    """The columns, of weights with their buffers. `averaged`: as weights.evaluate.to_evaluate. Leaves torch's own draws alone.
+
+    Under optim.decay_rule sphere an average is brought back onto the sphere, and its own ‖w‖ is `norm`.
+    """
     # To build a network draws its first weights, which are then overwritten.
+    groups = decay_groups(tensor_table(config.model), config.optim)
+    trained = [name for names, _ in groups.values() for name in names]
+    size = norm({name: weights[name] for name in trained})
+    if averaged and config.optim.decay_rule == "sphere":
+        # A mean of points on the sphere lies inside it, deeper at a larger η, and there the same function is steeper.
+        weights = weights | {name: weights[name] / size for name in trained}
     with torch.random.fork_rng(devices=[]):
         network = freeze(to_evaluate(config, manifest, weights, averaged, device))
     with _float32_products():
         scale = noise.noise_scale(network, batches, progress)
-        groups = decay_groups(tensor_table(config.model), config.optim)
-        found = {"loss": scale.loss, "objective": objective(scale.loss, network.parameters, groups)}
+        found = {"loss": scale.loss, "objective": objective(scale.loss, network.parameters, groups), "norm": size}
         if "jacobian" in asked.only:
             found |= _jacobian(jacobian, network, batches, asked, progress)
         if "noise" in asked.only:

@@ -19,7 +19,6 @@ statistics an example has no gradient of its own, so this is the noise of the dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,38 +123,3 @@ def gradient_noise(network: Frozen, batches: Batches, at_once: int = AT_ONCE, pr
     found = torch.cat(squares)
     mean = {name: gradient / len(found) for name, gradient in total.items()}
     return GradientNoise(found, square_sum(mean).item(), torch.cat(losses).mean().item())
-
-
-@dataclass(frozen=True)
-class NoiseRatio:
-    """Proposition 2 over a run: c₁·L ≤ E‖g‖² ≤ c₂·L, with the least and the largest ratio of its checkpoints, and all of them."""
-
-    ratios: tuple[float, ...]
-
-    @property
-    def c1(self) -> float:
-        return min(self.ratios)
-
-    @property
-    def c2(self) -> float:
-        return max(self.ratios)
-
-    @property
-    def spread(self) -> float:
-        """c₂/c₁, at least 1: how far E‖g‖² is from a multiple of L."""
-        return self.c2 / self.c1 if self.c1 > 0 else float("inf")
-
-
-def noise_ratio(pairs: Sequence[tuple[float, float]]) -> NoiseRatio:
-    """(L, E‖g‖²) of each checkpoint → their ratios c = E‖g‖²/L. L: the cross-entropy without the decay's term, which no noise has.
-
-    InputError where L is not above 0 or the noise is no number from 0 up: of these there is no ratio.
-    """
-    if not pairs:
-        raise InputError("noise_ratio of no checkpoint; give (L, noise) of one or more")
-    for loss, noise in pairs:
-        if not 0 < loss < float("inf") or not 0 <= noise < float("inf"):
-            raise InputError(
-                f"a loss of {loss:g} with a noise of {noise:g} has no ratio; a loss is above 0, a noise at least 0"
-            )
-    return NoiseRatio(tuple(noise / loss for loss, noise in pairs))

@@ -55,4 +55,6 @@ def image_batches(config: RunConfig, manifest: AnyManifest, split: Literal["trai
     if split == "train":
         subset, count = config.data.train_images, epoch_images(config, manifest.train.images)
     micro_batch = config.batch.micro_batch or min(config.examples_per_step, 256)
-    return image_loader.eval_batches(config.data.path, manifest, micro_batch, 0, 1, count, split, subset=subset)
+    return image_loader.eval_batches(
+        config.data.path, manifest, micro_batch, 0, 1, count, split, subset=subset, mixed=split == "train"
+    )

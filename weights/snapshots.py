@@ -11,7 +11,8 @@ stationary mean of SGD; the mean of the snapshots' probabilities is that mean in
     loss, error                       cross-entropy (nats) and error of the average; `ensemble_…` of the ensemble
     snapshots                         step, loss and error of each, and its total variation to the average
 
-Float32, batch normalisation by its running statistics; those of an average are estimated anew.
+Float32, batch normalisation by its running statistics; those of an average are estimated anew. A loss that is not finite, of a
+probability that has come to 0, is null.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from configs.errors import InputError
 from configs.schema import RunConfig
 from data.any_manifest import AnyManifest
 from data.image_manifest import ImageManifest
+from record.metrics import encode_row
 from weights.evaluate import parse_steps
 from weights.frozen import Batches, Frozen, freeze
 from weights.on_images import image_batches, to_evaluate
@@ -66,7 +68,13 @@ def compare(address: str, steps: list[int], kind: str | None, data: Path | None)
         "ensemble_loss": many.loss,
         "ensemble_error": many.error,
         "snapshots": [
-            {"step": step, **asdict(score(p, batches)), "total_variation": total_variation(p, average).mean().item()}
+            encode_row(
+                {
+                    "step": step,
+                    **asdict(score(p, batches)),
+                    "total_variation": total_variation(p, average).mean().item(),
+                }
+            )
             for step, p in zip(steps, found, strict=True)
         ],
         "left_out": [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out],
@@ -83,8 +91,9 @@ def _longest(config: RunConfig) -> str:
 
 
 def _validation(config: RunConfig, manifest: AnyManifest) -> Batches:
-    """Read once: every snapshot is asked about the same images."""
-    halves = ((batch.inputs, batch.targets) for batch in image_batches(config, manifest, "val"))
+    """Read once: every snapshot is asked about the same images. What fills up the last batch is no image."""
+    batches = image_batches(config, manifest, "val")
+    halves = ((batch.inputs[: batch.counted], batch.targets[: batch.counted]) for batch in batches)
     return [(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy())) for inputs, targets in halves]
 
 
@@ -108,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    print(json.dumps(encode_row(result)))
     return 0
 
 
