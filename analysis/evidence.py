@@ -5,19 +5,27 @@ its setting at all.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from analysis import best_decay
 from analysis.arms import alone, values_of
 from analysis.claims import survival
 from analysis.command import Options
-from analysis.compare import TRAIN, lost, paired_final
+from analysis.compare import TRAIN, VALIDATION, lost, paired_final
 from analysis.endpoint import endpoint_of, lowest
 from analysis.pairing import Group, baseline_of, group_runs
-from analysis.runs import LAMBDA, Run
+from analysis.runs import Run, field_name, flatten, shown
 from configs.cost import n_parameters
+from configs.errors import InputError
+from configs.prepared import read_summary
 from configs.schema import RunConfig
 from record.run import FINISHED
 
+SAME = (
+    "data.order", "precision", "schedule.kind", "schedule.horizon", "schedule.final_lr_fraction",
+    "schedule.cooldown_fraction", "model.kind", "model.init_std", "optim.betas", "optim.momentum", "optim.decay_mask",
+)  # fmt: skip
+WORDS = {"data.order": "order of data", "schedule.kind": "schedule", "model.kind": "a model of kind"}
 NEAR = 1.1  # how far, as a factor, a finished run may be from the configuration and still be evidence for it
 
 
@@ -53,22 +61,36 @@ def evidence_of(config: RunConfig, runs: list[Run], options: Options) -> Evidenc
     groups, more = group_runs(done, options.by)
     notes += more
     # the best λ of another experiment is no evidence for this one: it is shown, under a name that says so
-    # its setting decides too whether a λ may be carried from it
-    others = _unlike(config, done)
-    notes += others
-    name = "Runs of another setting" if others else "Runs"
+    digest = _digest_of(config)
+    unlike = [_unlike(config, digest, group.runs) for group in groups]
+    notes += dict.fromkeys(sentence for sentences in unlike for sentence in sentences)
+    if digest is None:
+        notes.append("the configuration's data is not prepared here: whether these runs read the same is not known")
+    own = [group for group, differs in zip(groups, unlike, strict=True) if not differs]
+    others = [group for group, differs in zip(groups, unlike, strict=True) if differs]
+    findings = _told("Runs", own, options) + _told("Runs of another setting", others, options)
+    return Evidence(findings, notes, _best(own))
+
+
+def _told(name: str, groups: list[Group], options: Options) -> list[str]:
+    """Each λ against the smallest, by validation at the end where all have it, and the best λ."""
     findings = []
     for group in groups:
         base = baseline_of(group, groups)
-        paired = paired_final(group, base, TRAIN)
-        if group is not base and paired.interval.n:
+        for column, words in ((VALIDATION, "validation loss"), (TRAIN, "training loss")):
+            paired = paired_final(group, base, column)
+            if group is base or not paired.interval.n:
+                continue
             gone = f" ({condition})" if (condition := survival(lost(group, base))) else ""
-            text = f"training loss at step {paired.place}: {paired.interval.text()}: {paired.verdict()}{gone}."
+            over = f" {paired.over}" if paired.over else ""
+            text = f"{words}{over} at step {paired.place}: {paired.interval.text()}: {paired.verdict()}{gone}."
             findings.append(f"{name}: {group.name} minus {base.name}, {text}")
+            break
     # an optimum needs several λ
-    if LAMBDA in groups[0].fields:
-        findings += [f"{name}: {text}" for text in best_decay.analyse(done, options).findings]
-    return Evidence(findings, notes, None if others else _best(groups))
+    if len({group.decay for group in groups}) > 1:
+        runs = [run for group in groups for run in group.runs]
+        findings += [f"{name}: {text}" for text in best_decay.analyse(runs, options).findings]
+    return findings
 
 
 def _best(groups: list[Group]) -> tuple[float, float, int] | None:
@@ -78,10 +100,20 @@ def _best(groups: list[Group]) -> tuple[float, float, int] | None:
     return None if chosen is None else (*values_of(chosen[0]), sum(len(group.runs) for group in groups))
 
 
-def _unlike(config: RunConfig, runs: list[Run]) -> list[str]:
-    """How finished runs differ from the configuration in what the best λ is known to depend on; empty if they do not.
+def _digest_of(config: RunConfig) -> str | None:
+    """Of the configuration's data; None where it is not prepared here."""
+    try:
+        data = read_summary(config.data.path)
+    except InputError:
+        return None
+    return data.digest if data else None
 
-    Sizes must be equal; horizon, steps, warm-up and η may differ by NEAR, less than a neighbour in any grid of them.
+
+def _unlike(config: RunConfig, digest: str | None, runs: list[Run]) -> list[str]:
+    """How finished runs differ from the configuration in what the best λ is known to depend on, or may; empty if they do not.
+
+    Sizes must be equal; horizon, steps, warm-up and η may differ by NEAR, less than a neighbour in any grid of them. What else is
+    compared must be the same, as far as the runs recorded it.
     """
     steps, batch = config.schedule.steps, config.units_per_step
     ours = {
@@ -97,11 +129,16 @@ def _unlike(config: RunConfig, runs: list[Run]) -> list[str]:
         theirs = {_of_run(run, what) for run in runs}
         near = 1.0 if what == "parameters" else NEAR
         if None in theirs or any(not mine / near <= value <= mine * near for value in theirs if value is not None):
-            shown = (
-                " and ".join(f"{value:,.6g}" for value in sorted(v for v in theirs if v is not None))
-                or "an unknown number"
-            )
-            sentences.append(f"these runs have {shown} {what}, the configuration {mine:,.6g}")
+            known = " and ".join(f"{value:,.6g}" for value in sorted(v for v in theirs if v is not None))
+            sentences.append(f"these runs have {known or 'an unknown number'} {what}, the configuration {mine:,.6g}")
+    given = flatten(config.model_dump(mode="json"))
+    asked = {WORDS.get(name, field_name(name)): (given.get(name), name) for name in SAME}
+    # data is told by its digest; where it is not prepared, by its folder's name
+    asked["data"] = (digest, "data.digest") if digest else (Path(config.data.path).name, "data.path")
+    for what, (own, name) in asked.items():
+        found = {shown(run.fields[name]) for run in runs if run.fields.get(name) is not None}
+        if found - {shown(own)}:
+            sentences.append(f"these runs have {what} {', '.join(sorted(found))}, the configuration {shown(own)}")
     return sentences
 
 

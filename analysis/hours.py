@@ -2,12 +2,15 @@
 
     python -m analysis hours 'docs/study/records/*'
 
-From each row's own times, so that waiting, start-up, probes and what a resume repeated are not in it. On a CPU a device is a core:
-so many ranks times so many threads, as at a run's last start. Other work on the machine makes the same run dearer.
+From each row's own times, so that start-up, probes and what a resume repeated are not in it. On a CPU a device is a core:
+so many ranks times so many threads, as at a run's last start. Other work on the machine makes the same run dearer. What took more
+than STALLED times the run's median of its kind, and more than a minute longer, was a machine that stood still, or was lent to
+another: the median is counted, and the rest is `stalled`.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from analysis.command import Options, Result
@@ -18,6 +21,7 @@ TRAINING = "time/step_s"
 # evaluation, measures of the weights, checkpoints: what the cadences of a configuration decide
 KINDS = {"training": (TRAINING,), "evaluation": ("time/eval_s",), "other": ("time/measures_s", "time/checkpoint_s")}
 SECONDS = 3600
+STALLED, LEAST_S = 10, 60.0
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -36,6 +40,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     notes = [] if len(timed) == len(runs) else [f"{len(runs) - len(timed)} runs have no times, and are left out"]
     total = sum(whole.values())
     said = f"{len(timed)} runs, {total:,.2f} device-hours, of which training {whole['training'] / total:.0%}."
+    if stalled := _stalled(timed):
+        notes.append(f"{stalled:,.2f} device-hours more stood still, and are not counted")
     table = pd.DataFrame(rows).round(2)
     return Result("hours", "Machine time", [said.replace("%", " %")], [], {"By folder": table}, notes)
 
@@ -48,11 +54,33 @@ def _devices(run: Run) -> int:
 
 
 def _hours(runs: list[Run], kind: str) -> float:
-    return sum(_devices(run) * float(run.column(name).sum()) for run in runs for name in KINDS[kind]) / SECONDS
+    """Without what was stalled."""
+    return sum(_devices(run) * _times(run, name)[0] for run in runs for name in KINDS[kind]) / SECONDS
+
+
+def _stalled(runs: list[Run]) -> float:
+    return (
+        sum(_devices(run) * _times(run, name)[1] for run in runs for names in KINDS.values() for name in names)
+        / SECONDS
+    )
+
+
+def _times(run: Run, name: str) -> tuple[float, float]:
+    """Seconds of the column, and how many more were stalled. A row of a thinned archive has the sum over its updates."""
+    values = run.column(name)
+    if name == TRAINING and run.every > 1:
+        # the last row, and one that was evaluated, may stand for fewer updates
+        updates = np.diff(values.index.to_numpy(), prepend=0).clip(min=1)
+    else:
+        updates = np.ones(len(values))
+    usual = updates * float(np.median(values / updates)) if len(values) else updates
+    late = (values > STALLED * usual) & (values > usual + LEAST_S)
+    stalled = float((values - usual)[late].sum())
+    return float(values.sum()) - stalled, stalled
 
 
 def _row(name: str, runs: list[Run]) -> dict[str, object]:
     hours = {kind: _hours(runs, kind) for kind in KINDS}
     ended = sum(run.state == "done" for run in runs)
     counts = {"runs": len(runs), "to their end": ended, "updates": sum(run.last_step for run in runs)}
-    return {"folder": name, **counts, "device-hours": sum(hours.values()), **hours}
+    return {"folder": name, **counts, "device-hours": sum(hours.values()), **hours, "stalled": _stalled(runs)}

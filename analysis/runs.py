@@ -292,5 +292,5 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         # a digest of 64 letters says nothing that its first twelve do not
         text = value.rstrip("/").rpartition("/")[2]
-        return text[:12] if len(text) == 64 else text
+        return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
     return "–" if value is None else json.dumps(value)

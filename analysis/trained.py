@@ -11,8 +11,16 @@ MOST = 4  # values of a fact that are listed; of more only how many there are
 
 
 def facts(runs: list[Run]) -> list[tuple[str, str]]:
-    """(what, how it was), in the order of the questions: data, model, training, code, machine, and in what the runs differ."""
-    rows = [(what, _values([of(run) for run in runs])) for what, of in FACTS.items()]
+    """(what, how it was), in the order of the questions: data, model, training, code, machine, and in what the runs differ.
+
+    Branches go on from what their trunks have learned: beside trunks they are counted, and are no trainings of their own.
+    """
+    trunks = [run for run in runs if run.origin is None] or runs
+    rows = [(what, _values([of(run) for run in trunks])) for what, of in FACTS.items()]
+    if len(trunks) < len(runs):
+        ends = sorted({int(run.fields.get("schedule.steps") or 0) for run in runs if run not in trunks})
+        updates = f"{ends[0]:,}" + (f" to {ends[-1]:,}" if len(ends) > 1 else "")
+        rows.append(("branches", f"{len(runs) - len(trunks)}, of {updates} updates, from checkpoints of these"))
     differing = ", ".join(field_name(name) for name in differing_fields(runs)) or "nothing"
     return [row for row in rows if row[1]] + [("the runs differ in", differing)]
 

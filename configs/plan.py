@@ -14,6 +14,7 @@ from configs.equilibrium import HOLDING, SHRINKING
 from configs.errors import InputError
 from configs.groups import Group, decay_groups, main_group, sized_groups
 from configs.identity import experiment, run_id
+from configs.images import ImageData
 from configs.micro_batch import choose_micro_batch, memory_cautions
 from configs.origin import Leader, Origin, factors_by_tensor, first_window, planned_factors
 from configs.precision import TABLE
@@ -38,6 +39,7 @@ class Plan:
     micro_steps: int  # forward passes per rank and update: the derived accumulation
     steps: int
     steps_per_epoch: int | None  # of images: an epoch's whole batches
+    left_over_per_epoch: int | None  # images that fill no batch at an epoch's end, and are not read in it
     units: int  # tokens or images of the run
     units_available: int | None
     first_window: int  # where in the order the run begins: after what a branch's trunk has read
@@ -74,7 +76,7 @@ class Plan:
             "examples_per_step": f"{'sequences' if self.unit == 'tokens' else self.unit}_per_step",
         }
         if self.steps_per_epoch is None:
-            del fields["steps_per_epoch"]
+            del fields["steps_per_epoch"], fields["left_over_per_epoch"]
         fields = {names.get(name, name): value for name, value in fields.items() if name != "unit"}
         del fields["leader"]
         fields["origin"] = self.origin.as_dict() if self.origin else None
@@ -115,7 +117,7 @@ def make_plan(
         experiment=fields,
         run_id=run_id(fields) if fields is not None else None,
         ranks=ranks,
-        steps_per_epoch=_steps_per_epoch(config, data),
+        **_epoch(config, data),
         unit=config.unit,
         examples_per_step=config.examples_per_step,
         micro_batch=micro_batch,
@@ -142,10 +144,13 @@ def make_plan(
     )
 
 
-def _steps_per_epoch(config: RunConfig, data: Prepared | None) -> int | None:
-    return (
-        epoch_images(config, data.train_images) // config.examples_per_step if isinstance(data, ImageSummary) else None
-    )
+def _epoch(config: RunConfig, data: Prepared | None) -> dict[str, int | None]:
+    """What an epoch of images holds, in whole batches, and what is left over."""
+    steps = left = None
+    if isinstance(data, ImageSummary) and isinstance(config.data, ImageData):
+        read, taken = epoch_images(config, data.train_images), config.data.train_images or data.train_images
+        steps, left = read // config.examples_per_step, min(taken, data.train_images) - read
+    return {"steps_per_epoch": steps, "left_over_per_epoch": left}
 
 
 def _experiment(

@@ -80,7 +80,8 @@ def render_plan(config: RunConfig, plan: Plan) -> str:
 def _epochs(plan: Plan) -> str:
     if plan.steps_per_epoch is None:
         return ""
-    return f", {plan.steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,} whole batches"
+    left = f" ({plan.left_over_per_epoch} images left over in each)" if plan.left_over_per_epoch else ""
+    return f", {plan.steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,} whole batches{left}"
 
 
 def _left_out(config: RunConfig) -> str:

@@ -82,7 +82,7 @@ def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(path) for path in crossing_runs(tmp_path, 3)]
     assert main(["advise", "configs/quickstart.json", *runs]) == 0
     text = capsys.readouterr().out
-    assert "Runs of another setting: λ = 0.3 minus λ = 0, training loss at step 1,000" in text
+    assert "Runs of another setting: λ = 0.3 minus λ = 0, validation loss at step 1,000" in text
     assert "helps" in text
     for known in ("1,000 parameters, the configuration 168,256", "0.1 peak η, the configuration 0.01"):
         assert f"these runs have {known}" in text
@@ -94,14 +94,17 @@ def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_of_another_setting_are_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Breaks if a finished run is quoted as evidence for a configuration of another η, length, warm-up or size, or one of the
-    same setting is not."""
+    """Breaks if a finished run is quoted as evidence for a configuration of another η, length, warm-up, size, precision,
+    schedule or data, or one of the same setting is not."""
     plain = {"schedule": {"steps": 2000, "warmup_steps": 200}, "batch": {"tokens_per_step": 2048}}
     changes: dict[str, dict[str, Any]] = {
         "same": {},
         "η": {"optim": {"lr": 0.015}},
         "warm-up": {"schedule": {"steps": 2000, "warmup_steps": 60}},
         "tokens": {"batch": {"tokens_per_step": 4096}},
+        "precision": {"precision": "bf16-true"},
+        "schedule": {"schedule": {"steps": 2000, "warmup_steps": 200, "kind": "constant"}},
+        "data": {"data": {"path": "data/prepared/english-1024"}},
     }
     for name, change in changes.items():
         fields = merge(merge({"optim": {"lr": 0.01}}, plain), change)

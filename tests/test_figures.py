@@ -14,7 +14,7 @@ from analysis.figures import Style, seeds_together
 from analysis.grid import NOISES, Heat
 from analysis.landscape import heat_maps
 from analysis.pairing import group_runs
-from analysis.runs import Run
+from analysis.runs import Run, shown
 from analysis.trained import facts
 from tests.recorded import load, write_run
 
@@ -114,6 +114,19 @@ def test_what_was_trained(tmp_path: Path) -> None:
     assert "2 rank(s) of 1 thread(s)" in told["machine"]
     assert "torch 2.13.0" in told["versions"]
     assert "init" in told["the runs differ in"]
+    # a branch is counted, and is no training of its own
+    branch = write_run(tmp_path / "branch", steps=7, branch={"origin": f"{paths[0]}@500"})
+    told = dict(facts(load(*paths, branch)))
+    assert told["branches"] == "1, of 7 updates, from checkpoints of these"
+    assert "7 updates" not in told["length"]
+
+
+def test_a_value_of_64_letters() -> None:
+    """Breaks if a text is cut as a digest is because it has as many letters."""
+    assert shown("0123456789abcdef" * 4) == "0123456789ab"
+    text = "λ 0.151 η 0.01, of a run whose name has as many letters as it is"
+    assert len(text) == 64
+    assert shown(text) == text
 
 
 def test_two_seeds_are_two_lines(tmp_path: Path) -> None:

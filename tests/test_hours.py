@@ -33,6 +33,20 @@ def test_device_hours(tmp_path: Path) -> None:
     assert table["updates"]["all"] == 200
 
 
+def test_a_machine_that_stood_still(tmp_path: Path) -> None:
+    """Breaks if an update in which the machine was away counts as work, or updates that are merely slow do not."""
+    seconds = {
+        "time/step_s": lambda s: 1.0 + 8.0 * (s == 7) + 3600.0 * (s == 50),
+        "time/eval_s": lambda s: 5.0 * (s == 100),
+    }
+    path = write_run(tmp_path / "away" / "run", steps=100, columns=seconds)
+    result = hours.analyse(load(path), Options())
+    table = result.tables["By folder"].iloc[0]
+    assert table["stalled"] == pytest.approx(1.0)
+    assert table["training"] == pytest.approx(108 / 3600, abs=0.006), "rounded to hundredths"
+    assert any("1.00 device-hours more stood still" in note for note in result.notes)
+
+
 def test_runs_without_times(tmp_path: Path) -> None:
     """Breaks if runs of unknown cost are said to cost nothing."""
     with pytest.raises(InputError, match="none of these 1 runs has recorded time/step_s"):
