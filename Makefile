@@ -98,6 +98,10 @@ study-report: .venv/run
 		cp runs/study/transfer/transfer_table$$table.csv docs/study/transfer/eight_seeds_table$$table.csv || exit 1; \
 		cp runs/study/transfer_declared/transfer_table$$table.csv docs/study/transfer/five_seeds_table$$table.csv || exit 1; \
 	done
+	$(BIN)/python -m analysis sweep $(LENGTHS) --out runs/study/lengths
+	cp runs/study/lengths/sweep_table5.csv docs/study/transfer/gains.csv
+	$(BIN)/python -m analysis sweep docs/study/records/study_s48_tuning --out runs/study/pilot
+	cp runs/study/pilot/sweep_table4.csv docs/study/s48_pilot.csv
 	$(BIN)/python -m analysis sweep $(LLAMA) $(GPT2) --out runs/study/blocks
 	cp runs/study/blocks/sweep_table2.csv docs/study/blocks/best.csv
 	cp runs/study/blocks/sweep_table4.csv docs/study/blocks/between.csv

@@ -3,7 +3,7 @@
     python -m analysis averages docs/study/records/study_s48
 
 An average (averages.ema) takes the noise of the last updates out, so it may gain more from decay than the last weights, and from
-more of it. No plan names it: all of it is exploratory. The documents' error is known of the last weights alone.
+more of it. No plan names it: all of it is exploratory.
 """
 
 from __future__ import annotations
@@ -60,11 +60,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     ends = pd.DataFrame(rows)
     table = {"At the end": ends[[name for name in COLUMNS if name in ends]]}
     findings = [claim.sentence for claim in claims]
-    notes = [
-        *begun.notes,
-        last.note,
-        "intervals of averages are by seeds alone: the documents' error is not known of them",
-    ]
+    notes = [*begun.notes, last.note]
     return Result("averages", "Averages of the weights", findings, [], table, notes, claims)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.hypotheses import INSIDE, LEVEL, MOST_SEEDS, drowned, equivalence, holm, p_value, seeds_needed
+from analysis.hypotheses import INSIDE, LEVEL, MOST_SEEDS, detectable, drowned, equivalence, holm, p_value, seeds_needed
 from analysis.statistics import LEAST_SEEDS, NORMAL, Interval, seed_count
 
 OF_INTEREST = 0.005  # nats: a smaller difference of losses, a quarter of the published gain, is of no interest
@@ -133,7 +133,8 @@ class Claim:
         return "; ".join(parts) + f" ({self.kind})." + (f" {self.after}" if self.after else "")
 
     def row(self) -> dict[str, object]:
-        """As a row of a table of verdicts."""
+        """As a row of a table of verdicts. `σ of pairs`: the standard deviation over seeds; `told by so many`: what difference that
+        many seeds tell from zero four times of five."""
         low, high = self.interval.low, self.interval.high
         return {
             "comparison": self.name,
@@ -142,6 +143,8 @@ class Claim:
             "estimate": round(self.estimate, 4),
             "95 % interval": f"[{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else "–",
             "n": self.interval.n,
+            "σ of pairs": _rounded(self.interval.deviation),
+            "told by so many": _rounded(detectable(self.interval.deviation, self.interval.n)),
             "documents' standard error": _rounded(self.interval.documents),
             "verdict": self.verdict,
             "seeds needed": self.seeds_needed,

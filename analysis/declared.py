@@ -3,7 +3,8 @@
     python -m analysis declared docs/study/records/study_s48 docs/study/records/study_constant
 
 The plan is docs/study/plan.md. They compare Σ = λ·Ση of 1.65, the paper's λ = 0.1, with no decay at the same η. A claim whose runs
-are not there counts in the correction as one that shows nothing, so that a verdict given early can only get better.
+are not there counts in the correction as one that shows nothing, so that a verdict given early can only get better. They are
+primary of the plan's main setting alone: of other runs the same rules are used, and it is said.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import pandas as pd
 from analysis.bias_variance import decompose
 from analysis.branches import families
 from analysis.command import Options, Result
-from analysis.compare import VALIDATION, paired_final, paired_midrun
+from analysis.compare import VALIDATION, WHOLE, is_ended, paired_final, paired_midrun, same_windows, sound
+from analysis.endpoint import Endpoint
 from analysis.hypotheses import holm
 from analysis.matched_curve import same_curve
-from analysis.pairing import Group, group_runs
+from analysis.pairing import STEPS, Group, group_runs
 from analysis.runs import RATE, Run
 from analysis.settled import e_folds_of
 from analysis.statistics import Interval, interval
@@ -27,6 +29,8 @@ from configs.errors import InputError
 
 SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
 PLACE = 0.6  # of the run: the branches that are judged
+MAIN = {"schedule.steps": 4000, "data.digest": "cf37c9649fe3"}  # S48 on Python; of the digest the beginning
+SEEDS = {"1a": 8, "1b": 8, "2": 8, "3": 5, "4": 8}  # planned, with what the plan's deviations say
 NAMES = {
     "1a": "λ > 0 is behind in mid-run",
     "1b": "λ > 0 is ahead at the end",
@@ -39,7 +43,7 @@ ENDPOINTS = {
     "1b": "validation loss at the end, Σ = 1.65 minus 0",
     "2": "branch end minus trunk at 60 %, Σ = 1.65 minus 0",
     "3": "largest smoothed distance of training losses after the first 10 %",
-    "4": "validation loss at 60 %, and at its branch's end, Σ = 1.65 minus 0",
+    "4": "validation loss at 60 %, and over the whole split at its branch's end, Σ = 1.65 minus 0",
 }
 
 
@@ -57,7 +61,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         if claim is not None and claim.margin is not None:
             tests["3"] = Comparison(((claim.interval, 0),), claim.margin)
     if pair := _pair(group_runs([run for run in trunks if run.fields.get("schedule.kind") == "constant"])[0]):
-        before, after = (_at_branches(*pair[::-1], branches, part) for part in ("loss", "branch"))
+        before, after = _at_branches(*pair[::-1], branches, "loss"), _branch_ends(*pair[::-1], branches)
         if before.n and after.n:
             tests["4"] = Comparison(((before, 1), (after, -1)))
     if not tests:
@@ -68,7 +72,17 @@ def analyse(runs: list[Run], options: Options) -> Result:
     table = _table(tests)
     findings = [f"{row['claim']}: {row['difference']}: {row['verdict']}." for _, row in table.iterrows() if row["n"]]
     notes.append(f"Holm's correction is over {len(NAMES)} claims; those that have not run count as showing nothing")
-    return Result("declared", "The plan's primary claims", findings, [], {"Claims": table}, notes)
+    judged = [run for run in trunks if run.fields.get("schedule.kind") in ("cosine", "constant")]
+    is_main = all(str(run.fields.get(name)).startswith(str(value)) for run in judged for name, value in MAIN.items())
+    if not is_main:
+        notes.append(
+            "not all of these are runs of the plan's main setting, S48 on Python: its rules, and no primary claim of it"
+        )
+    few = [f"{key} has {test.n} of {SEEDS[key]}" for key, test in tests.items() if test.n < SEEDS[key]]
+    if is_main and few:
+        notes.append(f"fewer seeds than the plan has: {', '.join(few)}")
+    title = "The plan's primary claims" if is_main else "The plan's rules, on other runs"
+    return Result("declared", title, findings, [], {"Claims": table}, notes)
 
 
 def _pair(groups: list[Group]) -> tuple[Group, Group] | None:
@@ -108,6 +122,19 @@ def _at_branches(
     table = table[(table["step"] / table["steps"] - PLACE).abs() < 1e-9]
     ours, theirs = (table[table["group"] == g.name].set_index("seeds")[part] for g in (decayed, plain))
     return interval((sign * (ours - theirs)).dropna())
+
+
+def _branch_ends(decayed: Group, plain: Group, branches: dict[tuple[str, int], Run]) -> Interval:
+    """`decayed` minus `plain` where the branches of PLACE end, in pairs of seeds: over the whole split, with the documents' error,
+    where all have it."""
+    ends: list[dict[str, Run]] = []
+    for group in (decayed, plain):
+        own = ((run, branches.get((str(run.path), round(PLACE * run.fields[STEPS])))) for run in sound(group))
+        ends.append({run.seeds: branch for run, branch in own if branch is not None and is_ended(branch)})
+    pairs = [{ends[0][seed]: 1.0, ends[1][seed]: -1.0} for seed in ends[0] if seed in ends[1]]
+    used = [run for pair in pairs for run in pair]
+    whole = all(len(run.column(WHOLE)) for run in used) and same_windows(used, WHOLE)
+    return Endpoint(WHOLE if whole else VALIDATION, "", "").contrast(pairs)
 
 
 def _table(tests: dict[str, Comparison]) -> pd.DataFrame:

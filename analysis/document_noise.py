@@ -20,16 +20,17 @@ COARSE = (
 )
 
 
-def documents_error(compared: list[tuple[Run, Run]]) -> float:
+def documents_error(compared: list[tuple[Run, Run]], kind: str = WEIGHTS) -> float:
     """Standard error (nats) of the mean difference of these pairs over the documents of the split; NaN where it is not known.
+    `kind`: of the last weights, or of an average of them (ema_0.99).
 
     By the ratio of two sums over blocks, loss and targets, of the difference that all pairs have in common: the blocks' means
     are averaged over pairs first, so that what only one seed does in a block counts as that seed's noise and not twice.
     """
-    return contrast_error([{run: 1.0, twin: -1.0} for run, twin in compared])
+    return contrast_error([{run: 1.0, twin: -1.0} for run, twin in compared], kind)
 
 
-def contrast_error(contrasts: Sequence[Mapping[Run, float]]) -> float:
+def contrast_error(contrasts: Sequence[Mapping[Run, float]], kind: str = WEIGHTS) -> float:
     """The same of sums of runs with weights that add up to zero, one of a seed each: a difference of differences is one."""
     sums: list[np.ndarray] = []
     targets, place = None, None
@@ -38,10 +39,14 @@ def contrast_error(contrasts: Sequence[Mapping[Run, float]]) -> float:
         for run, weight in weights.items():
             block = run.final_blocks
             # older runs recorded none; runs on other windows, or on other data, have other blocks
-            if block is None or (place is not None and place != (block.place, run.fields.get("data.digest"))):
+            if (
+                block is None
+                or kind not in block.loss_sums
+                or (place is not None and place != (block.place, run.fields.get("data.digest")))
+            ):
                 return math.nan
             place, targets = (block.place, run.fields.get("data.digest")), np.array(block.targets, dtype=float)
-            parts.append(weight * np.array(block.loss_sums[WEIGHTS], dtype=float))
+            parts.append(weight * np.array(block.loss_sums[kind], dtype=float))
         sums.append(np.sum(parts, axis=0))
     if targets is None or len(targets) < LEAST_BLOCKS or not np.isfinite(sums).all():
         return math.nan

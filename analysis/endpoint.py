@@ -16,6 +16,7 @@ from analysis.document_noise import contrast_error, documents_error
 from analysis.pairing import Group, by_seed, pairs
 from analysis.runs import Run
 from analysis.statistics import Interval, final, interval
+from record.blocks import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,13 @@ class Endpoint:
 
     @property
     def whole(self) -> bool:
-        return self.column == WHOLE
+        """Whether it is over the final windows, of the last weights or of an average of them."""
+        return self.column.startswith(WHOLE)
+
+    @property
+    def kind(self) -> str:
+        """What it is of, as the blocks of a validation name it."""
+        return self.column.removeprefix(WHOLE).removeprefix("_") or WEIGHTS
 
     def of(self, run: Run) -> float:
         """The run's loss at its end (nats); NaN where it has none."""
@@ -50,13 +57,13 @@ class Endpoint:
         kept = {id(run) for g in (group, base) for run in ended(g)}
         used = [(a, b) for a, b in pairs(group, base) if {id(a), id(b)} <= kept and (seeds is None or a.seeds in seeds)]
         change = interval(by_seed([(a, self.of(a) - self.of(b)) for a, b in used]).values())
-        return change.with_documents(documents_error(used)) if self.whole else change
+        return change.with_documents(documents_error(used, self.kind)) if self.whole else change
 
     def contrast(self, weights: Sequence[Mapping[Run, float]]) -> Interval:
         """Sums of losses at the end, of a seed each, by weights that add up to zero: a difference of differences is one. Of the
         final windows wider by the documents' standard error."""
         sums = interval(sum(weight * self.of(run) for run, weight in one.items()) for one in weights)
-        return sums.with_documents(contrast_error(weights)) if self.whole else sums
+        return sums.with_documents(contrast_error(weights, self.kind)) if self.whole else sums
 
 
 @dataclass(frozen=True)

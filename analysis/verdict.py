@@ -47,7 +47,7 @@ class Comparison:
     def verdict(self, adjusted: float) -> str:
         """The plan's words, with Holm's p value: holds, does not hold, undecided."""
         if self.n < LEAST_SEEDS:
-            return f"no claim: {self.n} seeds"
+            return f"no claim: {self.n} seed{'' if self.n == 1 else 's'}"
         if adjusted < LEVEL:
             return "holds"
         # what is not told from its claim may still be told from the opposite

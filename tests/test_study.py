@@ -25,6 +25,15 @@ SETTLED = {
 }  # the cell that has seen three e-folds at the η of the others
 
 
+TRIPLE = re.compile(r"([+-]\d\.\d{4})\s+\[([+-]\d\.\d{4}),\s+([+-]\d\.\d{4})\]")  # an estimate with its interval
+
+
+def stands(triple: tuple[str, str, str], table: str) -> bool:
+    """Whether an estimate stands in a table with its own interval: in one cell, or in two beside each other."""
+    mean, low, high = triple
+    return f"{mean} [{low}, {high}]" in table or f'{float(mean)},"[{low}, {high}]"' in table
+
+
 def pages() -> str:
     """Both pages, with the minus of the tables."""
     return "\n".join((STUDY / name).read_text() for name in ONE_PASS).replace("−", "-")
@@ -90,6 +99,21 @@ def test_the_declared_claims_come_from_the_records() -> None:
         assert ("to run" if verdict == "not run" else f"**{verdict}**") in row, claim
 
 
+def test_the_rows_are_of_their_own_settings() -> None:
+    """Breaks if a claim's row has in a setting's column an estimate of another setting."""
+    rows = [line.split(" | ") for line in pages().splitlines() if re.match(r"\| (1a|1b|2|4|5|6) \| ", line)]
+    assert len(rows) == 6
+    for row in rows:
+        for scale, cell in (("s48", row[3]), ("s24", row[4])):
+            own = {"| 4": "constant", "| 6": "precision"}.get(row[0], scale)
+            tables = [STUDY / "declared.csv"] if own in ("s48", "constant") else []
+            text = "\n".join(path.read_text() for path in [*tables, *(STUDY / own).glob("*.csv")])
+            found = TRIPLE.findall(cell)
+            assert found or scale == "s24" or row[0] == "| 6", row[0]
+            for triple in found:
+                assert stands(triple, text), (row[0], scale, triple)
+
+
 def test_numbers_come_from_the_tables() -> None:
     """Breaks if the page gives a difference, or an end of an interval, that is in none of its tables."""
     page = pages()
@@ -103,6 +127,13 @@ def test_numbers_come_from_the_tables() -> None:
     for number in numbers:
         # a column of numbers has neither the sign of a positive one nor zeros at its end
         assert number in text or str(float(number.lstrip("±"))) in text, number
+    every = [path.read_text() for path in STUDY.rglob("*.csv")]
+    triples, worth = TRIPLE.findall(page), re.findall(r"(\d{3}) \[(\d{3}), (\d{3})\]", page)
+    assert (len(triples) >= 40, len(worth)) == (True, 3)
+    for triple in triples:
+        assert any(stands(triple, table) for table in every), triple
+    for mean, low, high in worth:  # in updates
+        assert any(f"+{mean} [+{low}, +{high}]" in table for table in every), mean
     told = re.findall(r"([\d.]+) to ([\d.]+) of the rotation, ([\d.]+) to ([\d.]+) of the size", page)
     assert len(told) == len(SETTLED)
     for (scale, cell), ends in zip(reversed(SETTLED.items()), told, strict=True):
@@ -111,6 +142,18 @@ def test_numbers_come_from_the_tables() -> None:
         for (low, high), column in zip((ends[:2], ends[2:]), ("rotation", "rms"), strict=True):
             measured = settled[f"{column} measured/predicted"]
             assert (float(low), float(high)) == (measured.min(), measured.max()), (scale, column)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sweeps", "kept", "place"),
+    [(("study_s24", "study_s48"), "transfer/gains", 4), (("study_s48_tuning",), "s48_pilot", 3)],
+)
+def test_tables_of_sweeps_come_from_the_records(sweeps: tuple[str, ...], kept: str, place: int) -> None:
+    """Breaks if the gains at two lengths, or what the pilot chose η by, are not what the records give."""
+    runs, _ = load_runs([str(STUDY / "records" / name) for name in sweeps], Path("runs"))
+    tables = [table for table in CATALOGUE["sweep"].load().analyse(runs, Options()).tables.values() if len(table)]
+    assert (STUDY / f"{kept}.csv").read_text() == tables[place].to_csv(index=False)
 
 
 @pytest.mark.slow
