@@ -82,6 +82,8 @@ study-report: .venv/run
 	cp runs/study/constant/averages_table1.csv runs/study/constant/bias_variance_table2.csv runs/study/constant/branches.png docs/study/constant/
 	$(BIN)/python -m analysis loss_curves docs/study/records/study_english --out runs/study/english
 	cp runs/study/english/loss_curves_table1.csv docs/study/english/
+	$(BIN)/python -m analysis loss_curves docs/study/records/study_documents --out runs/study/documents
+	cp runs/study/documents/loss_curves_table1.csv docs/study/documents/
 	$(BIN)/python -m analysis declared $(DECLARED) --out runs/study/declared
 	cp runs/study/declared/declared_table1.csv docs/study/declared.csv
 	$(BIN)/python -m analysis precision $(PRECISIONS) --out runs/study/precision
