@@ -31,7 +31,8 @@ RATE_LABEL = "effective LR η/‖w‖ (SGD: η/‖w‖²)"
 EXPECTED = {"rotation": "rotation", "update": "rotation", "rms": "rms"}
 MATCHED, PLAIN = "matched", "at its own rate"
 MEDIAN, MEAN, IDLE = "probe/adam_lr_median", "probe/adam_lr", "probe/adam_idle"
-MEDIAN_LABEL, MEAN_LABEL = "Adam effective LR η/(√v + ε), median over weights", "the same, mean over all weights"
+MEDIAN_LABEL = "Adam effective LR η/(√v + ε), median over weights"
+MEAN_LABEL = "Adam effective LR η/(√v + ε), mean over all weights"
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
@@ -40,9 +41,13 @@ def analyse(runs: list[Run], options: Options) -> Result:
     followed = [(run, leader) for run in trunks if run.reference and (leader := find_run(run.reference, trunks))]
     begun = grouped(trunks, options, lambda groups: [*twins(groups), *followed])
     groups, looks, notes = begun.groups, begun.looks, begun.notes
-    reads = ((RATE_LABEL, effective_lr), (MEDIAN_LABEL, probed(MEDIAN)), (MEAN_LABEL, probed(MEAN)))
-    panels = [Panel(options.xlabel, label, _lines(groups, looks, options, read), ylog=True) for label, read in reads]
-    caption = "Effective learning rates, means over seeds. Read Adam's by its median: unused rows of the embedding rule its mean."
+    # unused rows of the embedding rule the mean: it is drawn where nothing better was recorded
+    label, column = (MEDIAN_LABEL, MEDIAN) if any(MEDIAN in run.probes for run in trunks) else (MEAN_LABEL, MEAN)
+    reads = {RATE_LABEL: effective_lr, label: probed(column)}
+    panels = [
+        Panel(options.xlabel, label, _lines(groups, looks, options, read), ylog=True) for label, read in reads.items()
+    ]
+    caption = "Effective learning rates, means over seeds; Adam's is the median over weights with gradients, where it was recorded."
     drawn = [p for p in panels if p.lines]
     figures = [Figure("effective_lr", caption, drawn)] if drawn else []
     notes += [
