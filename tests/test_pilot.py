@@ -111,25 +111,26 @@ def rows_of(name: str) -> list[Section]:
 def test_the_shipped_pilot_is_the_procedures_first_round(tmp_path: Path) -> None:
     """Breaks if a rule of the schema is missing from the comparison, the pilot's cells are not the starts with one change each, or
     the page declares other starts than the files have."""
-    starts, pilot = rows_of("small_rules"), rows_of("small_rules_tuning")
-    for names in (starts, rows_of("gpt124m_rules")):
+    starts = rows_of("small_rules")
+    for name in ("small_rules", "gpt124m_rules"):
+        names, pilot = rows_of(name), rows_of(f"{name}_tuning")
         # The sphere is for networks whose outputs do not depend on the weights' norm: a GPT's do.
         # K-FAC has few of the rules, and a comparison of its own (docs/rules.md).
         rules = set(get_args(Optim.model_fields["decay_rule"].annotation)) - {"sphere"}
         assert {row.get("decay_rule", "decoupled") for row in names} == rules
         assert {row.get("algorithm", "adam") for row in names} == set(get_args(Algorithm)) - {"kfac"}
-    for i, start in enumerate(starts):
-        runs = cell_runs(tmp_path / str(i), start, [3.0, 3.0], 100)
-        _, tables = rule_by_rule(runs, endpoint_of(group_runs(runs)[0]))
-        expected = [start, *map(json.loads, tables["Cells to run next"]["cell"])]
-        arm = {name: value for name, value in start.items() if name not in ("lr", "weight_decay")}
-        mine = [
-            row
-            for row in pilot
-            if {k: v for k, v in row.items() if k not in ("lr", "weight_decay")} == arm
-            and (row["weight_decay"] > 0) == (start["weight_decay"] > 0)
-        ]
-        assert mine == expected, start
+        for i, start in enumerate(names):
+            runs = cell_runs(tmp_path / name / str(i), start, [3.0, 3.0], 100)
+            _, tables = rule_by_rule(runs, endpoint_of(group_runs(runs)[0]))
+            expected = [start, *map(json.loads, tables["Cells to run next"]["cell"])]
+            arm = {name: value for name, value in start.items() if name not in ("lr", "weight_decay")}
+            mine = [
+                row
+                for row in pilot
+                if {k: v for k, v in row.items() if k not in ("lr", "weight_decay")} == arm
+                and (row["weight_decay"] > 0) == (start["weight_decay"] > 0)
+            ]
+            assert mine == expected, start
     page = (ROOT / "docs" / "rules-study.md").read_text()
     table = re.findall(r"^\| `?([\w ]+)`? \| ([\d.e-]+) \| ([\d.e-]+|none) \|", page, re.MULTILINE)
     told = [(float(lr), 0.0 if decay == "none" else float(decay)) for _, lr, decay in table]
