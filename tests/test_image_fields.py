@@ -11,6 +11,7 @@ import pytest
 from configs.errors import InputError
 from configs.identity import experiment
 from configs.plan import make_plan
+from configs.render import render_plan
 from configs.schema import RunConfig
 from data.image_manifest import ImageManifest
 
@@ -75,3 +76,12 @@ def test_data_that_does_not_fit(
     with pytest.raises(InputError) as caught:
         make_plan(make_images(override), 1, tiny_images[1].summary())
     assert message.format(tiny_images[0]) in str(caught.value)
+
+
+def test_what_an_epoch_leaves_over(make_images: Make, tiny_images: tuple[Path, ImageManifest]) -> None:
+    """Breaks if the images that fill no batch at an epoch's end are not counted, or are said to be some where there are none."""
+    plan = make_plan(make_images(), 1, tiny_images[1].summary())
+    assert (plan.steps_per_epoch, plan.left_over_per_epoch) == (6, 5)
+    assert "6 whole batches (5 images left over in each)" in render_plan(make_images(), plan)
+    whole = make_images({"data": {"train_images": 96}})
+    assert "left over in each" not in render_plan(whole, make_plan(whole, 1, tiny_images[1].summary()))
