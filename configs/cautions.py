@@ -12,6 +12,7 @@ from configs.equilibrium import OTHER_LAWS, SHRINKING
 from configs.groups import Group
 from configs.precision import TABLE
 from configs.prepared import DataSummary, Prepared
+from configs.schedule import lr_fraction
 from configs.schema import P1_WIDTH, RunConfig
 
 P1_RATIO = 0.03  # P1's η over the standard deviation of its initial weights: 6e-4 over 0.02
@@ -68,7 +69,7 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
         ]
     if not shrinks and (optim.algorithm != "sgd" or optim.decay_rule in OTHER_LAWS):
         return []  # what λ takes of a weight follows from the gradients, or it is another law
-    largest = max(group.weight_decay for group in groups.values())
+    largest = max_decay(groups)
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
     # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.
@@ -82,6 +83,19 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
             f"{max(1, 1 / part):.0f} update(s) what it learned (η {optim.lr:g}, λ {largest:g}; P1: {P1_DECAY:g}, so "
             f"{1 / P1_DECAY:,.0f} updates); use a smaller λ"
         ]
+    # the smallest λ of a group, at the η that the run ends with: corrected decay falls with its square
+    late = lr_fraction(config.schedule, config.schedule.steps - 1) ** (2 if optim.decay_rule == "corrected" else 1)
+    low = (
+        late * part * min(g.weight_decay for g in groups.values() if g.weight_decay) / max_decay(groups)
+        if part
+        else 0.0
+    )
+    if TABLE[config.precision].loses_small_changes and part >= BF16_ROUNDING[1] > low > 0:
+        return [
+            f"{what} reaches {part:.2g} and falls to {low:.2g}, where less than half a unit in the last place, "
+            f"{BF16_ROUNDING[0]:.2g} to {BF16_ROUNDING[1]:.2g} of a weight, does not move it in bfloat16: late in the run, or of "
+            "the smallest λ, the decay acts only through the step that it is rounded with; bf16-stochastic keeps it on the average"
+        ]
     if TABLE[config.precision].loses_small_changes and 0 < part < BF16_ROUNDING[1]:
         lost = "no weight decays" if part < BF16_ROUNDING[0] else "some weights do not decay"
         return [
@@ -91,6 +105,10 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
             "float32 weights beside"
         ]
     return []
+
+
+def max_decay(groups: Mapping[str, Group]) -> float:
+    return max(group.weight_decay for group in groups.values())
 
 
 def _gains(config: RunConfig) -> list[str]:

@@ -79,3 +79,16 @@ def test_a_dry_run_tries_the_optimiser_out(
     code = train.main(command)
     assert code == 2
     assert "torch.optim.NAdam" in capsys.readouterr().err
+
+
+def test_a_decay_that_falls_below_the_rounding(tiny_config: Config) -> None:
+    """Breaks if a decay that bfloat16 masters lose late in the run, or in one of its groups, goes without a word."""
+    bf16 = {"precision": "bf16-true", "parallel": {"zero_stage": 1}, "optim": {"lr": 0.05, "weight_decay": 0.1}}
+    falls = {"schedule": {"kind": "cosine", "final_lr_fraction": 0.01}}
+    (said,) = [text for text in make_plan(tiny_config(bf16, falls), 1, None).cautions if "falls to" in text]
+    assert "η·λ reaches 0.005 and falls to" in said
+    assert "late in the run" in said
+    stays = {"schedule": {"kind": "constant"}}
+    assert not any("falls to" in text for text in make_plan(tiny_config(bf16, stays), 1, None).cautions)
+    small = {"optim": {"decay_overrides": [{"pattern": "*.mlp.*", "weight_decay": 0.001}]}}
+    assert any("falls to 5e-05" in text for text in make_plan(tiny_config(bf16, stays, small), 1, None).cautions)
