@@ -132,6 +132,8 @@ def _branch_ends(decayed: Group, plain: Group, branches: dict[tuple[str, int], R
         own = ((run, branches.get((str(run.path), round(PLACE * run.fields[STEPS])))) for run in sound(group))
         ends.append({run.seeds: branch for run, branch in own if branch is not None and is_ended(branch)})
     pairs = [{ends[0][seed]: 1.0, ends[1][seed]: -1.0} for seed in ends[0] if seed in ends[1]]
+    if not pairs:
+        return interval([])
     used = [run for pair in pairs for run in pair]
     whole = all(len(run.column(WHOLE)) for run in used) and same_windows(used, WHOLE)
     return Endpoint(WHOLE if whole else VALIDATION, "", "").contrast(pairs)

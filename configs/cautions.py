@@ -85,11 +85,8 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
         ]
     # the smallest λ of a group, at the η that the run ends with: corrected decay falls with its square
     late = lr_fraction(config.schedule, config.schedule.steps - 1) ** (2 if optim.decay_rule == "corrected" else 1)
-    low = (
-        late * part * min(g.weight_decay for g in groups.values() if g.weight_decay) / max_decay(groups)
-        if part
-        else 0.0
-    )
+    smallest = min((group.weight_decay for group in groups.values() if group.weight_decay), default=0.0)
+    low = late * part * smallest / max_decay(groups) if part else 0.0
     if TABLE[config.precision].loses_small_changes and part >= BF16_ROUNDING[1] > low > 0:
         return [
             f"{what} reaches {part:.2g} and falls to {low:.2g}, where less than half a unit in the last place, "
