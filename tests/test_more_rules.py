@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.decay_laws import check_rule
+from configs.decay_laws import LAWS, check_rule
 from configs.schema import RunConfig
 from data.manifest import Manifest
 from engine.launch import start_world
@@ -118,12 +118,31 @@ def test_resumed_at_another_stage(tiny_data: tuple[Path, Manifest], tiny_config:
 def test_without_decay_the_bits_are_the_optimisers(tiny_data: tuple[Path, Manifest], tiny_config: Config) -> None:
     """Breaks if λ = 0 changes any bit under a rule that has a λ."""
     torch.set_num_threads(1)
-    rules = ["decoupled"] + [fields["decay_rule"] for fields, _ in CASES if fields["weight_decay"] and len(fields) == 2]
-    configs = [tiny_config(optim({"decay_rule": rule, "weight_decay": 0.0})) for rule in rules]
-    (plain, *others) = [ends for _, _, ends in run_ranks(1, engine_ends, configs, tiny_data[1])[0]]
-    for rule, ends in zip(rules[1:], others, strict=True):
-        for name, tensor in plain.items():
-            assert torch.equal(tensor, ends[name]), (rule, name)
+    # the algorithms that every rule could have, each at an η of its own; Muon has no coupled decay
+    algorithms: dict[str, dict[str, Any]] = {
+        "adam": {},
+        "sgd": {"lr": 0.3},
+        "lion": {"lr": 3e-4},
+        "muon": {"momentum": 0.95},
+    }
+    cases = [
+        (algorithm, rule)
+        for algorithm in algorithms
+        for rule, law in LAWS.items()
+        if law.has_decay and algorithm in (law.algorithms or algorithms) and (algorithm, rule) != ("muon", "l2_coupled")
+    ]
+    assert len(cases) == 10 + 8 + 6 + 5
+    configs = [
+        tiny_config(optim({"decay_rule": rule, "weight_decay": 0.0, "algorithm": algorithm} | algorithms[algorithm]))
+        for algorithm, rule in cases
+    ]
+    ends_of = {
+        case: ends
+        for case, (_, _, ends) in zip(cases, run_ranks(1, engine_ends, configs, tiny_data[1])[0], strict=True)
+    }
+    for (algorithm, rule), ends in ends_of.items():
+        for name, tensor in ends_of[algorithm, "decoupled"].items():
+            assert torch.equal(tensor, ends[name]), (algorithm, rule, name)
 
 
 @pytest.mark.engine
