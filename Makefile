@@ -18,7 +18,7 @@ LENGTHS := docs/study/records/study_s24 docs/study/records/study_s48
 DECLARED_SEEDS := $(foreach length,$(LENGTHS),$(length)/seeds[0-4]-*)
 PRECISIONS := docs/study/records/study_precision \
 	$(foreach decay,0.0 0.151,docs/study/records/study_s24/seeds[0-4]-lr0.01-weight_decay$(decay)-??????????.parquet)
-COSINE := $(foreach decay,0.0 0.108,docs/study/records/study_s48/seeds[0-4]-lr0.007-weight_decay$(decay)-??????????.parquet)
+COSINE := $(foreach decay,0.0 0.108,docs/study/records/study_s48/seeds[0-7]-lr0.007-weight_decay$(decay)-??????????.parquet)
 LLAMA := docs/study/records/small_llama/rmsnorm-*
 GPT2 := docs/study/records/study_s24/seeds[0-2]-lr0.01-*
 MECHANISMS := small_mechanisms small_layer_norms small_layer_norms_adam small_kfac_gpt small_large_batch \

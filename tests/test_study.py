@@ -77,7 +77,7 @@ def test_the_declared_claims_come_from_the_records() -> None:
     (table,) = CATALOGUE["declared"].load().analyse(runs, Options()).tables.values()
     assert (STUDY / "declared.csv").read_text() == table.to_csv(index=False)
     branches = list(CATALOGUE["bias_variance"].load().analyse(_constant(runs), Options()).tables.values())[1]
-    cosine = re.compile(r"study_s48/seeds[0-4]-lr0\.007-weight_decay(0\.0|0\.108)-\w{10}\.parquet$")
+    cosine = re.compile(r"study_s48/seeds[0-7]-lr0\.007-weight_decay(0\.0|0\.108)-\w{10}\.parquet$")
     beside = [*_constant(runs), *(run for run in runs if cosine.search(str(run.file)))]
     averages, averages_beside = (
         next(iter(CATALOGUE["averages"].load().analyse(given, Options()).tables.values()))
