@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import jacobian_norms, laws, sphere, theory
+from analysis import evidence, jacobian_norms, laws, sphere, theory
 from analysis.__main__ import main
 from analysis.command import Options
 from analysis.published import P1, curves, notes_on, paper, published_lines
@@ -93,9 +93,12 @@ def test_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "configs/none.json"]) == 2
 
 
-def test_runs_of_another_setting_are_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_another_setting_are_no_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Breaks if a finished run is quoted as evidence for a configuration of another η, length, warm-up, size, precision,
     schedule or data, or one of the same setting is not."""
+    monkeypatch.setattr(evidence, "read_summary", lambda path: None)  # whatever is prepared here
     plain = {"schedule": {"steps": 2000, "warmup_steps": 200}, "batch": {"tokens_per_step": 2048}}
     changes: dict[str, dict[str, Any]] = {
         "same": {},

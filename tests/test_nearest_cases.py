@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import advise
+from analysis import advise, evidence
 from analysis.__main__ import main
 from analysis.carried_decay import Carried, carry
 from analysis.command import Options, Result
@@ -205,8 +205,9 @@ def test_a_longer_run_divides_by_its_length() -> None:
     assert "Depth goes from 2 to 4 blocks" in said[3]
 
 
-def test_the_runs_lambda_is_carried(tmp_path: Path) -> None:
+def test_the_runs_lambda_is_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if the best λ of finished runs of the setting is not what is carried, or that of another setting is."""
+    monkeypatch.setattr(evidence, "read_summary", lambda path: None)  # whatever is prepared here
     plain = {"schedule": {"steps": 2000, "warmup_steps": 200}, "batch": {"tokens_per_step": 2048}}
 
     def runs(name: str, change: dict[str, Any]) -> list[Any]:

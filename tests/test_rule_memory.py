@@ -36,6 +36,11 @@ def resident() -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", STATUS.read_text())[1]) * 1024
 
 
+def decay_of(rule: str) -> float:
+    """A λ of the rule: of swd, whose λ is over the size of the gradients, a small one."""
+    return {"swd": 1e-4}.get(rule, 0.1) if Rule(RULES[rule]).uses_decay else 0.0
+
+
 def held_in_steps(configs: list[RunConfig], manifest: Manifest) -> list[int]:
     """The most that this process holds between the gradients and the end of the second update, beyond what it held before."""
     # Every large tensor is mapped by itself and given back when it is freed: what is resident is what is in use.
@@ -66,7 +71,7 @@ def test_plan_counts_what_rules_hold(tiny_data: tuple[Path, Manifest], tiny_conf
     configs = [
         tiny_config(
             WIDE,
-            {"optim": {"decay_rule": name, "weight_decay": 0.1 if Rule(RULES[name]).uses_decay else 0.0}},
+            {"optim": {"decay_rule": name, "weight_decay": decay_of(name)}},
             {"parallel": {"zero_stage": stage}},
         )
         for name, stage in cases
