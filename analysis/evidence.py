@@ -77,15 +77,16 @@ def _told(name: str, groups: list[Group], options: Options) -> list[str]:
     findings = []
     for group in groups:
         base = baseline_of(group, groups)
-        for column, words in ((VALIDATION, "validation loss"), (TRAIN, "training loss")):
-            paired = paired_final(group, base, column)
-            if group is base or not paired.interval.n:
-                continue
+        if group is base:
+            continue
+        paired, words = paired_final(group, base, VALIDATION), "validation loss"
+        if not paired.interval.n:
+            paired, words = paired_final(group, base, TRAIN), "training loss"
+        if paired.interval.n:
             gone = f" ({condition})" if (condition := survival(lost(group, base))) else ""
             over = f" {paired.over}" if paired.over else ""
             text = f"{words}{over} at step {paired.place}: {paired.interval.text()}: {paired.verdict()}{gone}."
             findings.append(f"{name}: {group.name} minus {base.name}, {text}")
-            break
     # an optimum needs several λ
     if len({group.decay for group in groups}) > 1:
         runs = [run for group in groups for run in group.runs]

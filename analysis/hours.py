@@ -22,27 +22,25 @@ TRAINING = "time/step_s"
 KINDS = {"training": (TRAINING,), "evaluation": ("time/eval_s",), "other": ("time/measures_s", "time/checkpoint_s")}
 SECONDS = 3600
 STALLED, LEAST_S = 10, 60.0
+COUNTS = ("runs", "to their end", "updates")
 
 
 def analyse(runs: list[Run], options: Options) -> Result:
     timed = [run for run in runs if len(run.column(TRAINING))]
     if not timed:
         raise InputError(f"none of these {len(runs)} runs has recorded {TRAINING}, the time of an update")
-    # a sweep's runs lie in one folder
-    folders: dict[str, list[Run]] = {}
-    for run in timed:
-        folders.setdefault(run.file.parent.name, []).append(run)
-    # in the folders' order, the sum last
-    rows = [_row(name, members) for name, members in sorted(folders.items())]
-    whole = {kind: _hours(timed, kind) for kind in KINDS}
-    if len(rows) > 1:
-        rows.append(_row("all", timed))
+    costs = pd.DataFrame([_cost(run) for run in timed])
+    # a sweep's runs lie in one folder; in the folders' order, the sum last
+    table = costs.groupby("folder", as_index=False).sum()
+    whole = costs.drop(columns="folder").sum()
+    if len(table) > 1:
+        table = pd.concat([table, pd.DataFrame([{"folder": "all", **whole}])], ignore_index=True)
     notes = [] if len(timed) == len(runs) else [f"{len(runs) - len(timed)} runs have no times, and are left out"]
-    total = sum(whole.values())
+    total = whole["device-hours"]
     said = f"{len(timed)} runs, {total:,.2f} device-hours, of which training {whole['training'] / total:.0%}."
-    if stalled := _stalled(timed):
-        notes.append(f"{stalled:,.2f} device-hours more stood still, and are not counted")
-    table = pd.DataFrame(rows).round(2)
+    if whole["stalled"]:
+        notes.append(f"{whole['stalled']:,.2f} device-hours more stood still, and are not counted")
+    table = table.astype(dict.fromkeys(COUNTS, int)).round(2)
     return Result("hours", "Machine time", [said.replace("%", " %")], [], {"By folder": table}, notes)
 
 
@@ -53,16 +51,14 @@ def _devices(run: Run) -> int:
     return int(start.get("ranks") or 1) * int(threads or 1)
 
 
-def _hours(runs: list[Run], kind: str) -> float:
-    """Without what was stalled."""
-    return sum(_devices(run) * _times(run, name)[0] for run in runs for name in KINDS[kind]) / SECONDS
-
-
-def _stalled(runs: list[Run]) -> float:
-    return (
-        sum(_devices(run) * _times(run, name)[1] for run in runs for names in KINDS.values() for name in names)
-        / SECONDS
-    )
+def _cost(run: Run) -> dict[str, object]:
+    """A row of the table, of one run."""
+    times = {kind: [_times(run, name) for name in names] for kind, names in KINDS.items()}
+    share = _devices(run) / SECONDS
+    hours = {kind: share * sum(counted for counted, _ in found) for kind, found in times.items()}
+    stalled = share * sum(late for found in times.values() for _, late in found)
+    counts = dict(zip(COUNTS, (1, run.state == "done", run.last_step), strict=True))
+    return {"folder": run.file.parent.name, **counts, "device-hours": sum(hours.values()), **hours, "stalled": stalled}
 
 
 def _times(run: Run, name: str) -> tuple[float, float]:
@@ -77,10 +73,3 @@ def _times(run: Run, name: str) -> tuple[float, float]:
     late = (values > STALLED * usual) & (values > usual + LEAST_S)
     stalled = float((values - usual)[late].sum())
     return float(values.sum()) - stalled, stalled
-
-
-def _row(name: str, runs: list[Run]) -> dict[str, object]:
-    hours = {kind: _hours(runs, kind) for kind in KINDS}
-    ended = sum(run.state == "done" for run in runs)
-    counts = {"runs": len(runs), "to their end": ended, "updates": sum(run.last_step for run in runs)}
-    return {"folder": name, **counts, "device-hours": sum(hours.values()), **hours, "stalled": _stalled(runs)}

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import cache
 
 from benchmarks.markdown import table
-from configs.decay_laws import LAWS
 from configs.errors import InputError
 from configs.load import validate
 from configs.plan import make_plan
@@ -18,7 +17,6 @@ RULE_COLUMNS = ("rule", "law", "λ", "algorithms", "precisions")
 ALGORITHM_COLUMNS = ("algorithm", "ZeRO stages in fp32", "precisions, at some stage")
 STAGES = (0, 1, 2, 3)
 EVERY = [*ALGORITHMS, "torch.optim.NAdam"]  # one of torch's stands for all
-WITHOUT_DECAY = [name for name, law in LAWS.items() if not law.has_decay]
 
 
 def rules() -> str:

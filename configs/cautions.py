@@ -69,7 +69,8 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
         ]
     if not shrinks and (optim.algorithm != "sgd" or optim.decay_rule in OTHER_LAWS):
         return []  # what λ takes of a weight follows from the gradients, or it is another law
-    largest = max_decay(groups)
+    decays = [group.weight_decay for group in groups.values()]
+    largest = max(decays)
     if schedule is not None:
         largest *= schedule.start if schedule.kind == "constant" else max(schedule.start, schedule.end)
     # Added to SGD's gradient, the decay is carried on by the momentum; the gradient of λ‖w‖² is 2λw.
@@ -85,8 +86,7 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
         ]
     # the smallest λ of a group, at the η that the run ends with: corrected decay falls with its square
     late = lr_fraction(config.schedule, config.schedule.steps - 1) ** (2 if optim.decay_rule == "corrected" else 1)
-    smallest = min((group.weight_decay for group in groups.values() if group.weight_decay), default=0.0)
-    low = late * part * smallest / max_decay(groups) if part else 0.0
+    low = late * part * min(filter(None, decays)) / max(decays) if part else 0.0
     if TABLE[config.precision].loses_small_changes and part >= BF16_ROUNDING[1] > low > 0:
         return [
             f"{what} reaches {part:.2g} and falls to {low:.2g}, where less than half a unit in the last place, "
@@ -102,10 +102,6 @@ def _decay(config: RunConfig, groups: Mapping[str, Group]) -> list[str]:
             "float32 weights beside"
         ]
     return []
-
-
-def max_decay(groups: Mapping[str, Group]) -> float:
-    return max(group.weight_decay for group in groups.values())
 
 
 def _gains(config: RunConfig) -> list[str]:

@@ -118,7 +118,7 @@ def state_bytes(config: RunConfig, ranks: int) -> int:
 # tests/test_rule_memory.py measures every rule; one that is not named holds next to nothing.
 RULE_COPIES: dict[str, tuple[int, int]] = {
     "hyperball": (2, 0),  # the weights before, and the step
-    "rotational": (2, 3),
+    "rotational": (2, 3),  # those, and their products, which are summed in float64
     "cautious": (0, 4),  # the moment to come, what it is made of, and the one before it
     "cautious_random": (0, 4),
     "swd": (0, 2),  # a moment in float64, whose sum is taken

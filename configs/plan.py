@@ -14,7 +14,6 @@ from configs.equilibrium import HOLDING, SHRINKING
 from configs.errors import InputError
 from configs.groups import Group, decay_groups, main_group, sized_groups
 from configs.identity import experiment, run_id
-from configs.images import ImageData
 from configs.micro_batch import choose_micro_batch, memory_cautions
 from configs.origin import Leader, Origin, factors_by_tensor, first_window, planned_factors
 from configs.precision import TABLE
@@ -23,7 +22,7 @@ from configs.schedule import decay_sum, lr_of_updates, lr_sum, peak_decay
 from configs.schema import RunConfig, Unit
 from configs.tensors import tensor_table
 from configs.transfer import transferred
-from configs.windows import epoch_images
+from configs.windows import taken_images
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,8 @@ def make_plan(
 def _epoch(config: RunConfig, data: Prepared | None) -> dict[str, int | None]:
     """What an epoch of images holds, in whole batches, and what is left over."""
     steps = left = None
-    if isinstance(data, ImageSummary) and isinstance(config.data, ImageData):
-        read, taken = epoch_images(config, data.train_images), config.data.train_images or data.train_images
-        steps, left = read // config.examples_per_step, min(taken, data.train_images) - read
+    if isinstance(data, ImageSummary):
+        steps, left = divmod(taken_images(config, data.train_images), config.examples_per_step)
     return {"steps_per_epoch": steps, "left_over_per_epoch": left}
 
 

@@ -22,11 +22,15 @@ def train_windows(config: RunConfig, tokens: int) -> int:
     return windows_in(tokens, config.gpt.seq_len)
 
 
-def epoch_images(config: RunConfig, images: int) -> int:
-    """Images that one epoch reads of a training split of `images`, after data.train_images: whole batches of them."""
+def taken_images(config: RunConfig, images: int) -> int:
+    """Images of a training split of `images` that a run trains on: all, or data.train_images."""
     assert isinstance(config.data, ImageData)
-    taken = min(images, config.data.train_images or images)
-    return taken // config.examples_per_step * config.examples_per_step
+    return min(images, config.data.train_images or images)
+
+
+def epoch_images(config: RunConfig, images: int) -> int:
+    """Images of them that one epoch reads: whole batches."""
+    return taken_images(config, images) // config.examples_per_step * config.examples_per_step
 
 
 def image_epochs(config: RunConfig, images: int, first: int = 0) -> int:

@@ -140,10 +140,13 @@ class Training:
 
     def _sizes(self, suffix: str, losses: dict[str, float]) -> dict[str, float]:
         """‖w‖ of an average, which has no row of its own; and the objective over the training images, where they are evaluated."""
+        loss = losses.get(f"train_eval/loss{suffix}")
+        if loss is None and not suffix:
+            return {}
         norms, found = self.engine.weight_norms(), {}
         if suffix:
             found[f"weights/norm{suffix}"] = norms[""]
-        if (loss := losses.get(f"train_eval/loss{suffix}")) is not None:
+        if loss is not None:
             groups = decay_groups(tensor_table(self.config.model), self.config.optim).values()
             penalty = sum(decay / 2 * sum(norms[name] ** 2 for name in names) for names, decay in groups)
             found[f"train_eval/objective{suffix}"] = loss + penalty
