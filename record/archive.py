@@ -4,7 +4,8 @@ RUN is a run folder, a folder of runs, or a sweep file; each run becomes DIR/<fo
 analysis takes such files, and folders of them, wherever it takes run folders, and gives the same tables. Checkpoints are not in
 them. A run that is being written is refused: while it is read its writer lock is held.
 
-With --every N a file holds every Nth update alone, as for runs of which only the end is asked: see `thinned`.
+With --every N a file holds every Nth update alone, as for runs of which only the end is asked, and with --probe-every N every Nth
+probe: see `thinned`.
 """
 
 from __future__ import annotations
@@ -49,10 +50,14 @@ def main(arguments: list[str]) -> int:
         metavar="N",
         help="only every Nth update, those evaluated, and two probes: small files of runs of which the end alone is asked",
     )
+    parser.add_argument("--probe-every", type=int, metavar="N", help="only every Nth probe, and the last")
     args = parser.parse_args(arguments)
     try:
-        if args.every < 1:
-            raise InputError(f"--every {args.every} keeps no update; give 1 for all, or more")
+        for option, number in (("--every", args.every), ("--probe-every", args.probe_every)):
+            if number is not None and number < 1:
+                raise InputError(f"{option} {number} keeps nothing; give 1 for all, or more")
+        if args.every > 1 and args.probe_every:
+            raise InputError("--every keeps the first and the last probe alone; give --probe-every without it")
         if args.out.exists() and not args.out.is_dir():
             raise InputError(f"--out {args.out} is a file; give a folder, new or not")
         if args.runs_root is not None and not any(map(is_sweep_file, args.runs)):
@@ -60,7 +65,8 @@ def main(arguments: list[str]) -> int:
         folders, notes = run_folders(args.runs, args.runs_root or Path("runs"))
         # every run is read before the first is written: a refusal leaves no half of a study behind
         contents = {
-            f"{path.name}{SUFFIX}": pack(thinned(read_folder(path, args.unfinished), args.every)) for path in folders
+            f"{path.name}{SUFFIX}": pack(thinned(read_folder(path, args.unfinished), args.every, args.probe_every))
+            for path in folders
         }
         for name, content in contents.items():
             check_target(args.out / name, content)
@@ -180,31 +186,43 @@ def _read(path: Path, unfinished: bool) -> Archive:
     )
 
 
-def thinned(archive: Archive, every: int) -> Archive:
+def thinned(archive: Archive, every: int = 1, probe_every: int | None = None) -> Archive:
     """The archive with the rows of every `every`th update, of those that were evaluated or tell an event, and of the last; and with
-    the first and the last probe. Who reads it is told.
+    every `probe_every`th probe from the first on, and the last; where updates are left out, these two alone. Who reads it is told.
 
     `time/step_s` of a row is then that of all updates since the row before, so that sums over a run stay what they are; how fast
     one update was (`perf/…`) is left out.
     """
-    if every == 1:
+    if every > 1:
+        rows, last = _every(archive.log.rows, every), len(archive.probes.rows)
+        probes = _every_probe(archive.probes, last)
+        return replace(
+            archive, documents=archive.documents | {"every": every}, log=replace(archive.log, rows=rows), probes=probes
+        )
+    if probe_every is None or probe_every == 1:
         return archive
+    told = f"{archive.name}: of its {len(archive.probes.rows)} probes every {probe_every}th was archived, and the last"
+    probes = _every_probe(archive.probes, probe_every)
+    return replace(archive, probes=replace(probes, problems=[*probes.problems, told]))
+
+
+def _every_probe(log: Log, every: int) -> Log:
+    """With the first row and every `every`th after it, and the last."""
+    last = len(log.rows) - 1
+    return replace(log, rows=[row for place, row in enumerate(log.rows) if place == last or place % every == 0])
+
+
+def _every(given: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
     rows, seconds = [], 0.0
-    for place, row in enumerate(archive.log.rows, 1):
+    for place, row in enumerate(given, 1):
         seconds += row.get(SECONDS) or 0.0
-        if row["step"] % every and place < len(archive.log.rows) and not _is_told(row):
+        if row["step"] % every and place < len(given) and not _is_told(row):
             continue
         kept = {name: value for name, value in row.items() if not name.startswith("perf/")}
         if SECONDS in row:  # an event's row has no time, and leaves what has gathered to the next
             kept[SECONDS], seconds = seconds, 0.0
         rows.append(kept)
-    probes = archive.probes.rows
-    return replace(
-        archive,
-        documents=archive.documents | {"every": every},
-        log=replace(archive.log, rows=rows),
-        probes=replace(archive.probes, rows=[*probes[:1], *probes[1:][-1:]]),
-    )
+    return rows
 
 
 def _is_told(row: dict[str, Any]) -> bool:

@@ -31,7 +31,8 @@ OBJECTS = {
     "norms": False,
     "val_blocks": True,
 }
-NUMBERS = (pa.int64(), pa.float32(), pa.float64())
+PROBED = ("probe_names", "probed", "probed_alone")
+NUMBERS = (pa.int64(), pa.int32(), pa.float32(), pa.float64())
 
 
 def check_size(metadata: pq.FileMetaData) -> None:
@@ -41,7 +42,7 @@ def check_size(metadata: pq.FileMetaData) -> None:
     ]
     values = sum(column.num_values for column in columns)
     unpacked = sum(column.total_uncompressed_size for column in columns)
-    text = sum(map(len, (metadata.metadata or {}).values()))
+    text = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "documents")
     for what, number, most in (
         ("values", max(values, metadata.num_rows * metadata.num_columns), MOST_VALUES),
         ("bytes unpacked", unpacked, MOST_UNPACKED),
@@ -62,10 +63,12 @@ def check_columns(schema: pa.Schema) -> None:
         if schema.field(name).type != pa.int64():
             raise TypeError(f"column {name} holds {schema.field(name).type}, not integers")
     probes = schema.field("probes").type
-    if not pa.types.is_map(probes) or probes.key_type != pa.string() or probes.item_type not in NUMBERS[1:]:
-        raise TypeError(f"column probes holds {probes}, not a map of names to numbers")
+    if not pa.types.is_list(probes) or probes.value_type not in (pa.float32(), pa.float64()):
+        raise TypeError(f"column probes holds {probes}, not lists of numbers")
+    if (documents := schema.field("documents").type) != pa.string():
+        raise TypeError(f"column documents holds {documents}, not text")
     for field in schema:
-        if field.name not in ("step", *units, "probes") and field.type not in NUMBERS:
+        if field.name not in ("step", *units, "probes", "documents") and field.type not in NUMBERS:
             raise TypeError(f"column {field.name[:80]!r} holds {str(field.type)[:80]}, not numbers")
 
 
@@ -93,8 +96,8 @@ def check_documents(documents: Any, place: str) -> None:
     for name in ("superseded", "probe_superseded"):
         if type(documents[name]) is not int or not 0 <= documents[name] <= LARGEST:
             raise TypeError(f"{name} is {documents[name]!r:.40}, no count")
-    if not isinstance(documents["probed_alone"], list) or not isinstance(documents["name"], str):
-        raise TypeError("probed_alone is no list, or name no text")
+    if not isinstance(documents["name"], str) or not all(isinstance(documents[n], list) for n in PROBED):
+        raise TypeError(f"name is no text, or one of {', '.join(PROBED)} no list")
     plain_name(documents["name"])
     if documents["status"]:
         # a state that could not be told when the run was archived has its reason with it

@@ -4,37 +4,34 @@ Parquet, compressed by zstd: one row per step, the rows in force (record/metrics
 
     step, tokens    integers; of a run on images step, images
     measurements    by name: float32; but float64 for val/…, of which there are few and whose differences are small, and for a
-                    column with a value that float32 does not hold to 7 digits; integers stay integers
-    probes          a map from name to float32, null where the step was not probed (record/probe_columns.py)
+                    column with a value that float32 does not hold to 7 digits; integers stay integers; smooth ones are int32,
+                    the second differences of a float32's bits (record/archive_columns.py)
+    probes          in the first row, float32, a list of all of them, name by name (record/probe_columns.py)
 
-A value that was recorded and not finite is NaN, one that was not recorded null. `run` in the schema's metadata is a JSON object,
-by zlib and then base64: format, name, the run folder's small files, what was wrong with its logs, and what of the rows is in no
-column. After it stands `sha256`, the digest of the whole file with its own 64 digits as zeros: a file with a damaged byte is
-refused. Of format 1, which is read too, `run` is the JSON text itself.
+    documents       in the first row, JSON: name, the run folder's small files, what was wrong with its logs, and what of the
+                    rows is in no column
 
-The same run gives the same bytes by the same versions of pyarrow and zlib.
+A value that was recorded and not finite is NaN, one that was not recorded null. The schema's metadata has the `format`, and after
+it `sha256`, the digest of the whole file with its own 64 digits as zeros: a file with a damaged byte is refused.
+
+The same run gives the same bytes by the same version of pyarrow.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import InputError
 from record.archive_checks import (
     MOST_BYTES,
-    MOST_TEXT,
     MOST_VALUES,
     check_columns,
     check_documents,
@@ -42,16 +39,14 @@ from record.archive_checks import (
     check_size,
     check_steps,
 )
+from record.archive_columns import Row, column_of, is_measured, probe_rows, probes_of, values_of
 from record.files import parse_json, read_regular
 from record.metrics import UNITS, Log
 
-FORMAT = 2
-READ = (1, FORMAT)
+FORMAT = 3
 SUFFIX = ".parquet"
 MARK = b"SHA-256 of this file with these digits as zeros: "
 ZEROS = b"0" * 64
-LEAST, MOST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def run_name(path: Path) -> str:
 
 
 def pack(archive: Archive) -> bytes:
-    """The file's content. InputError for a run that is too large to be read again as one file."""
+    """The file's content. InputError for a run that has no row, or is too large to be read again as one file."""
     values = sum(len(row) for log in (archive.log, archive.probes) for row in log.rows)
     if values > MOST_VALUES:
         raise InputError(
@@ -82,19 +77,23 @@ def pack(archive: Archive) -> bytes:
         )
     rows, probed = ({row["step"]: row for row in log.rows} for log in (archive.log, archive.probes))
     steps = sorted(rows.keys() | probed.keys())
+    if not steps:
+        raise InputError(f"{archive.name} has recorded no update yet: there is nothing to archive")
     ours = [rows.get(step) or probed[step] for step in steps]
     unit = "images" if any("images" in row for row in ours) else "tokens"
     columns = {"step": pa.array(steps, pa.int64()), unit: pa.array([row.get(unit) for row in ours], pa.int64())}
-    for name in dict.fromkeys(name for row in rows.values() for name, value in row.items() if _measured(name, value)):
-        columns[name] = _column(name, [rows.get(step, {}).get(name, ...) for step in steps])
-    columns["probes"] = _maps([probed.get(step) for step in steps])
+    for name in dict.fromkeys(name for row in rows.values() for name, value in row.items() if is_measured(name, value)):
+        columns[name] = column_of(name, [rows.get(step, {}).get(name, ...) for step in steps])
+    names, probes = probes_of([probed[step] for step in sorted(probed)])
+    columns["probes"] = pa.ListArray.from_arrays([0, *[len(probes)] * len(steps)], probes)
     documents = {
-        "format": FORMAT,
         "name": archive.name,
         **archive.documents,
         # what no column holds: events, lists, names of values that were not finite
         "rest": _rest(rows.values()),
         "probes_rest": _rest(probed.values()),
+        "probe_names": names,
+        "probed": sorted(probed),
         "probed_alone": sorted(probed.keys() - rows.keys()),
         "problems": archive.log.problems,
         "superseded": archive.log.superseded,
@@ -102,51 +101,22 @@ def pack(archive: Archive) -> bytes:
         "probe_superseded": archive.probes.superseded,
     }
     text = json.dumps(documents, separators=(",", ":"), ensure_ascii=False)
-    # the digest last: its place is found from the file's end, whatever a configuration says
-    return _sealed(_written(pa.table(columns), {"run": shrunk(text), "sha256": (MARK + ZEROS).decode()}))
-
-
-def _measured(name: str, value: Any) -> bool:
-    return "/" in name and not isinstance(value, list)
+    columns["documents"] = pa.array([text, *[None] * (len(steps) - 1)], pa.string())
+    return _sealed(_written(pa.table(columns)))
 
 
 def _rest(rows: Any) -> list[Row]:
     """Of every row what is no measurement; rows without such are left out."""
-    kept = [{n: v for n, v in row.items() if not _measured(n, v) and n not in ("step", *UNITS)} for row in rows]
+    kept = [{n: v for n, v in row.items() if not is_measured(n, v) and n not in ("step", *UNITS)} for row in rows]
     return [{"step": row["step"], **rest} for row, rest in zip(rows, kept, strict=True) if rest]
 
 
-def _column(name: str, values: list[Any]) -> pa.Array:
-    """One measurement. `...` is a value that was not recorded, None one that was not finite."""
-    numbers = [v for v in values if v is not ... and v is not None]
-    absent = np.array([v is ... for v in values])
-    if numbers and None not in values and all(type(v) is int for v in numbers):
-        return pa.array([None if v is ... else v for v in values], pa.int64())
-    floats = np.array([math.nan if v is ... or v is None else v for v in values], np.float64)
-    wide = name.startswith("val/") or not _fits(numbers)
-    # from_pandas=False: a NaN is a value here, and only the mask says what is absent
-    return pa.array(floats if wide else floats.astype(np.float32), mask=absent, from_pandas=False)
-
-
-def _fits(numbers: Sequence[float]) -> bool:
-    """Whether float32 holds all of them to 7 digits."""
-    return all(v == 0 or LEAST <= abs(v) <= MOST for v in numbers)
-
-
-def _maps(rows: list[Row | None]) -> pa.Array:
-    """The probes' column."""
-    maps = [None if r is None else [(n, v) for n, v in r.items() if _measured(n, v)] for r in rows]
-    narrow = _fits([v for pairs in maps if pairs for _, v in pairs if v is not None])
-    numbers = [None if m is None else [(n, math.nan if v is None else v) for n, v in m] for m in maps]
-    return pa.array(numbers, pa.map_(pa.string(), pa.float32() if narrow else pa.float64()))
-
-
-def _written(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """As Parquet. Bytes of equal rank stand together (the exponents are alike), and steps are stored as differences."""
+def _written(table: pa.Table) -> bytes:
+    """As Parquet, not yet sealed. Bytes of equal rank stand together (the exponents are alike), steps are stored as differences."""
     encodings = {
-        name: "DELTA_BINARY_PACKED" if pa.types.is_integer(table.schema.field(name).type) else "BYTE_STREAM_SPLIT"
+        name: "DELTA_BINARY_PACKED" if table.schema.field(name).type == pa.int64() else "BYTE_STREAM_SPLIT"
         for name in table.column_names
-        if name != "probes"
+        if name not in ("probes", "documents")
     }
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -154,13 +124,14 @@ def _written(table: pa.Table, metadata: dict[str, str]) -> bytes:
         table.schema,
         compression="zstd",
         compression_level=19,
-        use_dictionary=["probes.key_value.key"],
-        column_encoding=encodings | {"probes.key_value.value": "BYTE_STREAM_SPLIT"},
+        use_dictionary=False,
+        column_encoding=encodings | {"probes.list.element": "BYTE_STREAM_SPLIT"},
         write_statistics=False,
         store_schema=False,  # it would hold the metadata a second time
     ) as writer:
-        writer.write_table(table, row_group_size=max(len(table), 1))
-        writer.add_key_value_metadata(metadata)
+        writer.write_table(table, row_group_size=len(table))
+        # the digest last: its place is found from the file's end, whatever a configuration says
+        writer.add_key_value_metadata({"format": str(FORMAT), "sha256": (MARK + ZEROS).decode()})
     return bytes(sink.getvalue())
 
 
@@ -187,39 +158,20 @@ def unpack(content: bytes, place: str) -> Archive:
         file = pq.ParquetFile(pa.BufferReader(content))
         # a small file may stand for more than the memory holds
         check_size(file.metadata)
-        documents = parse_json(unshrunk(file.metadata.metadata[b"run"]))
-        if isinstance(documents, dict) and (version := documents.pop("format")) not in READ:
-            raise InputError(
-                f"{place} is an archive of format {version!r:.40}; this version reads {', '.join(map(str, READ))}"
-            )
-        check_documents(documents, place)
+        version = file.metadata.metadata.get(b"format", b"1 or 2").decode()
+        if version != str(FORMAT):
+            raise InputError(f"{place} is an archive of format {version:.40}; this version reads {FORMAT}")
         check_columns(file.schema_arrow)
-        return _archive(file.read(), documents)
+        table = file.read()
+        documents = parse_json(table["documents"][0].as_py())
+        check_documents(documents, place)
+        return _archive(table, documents)
     except InputError as error:
         if str(error).startswith(f"{place} "):
             raise
         raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{place} is no archive of a run that this version can read ({error!s:.300})") from None
-
-
-def shrunk(text: str) -> str:
-    """The documents as they stand in the metadata, which Parquet does not compress and wants to be text."""
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def unshrunk(kept: bytes) -> str:
-    """The text again. ValueError for what is none, is cut off, or would be longer than MOST_TEXT."""
-    if kept.startswith(b"{"):  # format 1
-        return kept.decode()
-    unpacking = zlib.decompressobj()
-    try:
-        text = unpacking.decompress(base64.b64decode(kept, validate=True), MOST_TEXT)
-    except zlib.error as error:
-        raise ValueError(f"its documents cannot be unpacked: {error}") from None
-    if not unpacking.eof:
-        raise ValueError(f"its documents are cut off, or would have more than {MOST_TEXT:,} bytes")
-    return text.decode()
 
 
 def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
@@ -231,14 +183,13 @@ def _archive(table: pa.Table, documents: dict[str, Any]) -> Archive:
         for step, count in zip(steps, counts, strict=True)
     }
     probed = {
-        step: rows[step] | {name: _recorded(value) for name, value in pairs}
-        for step, pairs in zip(steps, table["probes"].to_pylist(), strict=True)
-        if pairs is not None
+        step: rows[step] | {name: _recorded(value) for name, value in found.items()}
+        for step, found in probe_rows(documents.pop("probe_names"), table["probes"][0].as_py(), documents.pop("probed"))
     }
     for name in table.column_names:
-        if name in ("step", unit, "probes"):
+        if name in ("step", unit, "probes", "documents"):
             continue
-        for step, value in zip(steps, table[name].to_pylist(), strict=True):
+        for step, value in zip(steps, values_of(table[name]), strict=True):
             if value is not None:
                 rows[step][name] = _recorded(value)
     for step in documents.pop("probed_alone"):

@@ -18,13 +18,15 @@ from analysis.gate import UPDATES, analyse
 from analysis.report import results_of
 from configs.errors import InputError
 from record.archive import main, read_folder
-from record.archive_file import MARK, ZEROS, _sealed, _written, pack, read_archive, shrunk, unpack, unshrunk
+from record.archive_columns import column_of, values_of
+from record.archive_file import pack, read_archive, unpack
 from record.blocks import in_blocks, write_blocks
 from record.contents import read_final_blocks, read_probes, read_starts
 from record.lock import hold
 from record.metrics import MetricsLog, read_log
 from record.run import RunFolder
 from tests.recorded import load, write_run
+from tests.test_mutated_archives import opened, sealed
 
 KEPT = Path(__file__).parent / "kept" / "runs"
 DEFAULT_COLUMNS = (
@@ -125,8 +127,21 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert math.isnan(found.loss_sums["weights"][-1])
 
 
+def test_smooth_columns() -> None:
+    """Breaks if a measurement stored by its differences comes back in another bit, or what was not recorded or not finite does."""
+    rng = np.random.default_rng(0)
+    drawn = [float(np.float32(v)) for v in rng.normal(size=200) * 10.0 ** rng.integers(-30, 30, 200)]
+    values = [*drawn, ..., ..., 0.0, -0.0, None, drawn[0], ...]
+    column = column_of("weights/norm", values)
+    assert column.type == pa.int32()
+    assert column_of("train/loss", values).type == pa.float32()
+    again = [... if v is None else None if math.isnan(v) else v for v in values_of(pa.chunked_array([column]))]
+    assert list(map(repr, again)) == list(map(repr, values))
+    assert column_of("weights/norm", [1e300]).type == pa.float64(), "float32 does not hold it"
+
+
 def test_size(tmp_path: Path) -> None:
-    """Breaks if a run of 2,000 updates, with every default measurement and a probe every 100, takes more than 90 kB."""
+    """Breaks if a run of 2,000 updates, with every default measurement and a probe every 100, takes more than 75 kB."""
     rng = np.random.default_rng(0)
     # as a real run's: what is drawn or timed has noise in every digit, norms in the last, rates and their sum none
     noise = dict.fromkeys(DEFAULT_COLUMNS, 1.0) | {
@@ -143,7 +158,7 @@ def test_size(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", steps=2000, columns=columns, probes=probes)
     write_blocks(RunFolder(path).blocks, in_blocks(2000, 128, 8192, {"weights": rng.random(8192).tolist()}))
     assert len(names) > 300
-    assert 50_000 < archived(tmp_path / "out", path)[0].stat().st_size <= 90_000
+    assert 50_000 < archived(tmp_path / "out", path)[0].stat().st_size <= 75_000
 
 
 def test_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +197,10 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a file; give a folder" in capsys.readouterr().err
     assert main([str(tmp_path / "a"), "--out", str(tmp_path / "out"), "--unfinished"]) == 0
     assert read_archive(tmp_path / "out" / "live.parquet").documents["unfinished"]
+    empty = write_run(tmp_path / "empty", steps=20, upto=0, state="preempted")
+    RunFolder(empty).metrics.write_text("")
+    assert main([str(empty), "--out", str(tmp_path / "none"), "--unfinished"]) == 2
+    assert "empty has recorded no update yet" in capsys.readouterr().err
     assert load(tmp_path / "out" / "live.parquet")[0].state == "preempted"
 
 
@@ -234,12 +253,7 @@ def test_left_out(tmp_path: Path) -> None:
     out = tmp_path / "out"
     archived(out, write_run(tmp_path / "run", steps=20))
     content = (out / "run.parquet").read_bytes()
-    file = pq.ParquetFile(out / "run.parquet")
-    newer = unshrunk(file.metadata.metadata[b"run"]).replace('{"format":2,', '{"format":3,')
-    sealed = _sealed(
-        _written(file.read().replace_schema_metadata(None), {"run": shrunk(newer), "sha256": (MARK + ZEROS).decode()})
-    )
-    (out / "newer.parquet").write_bytes(sealed)
+    (out / "newer.parquet").write_bytes(sealed(*opened(content), version="4"))
     (out / "cut.parquet").write_bytes(content[: len(content) // 2])
     (out / "text.parquet").write_text("no Parquet at all\n")
     (out / "empty.parquet").write_bytes(b"")
@@ -247,7 +261,7 @@ def test_left_out(tmp_path: Path) -> None:
     runs, notes = load_runs([str(out)], tmp_path)
     assert [run.path for run in runs] == [out / "run"]
     for name, why in (
-        ("newer", "is an archive of format 3; this version reads 1, 2"),
+        ("newer", "is an archive of format 4; this version reads 3"),
         ("cut", "is no archive of a run (a Parquet file, but"),
         ("text", "is no archive of a run (no Parquet file)"),
         ("empty", "is no archive of a run (no Parquet file)"),
@@ -296,3 +310,15 @@ def test_every_nth_update(tmp_path: Path) -> None:
     assert any("1 of 1 runs were archived by every 20th update" in note for note in notes)
     assert runs[0].column("val/loss").iloc[-1] == load(run)[0].column("val/loss").iloc[-1]
     assert main([str(run), "--every", "0", "--out", str(tmp_path / "none")]) == 2
+    assert main([str(run), "--every", "2", "--probe-every", "2", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_every_nth_probe(tmp_path: Path) -> None:
+    """Breaks if an update is left out with the probes, the first or the last probe is, or a reader of probes is not told."""
+    probes = [{"step": step, "probe/x": float(step)} for step in range(10, 70, 10)]
+    run = write_run(tmp_path / "run", steps=70, probes=probes)
+    assert main([str(run), "--probe-every", "4", "--out", str(tmp_path / "few")]) == 0
+    (few,) = load(tmp_path / "few" / "run.parquet")
+    assert list(few.probes["probe/x"]) == [10.0, 50.0, 60.0]
+    assert few.metrics.equals(load(*archived(tmp_path / "all", run))[0].metrics)
+    assert late_notes([few]) == ["run: of its 6 probes every 4th was archived, and the last"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import tracemalloc
@@ -17,7 +16,7 @@ from analysis.command import load_runs
 from configs.errors import InputError
 from record.archive import main as archive
 from record.archive_checks import MOST_TEXT, MOST_VALUES
-from record.archive_file import MARK, ZEROS, _sealed, shrunk, unpack, unshrunk
+from record.archive_file import FORMAT, MARK, ZEROS, _sealed, unpack
 from record.contents import read_final_blocks, read_probes, read_starts
 from tests.recorded import write_run
 from tests.test_mutated_runs import HOSTILE, changed, recorded, report_of
@@ -28,16 +27,18 @@ LENGTH = 80  # updates of the recorded runs
 
 def opened(content: bytes) -> tuple[pa.Table, str]:
     """The columns, and the documents as text."""
-    file = pq.ParquetFile(pa.BufferReader(content))
-    return file.read().replace_schema_metadata(None), unshrunk(file.metadata.metadata[b"run"])
+    table = pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None)
+    return table.drop_columns(["documents"]), table["documents"][0].as_py()
 
 
-def sealed(table: pa.Table, text: str, as_is: bool = False) -> bytes:
-    """As `pack` ends, of whatever columns; with `as_is` the text is not compressed."""
+def sealed(table: pa.Table, text: str, version: str = str(FORMAT)) -> bytes:
+    """As `pack` ends, of whatever columns."""
+    if "documents" not in table.column_names:
+        table = table.append_column("documents", pa.array([text, *[None] * len(table)][: len(table)], pa.string()))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({"run": text if as_is else shrunk(text), "sha256": (MARK + ZEROS).decode()})
+        writer.add_key_value_metadata({"format": version, "sha256": (MARK + ZEROS).decode()})
     return _sealed(bytes(sink.getvalue()))
 
 
@@ -153,7 +154,8 @@ def replaced(text: str, **documents: Any) -> str:
         ({"name": "../../etc/run"}, "is not the plain name of a file"),
         ({"rest": [{"step": 7, "train/loss": "low"}]}, "train/loss is 'low', not a number or null"),
         ({"rest": [{"step": 700}]}, "(700)"),
-        ({"format": [1]}, "is an archive of format [1]"),
+        ({"probe_names": ["probe/x"], "probed": [1, 2]}, "1 names at 2 steps have 2 probes, not 0"),
+        ({"probed": 3}, "or one of probe_names, probed, probed_alone no list"),
     ],
 )
 def test_absurd_documents(documents: dict[str, Any], why: str, content: bytes) -> None:
@@ -180,8 +182,9 @@ def test_swapped_columns(content: bytes, tmp_path: Path) -> None:
 def test_a_bomb_is_refused_unread(content: bytes) -> None:
     """Breaks if a few kB that stand for more than the memory holds are unpacked."""
     table, text = opened(content)
-    many = MOST_VALUES // 4 + 1  # of each of four columns: a map has one for its names and one for its numbers
+    many = MOST_VALUES // 4 + 1  # of each of four columns
     zeros = pa.table({name: pa.nulls(many, table.schema.field(name).type) for name in ("step", "tokens", "probes")})
+    zeros = zeros.append_column("documents", pa.nulls(many, pa.string()))
     bomb = sealed(zeros, text)
     assert len(bomb) < 100_000, "it would stand for a GB of rows"
     del zeros
@@ -197,24 +200,28 @@ def test_a_bomb_is_refused_unread(content: bytes) -> None:
 
 
 def test_a_bomb_of_text_is_refused(content: bytes) -> None:
-    """Breaks if documents that unpack to more than is read, are cut off, or are no base64, are taken or end in a traceback."""
-    table, text = opened(content)
-    whole = shrunk(text)
-    for kept, why in (
-        (shrunk("{" + " " * MOST_TEXT + "}"), "would have more than"),
-        (whole[: len(whole) // 8 * 4], "cut off"),
-        (base64.b64encode(text.encode()).decode(), "cannot be unpacked"),
-        (whole[:-8] + "?" * 8, "no archive of a run"),
+    """Breaks if documents that unpack to more than is read are unpacked, or others than text are taken for them."""
+    table, _ = opened(content)
+    bomb = sealed(table, "{" + " " * MOST_TEXT + "}")
+    assert len(bomb) < 100_000
+    with pytest.raises(InputError, match=r"^file is no archive .* bytes of documents, at most"):
+        unpack(bomb, "file")
+    for column, why in (
+        (pa.array([5] * len(table)), "column documents holds int64, not text"),
+        (pa.nulls(len(table), pa.string()), "the JSON object must be"),
     ):
-        with pytest.raises(InputError, match=r"^file is ") as refusal:
-            unpack(sealed(table, kept, as_is=True), "file")
+        with pytest.raises(InputError, match=r"^file is no archive") as refusal:
+            unpack(sealed(table.append_column("documents", column), ""), "file")
         assert why in str(refusal.value)
 
 
-def test_the_first_format(content: bytes) -> None:
-    """Breaks if an archive whose documents are not compressed, as the first version wrote them, is not read."""
-    table, text = opened(content)
-    assert unpack(sealed(table, replaced(text, format=1), as_is=True), "file") == unpack(content, "file")
+def test_another_format(content: bytes) -> None:
+    """Breaks if an archive of another version is read as one of this, or refused without its version."""
+    for version in ("2", "4", "x" * 100):
+        with pytest.raises(
+            InputError, match=f"^file is an archive of format {version[:40]}; this version reads {FORMAT}"
+        ):
+            unpack(sealed(*opened(content), version), "file")
 
 
 def test_foreign_columns(content: bytes) -> None:
