@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and Tiny ImageNet as the Hugging Face hub has them: parquet of image files and labels, local or remote.
+"""CIFAR-10, CIFAR-100, Tiny ImageNet, CIFAR-5m as the Hugging Face hub has them: parquet of images and labels, local or remote.
 
 No remote code is run: only parquet files are read, on the hub those of one resolved revision.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from configs.errors import InputError
 from data.hub import CONVERTED, parquet_files
 from data.image_sources import ImageSource, Row, decode_image
+from data.image_tables import CIFAR
 
 BATCH_ROWS = 256  # of a parquet file in memory at once
 HUB = "hf://datasets/"
@@ -22,19 +23,22 @@ HUB = "hf://datasets/"
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set on the hub: its name, its columns, how many classes it has, and its channels where not all images have them."""
+    """A data set on the hub: its name (None: of several copies none is the official one), its columns, how many classes it has,
+    its channels where not all images have them, and the classes' names for a file that has none."""
 
-    dataset: str
+    dataset: str | None
     image: str
     label: str
     classes: int
     channels: int | None = None
+    names: tuple[str, ...] = ()
 
 
 LAYOUTS = {
     "cifar10": Layout("uoft-cs/cifar10", "img", "label", 10),
     "cifar100": Layout("uoft-cs/cifar100", "img", "fine_label", 100),
     "tiny-imagenet": Layout("zh-plus/tiny-imagenet", "image", "label", 200, 3),  # some of its images are grey
+    "cifar5m": Layout(None, "image", "label", 10, names=CIFAR),
 }
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "validation": "valid", "val": "valid"}
 WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])")
@@ -44,13 +48,21 @@ FETCH = "and read them with `python -m data.prepare_images --source {kind} --inp
 def open_parquet(
     kind: str, files: list[Path], dataset: str | None, revision: str | None, channels: int | None
 ) -> ImageSource:
-    """Local `files`, or without any those of a data set of the hub. The split of each is read from its name."""
+    """Local `files`, or without any those of a data set of the hub. The split of each is read from its name.
+
+    InputError for neither, and for files that do not say what they are for.
+    """
     layout = LAYOUTS[kind]
     if files:
         origin: dict[str, Any] = {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
         names = [str(path) for path in files]
     else:
-        origin, names = _on_the_hub(kind, dataset or layout.dataset, revision)
+        copy = dataset or layout.dataset
+        if copy is None:
+            raise InputError(
+                f"--source {kind} needs --input: its npz parts or parquet files; or --dataset, a copy on the hub"
+            )
+        origin, names = _on_the_hub(kind, copy, revision)
     splits = _splits(names)
     features = _open(splits["train"][0]).features or {}
     classes = _class_names(features.get(layout.label), layout)
@@ -117,8 +129,8 @@ def _unread(name: str, what: str, error: Exception) -> Exception:
 
 
 def _class_names(feature: Any, layout: Layout) -> list[str]:
-    """The classes' names, where the file has them; else their numbers."""
-    names = getattr(feature, "names", None)
+    """The classes' names, where the file or the layout has them; else their numbers."""
+    names = getattr(feature, "names", None) or layout.names
     return [str(name) for name in names] if names else [str(number) for number in range(layout.classes)]
 
 

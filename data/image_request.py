@@ -41,11 +41,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--input",
         nargs="+",
-        help="folder: the folder. cifar5m: npz parts. cifar10, cifar100, tiny-imagenet: parquet files; without it the hub's. "
+        help="folder: the folder. cifar5m: npz parts, or parquet files. cifar10, cifar100, tiny-imagenet: parquet "
+        "files; without it the hub's. "
         "digits, mnist5k: the package's file, where the package is not installed. Files, folders or quoted globs",
     )
     add("--out", required=True, type=Path, help="folder to write")
-    add("--dataset", help="cifar10, cifar100, tiny-imagenet: another copy on the hub, with the same columns")
+    add("--dataset", help="cifar10, cifar100, tiny-imagenet, cifar5m: another copy on the hub, with the same columns")
     add("--revision", help="of the dataset; default main, else the hub's parquet conversion")
     add("--channels", type=int, choices=(1, 3), help="convert to grey or to colours; default as the source has them")
     add(
@@ -91,16 +92,25 @@ def _open(args: argparse.Namespace) -> ImageSource:
     if hub and (patterns or kind not in LAYOUTS):
         why = "--input names files here" if patterns else f"--source {kind} reads no dataset of the hub"
         raise InputError(f"{why}: leave {', '.join(hub)} out")
+    if kind == "cifar5m" and (parts := _parts(patterns)):
+        return open_parts(parts, args.channels)
     if kind in LAYOUTS:
         return open_parquet(kind, _files(patterns, ".parquet"), args.dataset, args.revision, args.channels)
     if kind in TABLES:
         return open_table(kind, Path(_only(kind, patterns)) if patterns else None, args.channels)
     if not patterns:
-        wanted = "a folder of classes" if kind == "folder" else "its npz parts, or their folder"
-        raise InputError(f"--source {kind} needs --input: {wanted}")
-    if kind == "folder":
-        return open_folder(Path(_only(kind, patterns)), args.channels)
-    return open_parts(_files(patterns, ".npz"), args.channels)
+        raise InputError(f"--source {kind} needs --input: a folder of classes")
+    return open_folder(Path(_only(kind, patterns)), args.channels)
+
+
+def _parts(patterns: list[str]) -> list[Path]:
+    """CIFAR-5m's npz parts; none where parquet files are named. InputError for both."""
+    files = _files(patterns, ".npz", ".parquet")
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    if 0 < len(parquet) < len(files):
+        other = next(file for file in files if file.suffix != ".parquet")
+        raise InputError(f"--input names {parquet[0]} and {other}: the same images in two forms; give one of them")
+    return [] if parquet else files
 
 
 def _only(kind: str, patterns: list[str]) -> str:
@@ -109,15 +119,15 @@ def _only(kind: str, patterns: list[str]) -> str:
     return patterns[0]
 
 
-def _files(patterns: list[str], suffix: str) -> list[Path]:
-    """The files that the patterns name, each once, sorted; of a folder all with the suffix, below it too."""
+def _files(patterns: list[str], *suffixes: str) -> list[Path]:
+    """The files that the patterns name, each once, sorted; of a folder all with one of the suffixes, below it too."""
     files: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
-        below = path.rglob(f"*{suffix}")
+        below = (file for file in path.rglob("*") if file.suffix in suffixes)
         matching = [file for file in below if file.is_file()] if path.is_dir() else files_named(pattern)
         if not matching:
-            what = f"is a folder that holds no *{suffix}" if path.is_dir() else "matches no file"
+            what = f"is a folder that holds no *{' or *'.join(suffixes)}" if path.is_dir() else "matches no file"
             raise InputError(f"--input {pattern!r} {what}")
         files |= set(matching)
     return sorted(files)

@@ -23,7 +23,7 @@ from data.image_sources import MAX_SIDE, ImageSource, Row, with_channels
 
 BLOCK = 1024  # images of an npz part in memory at once
 IMAGES, LABELS = ("X", "images"), ("Y", "labels")  # names in an npz part; CIFAR-5m's own come first
-CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LONGEST_LINE = 1 << 16
 
 
@@ -93,7 +93,7 @@ def open_parts(files: list[Path], channels: int | None) -> ImageSource:
         files, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
     )
     origin = {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
-    return ImageSource("cifar5m", CIFAR, partial(_read_parts, files, channels), origin=origin)
+    return ImageSource("cifar5m", list(CIFAR), partial(_read_parts, files, channels), origin=origin)
 
 
 def _read_parts(files: list[Path], channels: int | None) -> Iterator[Row]:

@@ -117,6 +117,21 @@ def test_parts_in_the_order_of_their_numbers(packed: bool, tmp_path: Path) -> No
     assert train_labels.tolist() == labels[rows].tolist()
 
 
+def test_parquet_of_cifar5m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if CIFAR-5m as parquet files is another data set than as npz parts, or files of both kinds are read together."""
+    images, labels = random_pictures((3, 4, 4), 30), [row % 10 for row in range(30)]
+    write_parquet(tmp_path / "table" / "part0.parquet", images, labels, "image", "label")
+    (tmp_path / "parts").mkdir()
+    write_part(tmp_path / "parts" / "part0.npz", np.stack(images).transpose(0, 2, 3, 1), np.array(labels), False)
+    table, parts = (run(tmp_path / f"out-{form}", "cifar5m", "--input", tmp_path / form) for form in ("table", "parts"))
+    assert table.classes == parts.classes
+    for split in ("train", "val"):
+        one, other = arrays(tmp_path / "out-table", table, split), arrays(tmp_path / "out-parts", parts, split)
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert module.main(["--source", "cifar5m", "--input", str(tmp_path), "--out", str(tmp_path / "both")]) == 2
+    assert "the same images in two forms" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_folders_of_classes(splits: bool, tmp_path: Path) -> None:
     """Breaks if classes are not the sorted names of the folders, train and val are taken for classes, or files are left out."""

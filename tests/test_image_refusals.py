@@ -166,8 +166,8 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ((*folder, tmp_path), "reads one folder or file; --input names 2"),
         ((*split, "--val-fraction", 0.5, "--seed", 1), "split of its own here: leave --val-fraction, --seed out"),
         (("--source", "folder"), "--source folder needs --input: a folder of classes"),
-        (("--source", "cifar5m"), "--source cifar5m needs --input: its npz parts"),
-        (("--source", "cifar5m", "--input", tmp_path), "is a folder that holds no *.npz"),
+        (("--source", "cifar5m"), "--source cifar5m needs --input: its npz parts or parquet files; or --dataset"),
+        (("--source", "cifar5m", "--input", tmp_path), "is a folder that holds no *.npz or *.parquet"),
         (("--source", "cifar10", "--input", tmp_path / "*.parquet"), "*.parquet' matches no file"),
         (
             ("--source", "cifar10", "--input", tmp_path, "--revision", "x"),
