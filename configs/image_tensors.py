@@ -1,7 +1,7 @@
 """The layers of a network for images in their order: names, shapes, and how many positions of an image each works at.
 
 The tensor table and the cost are made of it. model/resnet.py, model/vgg.py and model/mlp.py build the networks by themselves;
-tests compare both. Convolutions have no bias where a normalisation follows, which would take it away again.
+tests compare both. What a normalisation follows has no bias, which it would take away again.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ class Layer:
 
 def image_tensors(model: ImageModel) -> dict[str, TensorSpec]:
     """Every trainable tensor, in the order of named_parameters(). A frozen head is none: no optimiser steps it."""
-    tensors, bare = {}, model.batchnorm == "none"
+    tensors: dict[str, TensorSpec] = {}
     for layer in image_layers(model):
         norm, head = layer.kind == "norm", layer.kind == "head"
         if (norm and model.batchnorm != "affine") or (head and model.scale_invariant):
             continue
+        # of VGG16 the linear layers have no normalisation behind them, whatever the convolutions have
+        bare = model.batchnorm == "none" or (layer.kind == "hidden" and not layer.followed_by)
         role: Role = "gain" if norm else "matrix"
         followed_by = "" if bare else layer.followed_by
         tensors[f"{layer.name}.weight"] = TensorSpec(layer.weight_shape, layer.kind, role, bare, followed_by)
@@ -121,7 +123,11 @@ def _vgg16(model: ImageModel) -> list[Layer]:
             layers += _normed(_conv(f"{name}.conv", "conv" if layers else "stem", d_in, d_out, size), f"{name}.norm")
             d_in = d_out
         size = math.ceil(size / 2)
-    return [*layers, Layer("head", "head", d_in * size * size, model.classes)]
+    d_in *= size * size
+    for i in range(model.depth):
+        layers.append(Layer(f"body.hidden.{i}", "hidden", d_in, VGG16_WIDTHS[-1] * model.width))
+        d_in = layers[-1].d_out
+    return [*layers, Layer("head", "head", d_in, model.classes)]
 
 
 def _mlp(model: ImageModel) -> list[Layer]:

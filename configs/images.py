@@ -17,8 +17,8 @@ class ImageModel(Section):
 
     kind: ImageKind = setting(
         ...,
-        "pre-activation ResNets in four stages (resnet18, resnet34), P2's post-activation one in three (resnet32), VGG16 with one "
-        "linear layer, or an MLP",
+        "pre-activation ResNets in four stages (resnet18, resnet34), P2's post-activation one in three (resnet32), VGG16, "
+        "or an MLP",
     )
     image_size: int = setting(..., "height and width of an image, in pixels", ge=1, le=1024)
     channels: int = setting(3, "of an image: 3 for colours, 1 for grey", ge=1, le=64)
@@ -26,7 +26,12 @@ class ImageModel(Section):
     width: int = setting(
         64, "channels of the first stage (P1 and P2: 64), or units of an MLP's hidden layers", ge=1, le=65_536
     )
-    hidden_layers: int | None = setting(None, "of an MLP; null: 2", ge=1, le=1000)
+    hidden_layers: int | None = setting(
+        None,
+        "of an MLP; null: 2. Of VGG16 linear layers of 8·width units between its convolutions and the head; null: 0 (P2; P1 has 2)",
+        ge=1,
+        le=1000,
+    )
     batchnorm: Literal["affine", "plain", "none"] = setting(
         "affine", "with gains and biases (P1), without them (P2), or no batch normalisation"
     )
@@ -38,8 +43,12 @@ class ImageModel(Section):
 
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> ImageModel:
-        if self.hidden_layers is not None and self.kind != "mlp":
+        if self.hidden_layers is not None and self.kind not in ("mlp", "vgg16"):
             raise InputError(f"hidden_layers does nothing in a {self.kind}; leave it out")
+        if self.hidden_layers is not None and self.kind == "vgg16" and self.scale_invariant:
+            raise InputError(
+                "scale_invariant with hidden_layers: in a vgg16 nothing normalises what they give; leave one out"
+            )
         if self.scale_invariant and self.batchnorm != "plain":
             raise InputError(
                 f"scale_invariant with batchnorm {self.batchnorm}: gains would not be invariant, and without normalisation "
@@ -49,8 +58,8 @@ class ImageModel(Section):
 
     @property
     def depth(self) -> int:
-        """Hidden layers of an MLP."""
-        return 2 if self.hidden_layers is None else self.hidden_layers
+        """Hidden linear layers, of an MLP or VGG16."""
+        return self.hidden_layers or (2 if self.kind == "mlp" else 0)
 
 
 class ImageData(Section):

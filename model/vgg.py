@@ -1,8 +1,8 @@
 """VGG16 for small images (Simonyan and Zisserman, 1409.1556, configuration D) with one linear layer at the end, as P2 trains it.
 
-P1's code has two more linear layers of 512 units between the last maximum and the head. Without batch normalisation convolutions
-have biases, as in both; with it they have none, as in P2's. The maxima are over 2 × 2 and keep what is left over at the edges
-(P2's "SAME"), so that images of 28 or 8 pixels pass all five.
+P1's code has two more linear layers of 512 units between the last maximum and the head: `hidden_layers` 2. Without batch
+normalisation convolutions have biases, as in both; with it they have none, as in P2's. The maxima are over 2 × 2 and keep what is
+left over at the edges (P2's "SAME"), so that images of 28 or 8 pixels pass all five.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class VGGLayer(nn.Module):
 
 
 class VGG16(nn.Module):
-    """13 convolutions in five stages. `features` are all positions that the last maximum leaves: one of a 32 × 32 image."""
+    """13 convolutions in five stages, and `hidden_layers` linear ones with biases and no normalisation.
+
+    Without those `features` are all positions that the last maximum leaves: one of a 32 × 32 image.
+    """
 
     def __init__(self, config: ImageModel) -> None:
         super().__init__()
@@ -44,9 +47,16 @@ class VGG16(nn.Module):
                 d_in = widths * config.width
             size = math.ceil(size / 2)
         self.features = d_in * size * size
+        self.hidden = nn.ModuleList()
+        for _ in range(config.depth):
+            self.hidden.append(nn.Linear(self.features, VGG16_WIDTHS[-1] * config.width))
+            self.features = VGG16_WIDTHS[-1] * config.width
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, H) → (B, features)"""
         for i, layer in enumerate(self.layers):
             x = layer(x) if i else channels_last(layer(x))
-        return x.flatten(1)
+        x = x.flatten(1)
+        for linear in self.hidden:
+            x = F.relu(linear(x))
+        return x

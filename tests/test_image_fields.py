@@ -47,6 +47,10 @@ def test_what_names_a_run(make_images: Make) -> None:
         ({"parallel": {"compile": True}}, "have no compiled blocks"),
         ({"model": {"scale_invariant": True}}, "set batchnorm plain"),
         ({"model": {"hidden_layers": 3}}, "hidden_layers does nothing in a resnet18"),
+        (
+            {"model": {"kind": "vgg16", "hidden_layers": 2, "batchnorm": "plain", "scale_invariant": True}},
+            "scale_invariant with hidden_layers: in a vgg16 nothing normalises",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused(make_images: Make, override: dict[str, Any], message: str) -> None:
