@@ -45,6 +45,7 @@ NETWORKS: list[dict[str, Any]] = [
         "seeds": {"init": 24},
     },
     {"model": {"kind": "mlp", "width": 16}, "precision": "bf16-mixed"},
+    {"precision": "bf16-mixed", "seeds": {"init": 17}},
 ]
 
 
@@ -96,7 +97,7 @@ def test_equals_a_plain_loop(tiny_images: tuple[Path, ImageManifest], make_image
     cases = [
         (fields, stage)
         for number, fields in enumerate(NETWORKS)
-        for stage in ((0, 3), (1, 2), (0, 2), (0, 1), (3, 0))[number]
+        for stage in ((0, 3), (1, 2), (0, 2), (0, 1), (3, 0), (0, 1, 2, 3))[number]
     ]
     configs = [make_images(fields, {"parallel": {"zero_stage": stage}}) for fields, stage in cases]
     references = run_ranks(1, references_of, [make_images(fields) for fields in NETWORKS], tiny_images[1])[0]
@@ -104,7 +105,7 @@ def test_equals_a_plain_loop(tiny_images: tuple[Path, ImageManifest], make_image
     for (fields, stage), number in zip(cases, range(len(cases)), strict=True):
         losses, weights, buffers = answers[0][number]
         expected, state = references[NETWORKS.index(fields)]
-        bound = 3e-3 if fields.get("precision") else 2e-5
+        bound = 2e-5  # under autocast the loop rounds as the engine does
         assert losses == pytest.approx(expected, rel=bound), (fields, stage)
         for name, tensor in {**weights, **buffers}.items():
             theirs = state[name].double()
