@@ -144,7 +144,11 @@ class Measures(Section):
     input_jacobian: bool = setting(
         False, "norm of the Jacobian of the logits by the inputs (P2), by `draws` or exact", operational=True
     )
-    by_layer: bool = setting(False, "gauss_newton and fisher of each layer too, a pass each", operational=True)
+    by_layer: bool = setting(
+        False,
+        "‖w‖ of each layer too, and gauss_newton and fisher where they are asked for, a pass each",
+        operational=True,
+    )
     averages: bool = setting(
         False,
         "of every average (averages.ema) too, its running statistics estimated anew in a pass over the training images",
@@ -158,8 +162,6 @@ class Measures(Section):
             raise InputError(
                 f"measures.{given[0]} does nothing without measures.every; set it, or leave the section out"
             )
-        if self.by_layer and not (self.gauss_newton or self.fisher):
-            raise InputError("measures.by_layer does nothing without measures.gauss_newton or measures.fisher; set one")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, A
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("name", "only", "columns"), [("measured", "jacobian,noise", 25), ("pieces", "jacobian,noise,hessian", 29 + 18)]
+    ("name", "only", "columns"), [("measured", "jacobian,noise", 25), ("pieces", "jacobian,noise,hessian", 29 + 18 + 5)]
 )
 def test_a_run_records_what_the_command_says(
     runs: Path, name: str, only: str, columns: int, capsys: pytest.CaptureFixture[str]
@@ -96,6 +97,8 @@ def test_a_run_records_what_the_command_says(
             (12, kind, IMAGES),
         ]
         for one in found:
+            layers = [value for key, value in one.items() if key.startswith("measure/norm@")]
+            assert math.hypot(*layers) == pytest.approx(one["measure/norm"] if layers else 0.0)
             measured = {key: value for key, value in one.items() if key.startswith("measure/")}
             assert len(measured) == columns
             for key, value in measured.items():
@@ -226,10 +229,6 @@ def test_a_command_that_cannot_be(runs: Path, tiny_config: Make, tiny_data: tupl
     for words, text in (
         ([run, "--images", "65"], "65 images of the 64 that are trained on; choose 1 to 64"),
         ([run, "--only", "jacobian,hesian"], "there is no 'hesian'; there are jacobian, noise, hessian"),
-        (
-            [run, "--only", "jacobian", "--by-layer"],
-            "--by-layer does nothing with --only jacobian; ask for gauss_newton",
-        ),
         ([run, "--weights", "ema_0.5"], "has no ema_0.5; there are"),
         ([f"{runs}@all"], "has no complete checkpoint"),
         ([f"{run}@7"], "no complete checkpoint of step 7; steps there: 6, 12"),
@@ -246,8 +245,6 @@ def test_refused_fields(make_images: Make, tiny_config: Make, tiny_images: tuple
         tiny_config({"measures": {"every": 5}})
     with pytest.raises(InputError, match=r"measures\.images does nothing without measures\.every"):
         make_images({"measures": {"images": 5}})
-    with pytest.raises(InputError, match=r"measures\.by_layer does nothing without measures\.gauss_newton"):
-        make_images({"measures": {"every": 5, "by_layer": True}})
     with pytest.raises(InputError, match=r"measures\.averages without averages\.ema"):
         make_images({"averages": {"ema": []}, "measures": {"every": 1, "averages": True}})
     with pytest.raises(InputError, match=r"measures\.images 500 exceeds the 101 training images"):

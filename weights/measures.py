@@ -2,13 +2,13 @@
 
     python -m weights.measures RUN[@STEP] … [--weights ema_0.999] [--images N] [--draws D | --exact] [--seed S]
     python -m weights.measures RUN@all --only jacobian,noise,hessian     all checkpoints of a run; the Hessian is not the default
-    python -m weights.measures RUN --only gauss_newton,fisher,input_jacobian --by-layer      P2's
+    python -m weights.measures RUN --only gauss_newton,fisher,input_jacobian --by-layer      P2's, and ‖w‖ of each layer
     python -m weights.measures RUN --data DIR                            where the run's data lies now
 
 Prints one JSON object a checkpoint. With `measures.every` a run has the same columns in metrics.jsonl:
 
     measure/loss, measure/objective      mean cross-entropy ℓ of these images, and ℓ + ½λ‖w‖², λ as configured by group (nats)
-    measure/norm                         ‖w‖ of the trainable weights
+    measure/norm                         ‖w‖ of the trainable weights; `measure/norm@LAYER` by layer
     measure/jacobian_norm                mean over images of ‖∂logits/∂w‖_F, P1's; of an estimate too small by `jacobian_bias`
     measure/jacobian_bias                about how much, ≤ 0; not where exact or of one draw
     measure/jacobian_square              mean of its square: without bias also where it is an estimate
@@ -76,8 +76,8 @@ Measurer = Callable[[dict[str, Tensor], bool], dict[str, float]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured. `draws`: random vectors of an image's Jacobians, or exact; `seed`: of all random vectors; `by_layer`: the
-    norms of METRICS of each layer too."""
+    """What is measured. `draws`: random vectors of an image's Jacobians, or exact; `seed`: of all random vectors; `by_layer`: ‖w‖
+    and the norms of METRICS of each layer too."""
 
     only: tuple[str, ...]
     draws: int | Literal["exact"]
@@ -106,7 +106,8 @@ def measure(
     # To build a network draws its first weights, which are then overwritten.
     groups = decay_groups(tensor_table(config.model), config.optim)
     trained = [name for names, _ in groups.values() for name in names]
-    size = norm({name: weights[name] for name in trained})
+    own = {name: weights[name] for name in trained}
+    size = norm(own)
     if averaged and config.optim.decay_rule == "sphere":
         # A mean of points on the sphere lies inside it, deeper at a larger η, and there the same function is steeper.
         weights = weights | {name: weights[name] / size for name in trained}
@@ -115,6 +116,8 @@ def measure(
     with _float32_products():
         scale = noise.noise_scale(network, batches, progress)
         found = {"loss": scale.loss, "objective": objective(scale.loss, network.parameters, groups), "norm": size}
+        for layer, names in gauss_newton.layers(network).items() if asked.by_layer else ():
+            found[f"norm@{layer}"] = norm({name: own[name] for name in names})
         if "jacobian" in asked.only:
             found |= _jacobian(jacobian, network, batches, asked, progress)
         if "noise" in asked.only:
@@ -253,15 +256,13 @@ def main(argv: list[str] | None = None) -> int:
         "--exact", action="store_true", help="the exact Jacobians: a backward pass for each class and image"
     )
     parser.add_argument("--only", default="jacobian,noise", metavar="KIND,…", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--by-layer", action="store_true", help="gauss_newton and fisher of each layer too")
+    parser.add_argument("--by-layer", action="store_true", help="‖w‖, gauss_newton and fisher of each layer too")
     parser.add_argument("--seed", type=_from_zero, default=0, metavar="S", help="of the random vectors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data lies now; other data is refused")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         only = parse_only(args.only)
-        if args.by_layer and not set(METRICS) & set(only):
-            raise InputError(f"--by-layer does nothing with --only {args.only}; ask for {' or '.join(METRICS)}")
         asked = Asked(only, "exact" if args.exact else args.draws, args.seed, args.by_layer)
         for row in rows(args.runs, args.weights, args.images, asked, args.data):
             print(json.dumps(row), flush=True)

@@ -1,4 +1,4 @@
-"""‖w‖ of a network, overall and by layer, and P1's objective: the cross-entropy with the decay's own term.
+"""‖w‖ of a network, and P1's objective: the cross-entropy with the decay's own term.
 
 P1 (arXiv 2310.04415) reports CE + ½λ‖w‖², which SGD with coupled decay (g + λw) descends. Trainable parameters alone count.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from weights.frozen import square_sum
 
@@ -19,20 +19,6 @@ Groups = Mapping[str, tuple[Iterable[str], float]]
 def norm(weights: Mapping[str, Tensor]) -> float:
     """‖w‖₂ of all these tensors as one vector; 0 of none."""
     return math.sqrt(square_sum(dict(weights)).item()) if weights else 0.0
-
-
-def layer_norms(model: nn.Module) -> dict[str, float]:
-    """‖w‖₂ of each module's own trainable parameters (weight and bias together), by its name. Their squares add up to ‖w‖².
-
-    A tensor that two modules share counts where it stands first.
-    """
-    seen: set[int] = set()
-    norms: dict[str, float] = {}
-    for name, module in model.named_modules():
-        own = {k: p for k, p in module.named_parameters(recurse=False) if p.requires_grad and id(p) not in seen}
-        seen |= {id(p) for p in own.values()}
-        norms |= {name: norm(own)} if own else {}
-    return norms
 
 
 def penalty(weights: Mapping[str, Tensor], groups: Groups) -> float:
