@@ -30,12 +30,15 @@ def _of_three_decays(runs: list[Run]) -> bool:
 
 
 def _of_two_lengths(runs: list[Run]) -> bool:
-    """Whether runs of two numbers of updates, each with three λ above zero."""
-    decays: dict[object, set[float]] = {}
-    for run in alone(runs):
-        if run.decay:
-            decays.setdefault(run.fields.get("schedule.steps"), set()).add(run.decay)
-    return sum(len(tried) > 2 for tried in decays.values()) > 1
+    """Whether runs of two numbers of updates, or of two widths, each with three λ above zero."""
+    for field in ("schedule.steps", "model.n_embd"):
+        decays: dict[object, set[float]] = {}
+        for run in alone(runs):
+            if run.decay:
+                decays.setdefault(run.fields.get(field), set()).add(run.decay)
+        if sum(len(tried) > 2 for tried in decays.values()) > 1:
+            return True
+    return False
 
 
 def _with_averages(runs: list[Run]) -> bool:
@@ -90,7 +93,7 @@ CATALOGUE = {
     "loss_curves": Entry("loss_curves"),
     "sweep": Entry("best_decay"),
     "early": Entry("early", needs="three λ, evaluated on the way", fits=_of_three_decays),
-    "transfer": Entry("what_transfers", needs="two lengths with three λ above 0 each", fits=_of_two_lengths),
+    "transfer": Entry("what_transfers", needs="two lengths or widths with three λ above 0 each", fits=_of_two_lengths),
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "gains": Entry("gains", needs="AdamW and another way", on_page=False),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),

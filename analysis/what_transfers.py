@@ -1,11 +1,14 @@
-"""What of the best λ stays when the run becomes longer: λ itself, ηλ, or Σ = λ·Ση.
+"""What of the best λ stays when the run becomes longer, or the network wider: λ itself, ηλ, or Σ = λ·Ση.
 
     python -m analysis transfer docs/study/records/study_s24 docs/study/records/study_s48
 
-Of each length the λ at the lowest point of each seed's own parabola, with Student's t over seeds (analysis/vertex.py), and the
-same as ηλ and as Σ. By the declared rule (docs/study/plan.md, claim 9) one of the three is ruled out if no value of it lies inside
-the intervals of all lengths. Intervals that share a value do not show that it transfers: wide ones always do. So the power of the
-number of updates with which each of them moves stands beside, in pairs of one seed, exploratory.
+Of each length (or width) the λ at the lowest point of each seed's own parabola, with Student's t over seeds (analysis/vertex.py),
+and the same as ηλ and as Σ. By the declared rule (docs/study/plan.md, claim 9) one of the three is ruled out if no value of it lies
+inside the intervals of all lengths. Intervals that share a value do not show that it transfers: wide ones always do. So the power
+of the number of updates with which each of them moves stands beside, in pairs of one seed, exploratory.
+
+τ/T, the share of the run over which AdamW averages (2405.13698: τ = 1/(ηλ) updates of T), is 1/Σ times the mean of η over its peak:
+under one schedule, what is said of Σ is said of it.
 """
 
 from __future__ import annotations
@@ -30,24 +33,57 @@ from analysis.vertex import Vertex, best_decay, seeds_own
 from configs.errors import InputError
 
 QUANTITIES = ("λ", "ηλ", "Σ")
-# What may differ between lengths beside λ: a longer run has another best η, another warm-up, and may need more data.
-OF_LENGTH = (STEPS, RATE, "schedule.warmup_steps", "data.digest")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What runs are compared over: a `field`, whose values are `unit`s. `beside`: what may differ with it. `power`: of what the
+    quantities are powers; `title`: of their table; `along`: for the figure."""
+
+    name: str
+    field: str
+    unit: str
+    beside: tuple[str, ...]
+    power: str
+    title: str
+    along: str
+
+    def of(self, run: Run) -> int:
+        return int(run.fields[self.field])
+
+
+# A longer run has another best η, another warm-up, and may need more data; a wider network has another best η and other weights.
+LENGTH = Axis(
+    name="length",
+    field=STEPS,
+    unit="updates",
+    beside=(RATE, "schedule.warmup_steps", "data.digest"),
+    power="updates",
+    title="What transfers",
+    along="over the length of the run",
+)
+WIDTH = Axis(
+    name="width",
+    field="model.n_embd",
+    unit="units of width",
+    beside=(RATE, "model.n_head", "model.init_std", "model.mlp_width"),
+    power="width",
+    title="What transfers to another width",
+    along="over the width of the network",
+)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best λ of a length. `scale`: of each quantity, what λ is multiplied by. `own`: seeds → λ. `gone`: what it is
+    """The best λ at a place on an axis. `scale`: of each quantity, what λ is multiplied by. `own`: seeds → λ. `gone`: what it is
     conditional on."""
 
+    at: int
     run: Run
     vertex: Vertex
     own: pd.Series
     scale: dict[str, float]
     gone: str
-
-    @property
-    def steps(self) -> int:
-        return int(self.run.fields[STEPS])
 
     def bounds(self, quantity: str) -> tuple[float, float]:
         return self.vertex.low * self.scale[quantity], self.vertex.high * self.scale[quantity]
@@ -63,48 +99,53 @@ def analyse(runs: list[Run], options: Options) -> Result:
     endpoint = endpoint_of(groups)
     notes += [*mixed, endpoint.note]
     findings: list[str] = []
-    best_rows: list[dict[str, object]] = []
-    law_rows: list[dict[str, object]] = []
+    tables: dict[str, pd.DataFrame] = {}
     figures: list[Figure] = []
-    for rest, members in by_rest(groups, (LAMBDA, *OF_LENGTH)).items():
-        found = _lengths(rest, members, endpoint, notes)
-        # one length has nothing to transfer to
-        if len(found) < 2:
-            continue
-        notes += _beside_length(rest, found)
-        start = {"runs": rest} if rest else {}
-        best_rows += [start | _row(best) for best in found]
-        laws = [_law(quantity, found) for quantity in QUANTITIES]
-        law_rows += [start | law for law in laws]
-        findings += [_sentence(rest, law) for law in laws]
-        figures.append(_figure(found, len(figures)))
+    for axis in (LENGTH, WIDTH):
+        best_rows: list[dict[str, object]] = []
+        law_rows: list[dict[str, object]] = []
+        for rest, members in by_rest(groups, (LAMBDA, axis.field, *axis.beside)).items():
+            found = _places(axis, rest, members, endpoint, notes)
+            # one length has nothing to transfer to
+            if len(found) < 2:
+                continue
+            notes += _beside(axis, rest, found)
+            start = {"runs": rest} if rest else {}
+            best_rows += [start | _row(axis, best) for best in found]
+            laws = [_law(axis, quantity, found) for quantity in QUANTITIES]
+            law_rows += [start | law for law in laws]
+            findings += [_sentence(axis, rest, law) for law in laws]
+            figures.append(_figure(axis, found, len(figures)))
+        if law_rows:
+            tables |= {f"The best at each {axis.name}": pd.DataFrame(best_rows), axis.title: pd.DataFrame(law_rows)}
     if not findings:
         why = "; ".join(note for note in notes if "not used" in note)
         raise InputError(
-            "what transfers is asked of two numbers of updates or more, each with three λ above zero at one η and four seeds whose "
-            f"lowest point lies inside{f' ({why})' if why else ''}; configs/sweeps/study_s24.json and study_s48.json are two"
+            "what transfers is asked of two numbers of updates or more, or two widths, each with three λ above zero at one η and "
+            f"four seeds whose lowest point lies inside{f' ({why})' if why else ''}; configs/sweeps/study_s24.json and "
+            "study_s48.json are two"
         )
-    tables = {"The best at each length": pd.DataFrame(best_rows), "What transfers": pd.DataFrame(law_rows)}
     return Result("transfer", "What of the best λ transfers", findings, figures, tables, notes)
 
 
-def _lengths(rest: str, members: list[Group], endpoint: Endpoint, notes: list[str]) -> list[Best]:
+def _places(axis: Axis, rest: str, members: list[Group], endpoint: Endpoint, notes: list[str]) -> list[Best]:
     """The best λ of each length that has one, the shortest first; a note on each that has none."""
     # a length may have been run at several η: they are told apart later
-    by_steps: dict[int, list[Group]] = {}
+    by_place: dict[int, list[Group]] = {}
     for group in members:
-        by_steps.setdefault(int(group.runs[0].fields[STEPS]), []).append(group)
+        if axis.field in group.runs[0].fields:
+            by_place.setdefault(axis.of(group.runs[0]), []).append(group)
     found = []
-    for steps, cells in sorted(by_steps.items()):
-        best = _best(cells, endpoint)
+    for place, cells in sorted(by_place.items()) if len(by_place) > 1 else ():
+        best = _best(place, cells, endpoint)
         if isinstance(best, Best):
             found.append(best)
         elif best:
-            notes.append(f"{f'{rest}, ' if rest else ''}{steps:,} updates: {best}")
+            notes.append(f"{f'{rest}, ' if rest else ''}{place:,} {axis.unit}: {best}")
     return found
 
 
-def _best(cells: list[Group], endpoint: Endpoint) -> Best | str:
+def _best(place: int, cells: list[Group], endpoint: Endpoint) -> Best | str:
     """Or why there is none; empty where nothing was searched."""
     # of several η that of the lowest cell: λ is compared at one
     top = lowest(cells, endpoint)
@@ -123,65 +164,72 @@ def _best(cells: list[Group], endpoint: Endpoint) -> Best | str:
         return "Σηλ is no number of e-folds under its rule, so not used"
     scale = {"λ": 1.0, "ηλ": rate_of(cells[0]), "Σ": float(np.mean(folds))}
     gone = survival([Lost(g.name, sum(map(has_diverged, g.runs)), len(g.runs)) for g in cells])
-    return Best(cells[0].runs[0], vertex, seeds_own(table), scale, gone)
+    return Best(place, cells[0].runs[0], vertex, seeds_own(table), scale, gone)
 
 
-def _beside_length(rest: str, found: list[Best]) -> list[str]:
+def _beside(axis: Axis, rest: str, found: list[Best]) -> list[str]:
     """What differs with the length, and may be what moves the best λ."""
-    names = [name for name in OF_LENGTH[1:] if len({str(best.run.fields.get(name)) for best in found}) > 1]
+    names = [name for name in axis.beside if len({str(best.run.fields.get(name)) for best in found}) > 1]
     if not names:
         return []
-    told = "; ".join(f"{best.steps:,} updates: {label(best.run, names)}" for best in found)
+    told = "; ".join(f"{best.at:,} {axis.unit}: {label(best.run, names)}" for best in found)
     return [
-        f"{f'{rest}: ' if rest else ''}with the number of updates differ {', '.join(map(field_name, names))} ({told}): what is "
-        "said of the length is said of all of them together"
+        f"{f'{rest}: ' if rest else ''}with the {axis.name} differ {', '.join(map(field_name, names))} ({told}): what is "
+        f"said of the {axis.name} is said of all of them together"
     ]
 
 
-def _sentence(rest: str, law: dict[str, object]) -> str:
+def _sentence(axis: Axis, rest: str, law: dict[str, object]) -> str:
     inside = f": {law['inside all intervals']} lies inside all intervals" if law["inside all intervals"] else ""
-    moves = f"It moves as the number of updates to the power {law['power of the updates']} (exploratory)."
+    what = "number of updates" if axis is LENGTH else axis.name
+    moves = f"It moves as the {what} to the power {law[_power(axis)]} (exploratory)."
     return f"{f'{rest}: ' if rest else ''}{law['quantity']} is {law['verdict']}{inside}. {moves}"
 
 
-def _row(best: Best) -> dict[str, object]:
+def _power(axis: Axis) -> str:
+    """The column's name."""
+    return f"power of the {axis.power}"
+
+
+def _row(axis: Axis, best: Best) -> dict[str, object]:
     tokens = best.run.tokens_per_parameter
-    row: dict[str, object] = {"updates": best.steps, "η": float(best.run.fields[RATE])}
+    row: dict[str, object] = {axis.power: best.at, "η": float(best.run.fields[RATE])}
     row |= {"tokens per parameter": round(tokens, 1) if tokens else None, "seeds": best.vertex.seeds}
     row |= {f"best {quantity}": best.text(quantity) for quantity in QUANTITIES}
     return row | ({"condition": best.gone} if best.gone else {})
 
 
-def _law(quantity: str, found: list[Best]) -> dict[str, object]:
+def _law(axis: Axis, quantity: str, found: list[Best]) -> dict[str, object]:
     lows, highs = zip(*(best.bounds(quantity) for best in found), strict=True)
     # the declared rule: intervals that share a value
     shared = max(lows) <= min(highs)
-    power = power_of_updates(quantity, found)
+    power = power_of(quantity, found)
     verdict = "not ruled out" if shared else "ruled out"
     # two intervals may overlap where the pairs of seeds tell them apart
     verdict += ", but moves in pairs" if shared and power.excludes_zero else ""
-    row: dict[str, object] = {"quantity": quantity, "lengths": len(found)}
+    row: dict[str, object] = {"quantity": quantity, f"{axis.name}s": len(found)}
     row |= {"inside all intervals": f"{max(lows):.3g} to {min(highs):.3g}" if shared else ""}
-    return row | {"power of the updates": power.text(2).rpartition(" (")[0], "verdict": verdict}
+    return row | {_power(axis): power.text(2).rpartition(" (")[0], "verdict": verdict}
 
 
-def power_of_updates(quantity: str, found: list[Best]) -> Interval:
-    """p of (quantity) ∝ (updates)^p, by a straight line through each seed's own, over the seeds that all lengths have."""
-    updates = np.log([best.steps for best in found])
+def power_of(quantity: str, found: list[Best]) -> Interval:
+    """p of (quantity) ∝ (updates)^p, or of the width, by a straight line through each seed's own, over the seeds that all have."""
+    places = np.log([best.at for best in found])
     shared = pd.concat([np.log(best.own * best.scale[quantity]) for best in found], axis=1).dropna()
-    return interval(float(np.polyfit(updates, row, 1)[0]) for row in shared.to_numpy())
+    return interval(float(np.polyfit(places, row, 1)[0]) for row in shared.to_numpy())
 
 
-def _figure(found: list[Best], place: int) -> Figure:
-    """Relative to the shortest run's, so that the three share an axis."""
-    x = np.array([best.steps for best in found], dtype=float)
+def _figure(axis: Axis, found: list[Best], place: int) -> Figure:
+    """Relative to the shortest run's, or the narrowest network's, so that the three share an axis."""
+    x = np.array([best.at for best in found], dtype=float)
     lines = []
     for i, (quantity, colour) in enumerate(zip(QUANTITIES, TOLD_APART[1:4], strict=True)):
         unit = found[0].vertex.decay * found[0].scale[quantity]
         middle = np.array([best.vertex.decay * best.scale[quantity] for best in found]) / unit
         low, high = (np.array([best.bounds(quantity)[end] for best in found]) / unit for end in (0, 1))
         lines.append(Line(x, middle, quantity, colour, low=low, high=high, points=True, aside=1.0 + 0.02 * (i - 1)))
-    ticks = {float(best.steps): f"{best.steps:,}" for best in found}
-    panel = Panel("updates", "best, over that of the shortest run", lines, xlog=True, ylog=True, ticks=ticks)
-    caption = f"The best λ, ηλ and Σ = λ·Ση over the length of the run: what lies level transfers. {BARS_DRAWN}"
+    ticks = {float(best.at): f"{best.at:,}" for best in found}
+    first = "shortest run" if axis is LENGTH else "narrowest network"
+    panel = Panel(axis.power, f"best, over that of the {first}", lines, xlog=True, ylog=True, ticks=ticks)
+    caption = f"The best λ, ηλ and Σ = λ·Ση {axis.along}: what lies level transfers. {BARS_DRAWN}"
     return Figure(f"transfer{place + 1 if place else ''}", caption, [panel])

@@ -108,6 +108,23 @@ def test_pilots_unfinished_runs_and_another_rate(tmp_path: Path) -> None:
     assert any("pilot" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(("power", "open_"), [(0.0, {"Σ"}), (-1.0, {"λ"})])
+def test_another_width(tmp_path: Path, power: float, open_: set[str]) -> None:
+    """Breaks if widths are not compared as lengths are, each at its own η, or one of two fields is taken for the other."""
+    paths = write(tmp_path / "narrow", 200, 0.025)
+    # twice the width at half the η: the same Σ is twice the λ
+    wide = {"model": {"n_embd": 16, "n_head": 2}, "rate": RATE / 2}
+    paths += write(tmp_path / "wide", 200, 0.05 * 2.0**power, **wide)
+    result = analysed(paths)
+    laws = result.tables["What transfers to another width"].set_index("quantity")
+    kept = set(laws.index[laws["verdict"].str.startswith("not ruled out")])
+    assert kept == (open_ | {"ηλ"} if power == 0 else open_)
+    assert float(laws["power of the width"]["Σ"].split()[0]) == pytest.approx(power, abs=0.05)
+    assert list(result.tables["The best at each width"]["width"]) == [8, 16]
+    assert "What transfers" not in result.tables
+    assert any("with the width differ" in note for note in result.notes)
+
+
 def test_other_models_are_other_families(tmp_path: Path) -> None:
     """Breaks if the lengths of one model are compared with those of another."""
     paths = [*write(tmp_path, 200, 0.025), *write(tmp_path, 800, 0.025, model={"n_layer": 4})]
