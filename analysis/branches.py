@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from analysis.effective_lr import effective_lr
-from analysis.runs import RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
+from analysis.runs import LAMBDA, RATE, SCALED, SEEDS, STARTS, Run, differing_fields, find_run
 
 APART = 1.02  # a ratio of effective learning rates below this is said to be one
 
@@ -41,8 +41,10 @@ def families(runs: list[Run]) -> tuple[list[Run], dict[tuple[str, int], Run], li
             branches[str(trunk.path), step] = run
     if len(branches) < len(every) - without_trunk:
         notes.append("checkpoints with several branches: the one with the smallest learning rate is taken")
-    # where a branch starts, and by which seed, is not what it did
-    ignored = ("branch.", SEEDS, STARTS, "data.digest")
+    # where a branch starts, and by which seed, is not what it did; nor is λ where each goes on with its trunk's
+    decays = {str(trunk.path): trunk.decay for trunk in trunks}
+    own = (LAMBDA,) if all(branch.decay == decays[path] for (path, _), branch in branches.items()) else ()
+    ignored = ("branch.", SEEDS, STARTS, "data.digest", *own)
     if unlike := [name for name in differing_fields(list(branches.values())) if not name.startswith(ignored)]:
         notes.append(f"the branches differ in {', '.join(unlike)}: their ends may not compare")
     return trunks, branches, notes

@@ -2,10 +2,10 @@
 
     python -m analysis early docs/study/records/study_s48
 
-A reading is the validation loss at a step, that of an average of the weights, or that of the end of a branch from a checkpoint
-(docs/study/plan.md, claim 11). Of each seed: Kendall's τ over λ between reading and endpoint (1: the same order, −1: the opposite
-one), and how much higher the λ that is lowest in the reading ends than the one that ends lowest. Where all seeds have one order the
-interval of τ has no width: that is no precision.
+A reading is the validation loss at a step, that of an average of the weights, or that of the end of a branch from a checkpoint,
+at a constant η or cooled down (docs/study/plan.md, claim 11). Of each seed: Kendall's τ over λ between reading and endpoint (1: the
+same order, −1: the opposite one), and how much higher the λ that is lowest in the reading ends than the one that ends lowest. Where
+all seeds have one order the interval of τ has no width: that is no precision.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST = 3  # λ of one setting: two have one order, and a coin tells it half of 
 PLACE = 0.25  # of the run, declared: the first reading from here on is judged
 ENOUGH = 0.5  # declared: an order is told where the interval of τ lies above
 TABLED = (0.1, 0.25, 0.45, 0.6, 0.7, 0.75, 0.9)  # of the run: from each place the first reading; the figure has all
-LOSS, BRANCH = "validation loss", "branch's end"
+LOSS, BRANCH, COOLED = "validation loss", "branch's end", "cool-down's end"
 Ends = dict[float, dict[str, Run]]  # λ → seeds → the run
 
 
@@ -74,7 +74,12 @@ def analyse(runs: list[Run], options: Options) -> Result:
     trunks, notes = judged_runs(runs, options.pilot_from)
     # a branch on other data ends with losses of other tokens
     own = [run for run in runs if run.origin is not None and run.fields.get("branch.data") != "other"]
-    _, branches, on_branches = families([*trunks, *own])
+    # branches whose η falls answer another question than those at one small η
+    cooled = [run for run in own if run.fields.get("schedule.kind") != "constant"]
+    kinds = {BRANCH: [run for run in own if run not in cooled], COOLED: cooled}
+    found = {name: families([*trunks, *some]) for name, some in kinds.items()}
+    branches = {name: family[1] for name, family in found.items()}
+    on_branches = [f"{name}: {note}" for name, family in found.items() for note in family[2]]
     groups, mixed = group_by_length(trunks, options.by) if trunks else ([], [])
     endpoint = endpoint_of(groups)
     # λ is ordered within one model, one η, one of everything else
@@ -102,7 +107,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
     return Result("early", "How early the order of λ is known", findings, figures, tables, notes)
 
 
-def _readings(members: list[Group], branches: Mapping[tuple[str, int], Run]) -> dict[str, dict[Run, pd.Series]]:
+def _readings(
+    members: list[Group], branches: Mapping[str, Mapping[tuple[str, int], Run]]
+) -> dict[str, dict[Run, pd.Series]]:
     """By the reading's name: of every run that ended its values by step."""
     readings: dict[str, dict[Run, pd.Series]] = {LOSS: {}}
     for run in (run for group in members for run in ended(group)):
@@ -110,10 +117,11 @@ def _readings(members: list[Group], branches: Mapping[tuple[str, int], Run]) -> 
         for column, values in averages(run).items():
             readings.setdefault(f"average over {updates_of(column)}", {})[run] = values.loc[1:]
         # branches of this trunk alone, each where it left it
-        own = {step: b for (path, step), b in branches.items() if path == str(run.path) and is_ended(b)}
-        ends = {step: float(b.column(VALIDATION).iloc[-1]) for step, b in own.items() if len(b.column(VALIDATION))}
-        if ends:
-            readings.setdefault(BRANCH, {})[run] = pd.Series(ends).sort_index()
+        for name, some in branches.items():
+            own = {step: b for (path, step), b in some.items() if path == str(run.path) and is_ended(b)}
+            ends = {step: float(b.column(VALIDATION).iloc[-1]) for step, b in own.items() if len(b.column(VALIDATION))}
+            if ends:
+                readings.setdefault(name, {})[run] = pd.Series(ends).sort_index()
     return readings
 
 

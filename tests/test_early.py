@@ -94,11 +94,17 @@ def test_a_lost_decay_is_not_named(tmp_path: Path) -> None:
     assert "conditional on survival: 3 of 3 at λ = 0.9 diverged" in sentence
 
 
-def branch(trunk: Path, step: int, end: float, **more: Any) -> Path:
-    fields = {"schedule": {"kind": "constant"}, "branch": {"origin": f"{trunk}@{step}", **more}, "optim": {"lr": 0.001}}
+def branch(trunk: Path, step: int, end: float, kind: str = "constant", decay: float = 0.0, **more: Any) -> Path:
+    fields = {"schedule": {"kind": kind}, "branch": {"origin": f"{trunk}@{step}", **more}, "optim": {"lr": 0.001}}
     seed = int(trunk.name.partition("-")[2])
     return write_run(
-        trunk.parent / f"{trunk.name}-b{step}", lambda s: end + 0 * s, seed=seed, steps=200, noise=0, **fields
+        trunk.parent / f"{trunk.name}-{kind}{step}",
+        lambda s: end + 0 * s,
+        decay=decay,
+        seed=seed,
+        steps=200,
+        noise=0,
+        **fields,
     )
 
 
@@ -109,11 +115,17 @@ def test_branches(tmp_path: Path) -> None:
         decay, seed = float(trunk.name.partition("-")[0]), int(trunk.name.partition("-")[2])
         paths += [branch(trunk, 400, 3 + seed + ENDS[decay]), branch(trunk, 200, 3 + seed - ENDS[decay])]
         paths.append(branch(trunk, 800, 3 + seed - ENDS[decay], data="other"))
-    table = analysed(paths).tables["What early readings tell"]
+        # cooled down with its trunk's own λ, from the same checkpoint
+        paths.append(branch(trunk, 200, 3 + seed + ENDS[decay], kind="linear", decay=decay))
+    result = analysed(paths)
+    table = result.tables["What early readings tell"]
     rows = table[table["reading"] == "branch's end"]
     assert list(rows["step"]) == [200, 400]
     assert [text.split()[0] for text in rows["τ with the end"]] == ["-1.00", "+1.00"]
     assert set(rows["λ"]) == {3}
+    cooled = table[table["reading"] == "cool-down's end"]
+    assert [(row["step"], row["τ with the end"].split()[0]) for _, row in cooled.iterrows()] == [(200, "+1.00")]
+    assert not any("the branches differ" in note or "several branches" in note for note in result.notes)
 
 
 def test_two_decays_are_no_order(tmp_path: Path) -> None:
