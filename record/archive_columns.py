@@ -1,6 +1,6 @@
 """Measurements as the columns of an archive, and back: see record/archive_file.py.
 
-Two shapes save a quarter of a file. What changes smoothly (SMOOTH) is stored as the second differences of its float32's bits, in
+Two shapes save a sixth of a file. What changes smoothly (SMOOTH) is stored as the second differences of its float32's bits, in
 whole numbers that wrap around: exact, and nearly all of them small. And probes, a few hundred measurements at a few dozen steps,
 stand name by name: neighbours are then one measurement at two times.
 """
