@@ -37,8 +37,17 @@ def divergence(run: Run) -> int | None:
     # a median of 64 rows is that of 64 updates only where each has its row
     margin = run.fields.get("numerics.divergence_margin") or MARGIN
     step = diverged_at(every_loss(run), margin) if run.every == 1 else None
+    # in the order of the documents a stretch of hard ones looks the same: there the validation decides, of one text each time
+    if step is not None and run.fields.get("data.order") == "documents" and _validates_as_before(run, step, margin):
+        step = None
     # A run that ended `diverged` has, even where its last loss is too young for the rule.
     return run.last_step if step is None and run.state == "diverged" else step
+
+
+def _validates_as_before(run: Run, since: int, margin: float) -> bool:
+    """Whether the last validation, from step `since` on, is within the margin of the lowest of several."""
+    losses = run.column(VALIDATION)
+    return len(losses) > 1 and losses.index[-1] >= since and bool(losses.iloc[-1] <= losses.min() + margin)
 
 
 def sound(group: Group) -> list[Run]:

@@ -104,6 +104,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     for axis in (LENGTH, WIDTH):
         best_rows: list[dict[str, object]] = []
         law_rows: list[dict[str, object]] = []
+        # what is no part of the comparison is the same in all of it
         for rest, members in by_rest(groups, (LAMBDA, axis.field, *axis.beside)).items():
             found = _places(axis, rest, members, endpoint, notes)
             # one length has nothing to transfer to
@@ -133,9 +134,11 @@ def _places(axis: Axis, rest: str, members: list[Group], endpoint: Endpoint, not
     # a length may have been run at several η: they are told apart later
     by_place: dict[int, list[Group]] = {}
     for group in members:
+        # images have no n_embd
         if axis.field in group.runs[0].fields:
             by_place.setdefault(axis.of(group.runs[0]), []).append(group)
     found = []
+    # one place alone is told nothing of: it is no comparison that lacks something
     for place, cells in sorted(by_place.items()) if len(by_place) > 1 else ():
         best = _best(place, cells, endpoint)
         if isinstance(best, Best):

@@ -152,6 +152,18 @@ def test_unfinished_runs_make_no_claim(tmp_path: Path) -> None:
     assert result.figures[0].panels[0].lines[0].x[-1] == 400
 
 
+@pytest.mark.parametrize(
+    ("order", "rises", "gone"), [("documents", False, False), ("documents", True, True), ("windows", False, True)]
+)
+def test_hard_documents_at_the_end(tmp_path: Path, order: str, rises: bool, gone: bool) -> None:
+    """Breaks if a stretch of hard documents is taken for divergence, or divergence in that order for such a stretch."""
+    path = write_run(tmp_path / "run", lambda s: 3 + 1.0 * (s > 850), noise=0, data={"order": order, "path": "x"})
+    if not rises:  # the validation, of the same windows each time, is as before
+        lines = (path / "metrics.jsonl").read_text().replace('"val/loss": 4.0', '"val/loss": 3.0')
+        (path / "metrics.jsonl").write_text(lines)
+    assert (divergence(load_run(path)) is not None) is gone
+
+
 def test_diverged_runs_enter_no_mean(tmp_path: Path) -> None:
     """Breaks if a run that diverged moves a mean in any analysis, or is not shown at all."""
     paths = [write_run(tmp_path / f"a{seed}", seed=seed) for seed in range(3)]
