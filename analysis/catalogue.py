@@ -93,7 +93,7 @@ CATALOGUE = {
     "loss_curves": Entry("loss_curves"),
     "sweep": Entry("best_decay"),
     "early": Entry("early", needs="three λ, evaluated on the way", fits=_of_three_decays),
-    "transfer": Entry("what_transfers", needs="two lengths or widths with three λ above 0 each", fits=_of_two_lengths),
+    "transfer": Entry("what_transfers", needs="two lengths or widths", fits=_of_two_lengths),
     "rules": Entry("rules", needs="runs of several rules or algorithms", fits=are_several),
     "gains": Entry("gains", needs="AdamW and another way", on_page=False),
     "effective_lr": Entry("effective_lr", needs="log.probe_every"),

@@ -1,4 +1,4 @@
-"""What of the best λ stays when the run becomes longer, or the network wider: λ itself, ηλ, or Σ = λ·Ση.
+"""What of the best λ stays in longer runs or wider networks: λ itself, ηλ, or Σ = λ·Ση.
 
     python -m analysis transfer docs/study/records/study_s24 docs/study/records/study_s48
 

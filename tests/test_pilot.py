@@ -130,7 +130,8 @@ def test_the_shipped_pilot_is_the_procedures_first_round(tmp_path: Path) -> None
                 if {k: v for k, v in row.items() if k not in ("lr", "weight_decay")} == arm
                 and (row["weight_decay"] > 0) == (start["weight_decay"] > 0)
             ]
-            assert mine == expected, start
+            # later rounds stand behind the first
+            assert mine[: len(expected)] == expected, start
     page = (ROOT / "docs" / "rules-study.md").read_text()
     table = re.findall(r"^\| `?([\w ]+)`? \| ([\d.e-]+) \| ([\d.e-]+|none) \|", page, re.MULTILINE)
     told = [(float(lr), 0.0 if decay == "none" else float(decay)) for _, lr, decay in table]
