@@ -37,19 +37,24 @@ QUANTITIES = ("λ", "ηλ", "Σ")
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs are compared over: a `field`, whose values are `unit`s. `beside`: what may differ with it. `power`: of what the
-    quantities are powers; `title`: of their table; `along`: for the figure."""
+    """What runs are compared over: a `field`, whose values are `unit`s. `beside`: what may differ with it. In words: the `column`
+    of its values, what the quantities are a power `of`, the `title` of their table, `along` what and over the `first` of which the
+    figure draws them."""
 
     name: str
     field: str
     unit: str
     beside: tuple[str, ...]
-    power: str
+    column: str
+    of: str
     title: str
     along: str
+    first: str
 
-    def of(self, run: Run) -> int:
-        return int(run.fields[self.field])
+    @property
+    def power(self) -> str:
+        """The column of powers."""
+        return f"power of the {self.column}"
 
 
 # A longer run has another best η, another warm-up, and may need more data; a wider network has another best η and other weights.
@@ -58,18 +63,22 @@ LENGTH = Axis(
     field=STEPS,
     unit="updates",
     beside=(RATE, "schedule.warmup_steps", "data.digest"),
-    power="updates",
+    column="updates",
+    of="number of updates",
     title="What transfers",
     along="over the length of the run",
+    first="shortest run",
 )
 WIDTH = Axis(
     name="width",
     field="model.n_embd",
     unit="units of width",
     beside=(RATE, "model.n_head", "model.init_std", "model.mlp_width"),
-    power="width",
+    column="width",
+    of="width",
     title="What transfers to another width",
     along="over the width of the network",
+    first="narrowest network",
 )
 
 
@@ -136,7 +145,7 @@ def _places(axis: Axis, rest: str, members: list[Group], endpoint: Endpoint, not
     for group in members:
         # images have no n_embd
         if axis.field in group.runs[0].fields:
-            by_place.setdefault(axis.of(group.runs[0]), []).append(group)
+            by_place.setdefault(int(group.runs[0].fields[axis.field]), []).append(group)
     found = []
     # one place alone is told nothing of: it is no comparison that lacks something
     for place, cells in sorted(by_place.items()) if len(by_place) > 1 else ():
@@ -184,19 +193,13 @@ def _beside(axis: Axis, rest: str, found: list[Best]) -> list[str]:
 
 def _sentence(axis: Axis, rest: str, law: dict[str, object]) -> str:
     inside = f": {law['inside all intervals']} lies inside all intervals" if law["inside all intervals"] else ""
-    what = "number of updates" if axis is LENGTH else axis.name
-    moves = f"It moves as the {what} to the power {law[_power(axis)]} (exploratory)."
+    moves = f"It moves as the {axis.of} to the power {law[axis.power]} (exploratory)."
     return f"{f'{rest}: ' if rest else ''}{law['quantity']} is {law['verdict']}{inside}. {moves}"
-
-
-def _power(axis: Axis) -> str:
-    """The column's name."""
-    return f"power of the {axis.power}"
 
 
 def _row(axis: Axis, best: Best) -> dict[str, object]:
     tokens = best.run.tokens_per_parameter
-    row: dict[str, object] = {axis.power: best.at, "η": float(best.run.fields[RATE])}
+    row: dict[str, object] = {axis.column: best.at, "η": float(best.run.fields[RATE])}
     row |= {"tokens per parameter": round(tokens, 1) if tokens else None, "seeds": best.vertex.seeds}
     row |= {f"best {quantity}": best.text(quantity) for quantity in QUANTITIES}
     return row | ({"condition": best.gone} if best.gone else {})
@@ -212,7 +215,7 @@ def _law(axis: Axis, quantity: str, found: list[Best]) -> dict[str, object]:
     verdict += ", but moves in pairs" if shared and power.excludes_zero else ""
     row: dict[str, object] = {"quantity": quantity, f"{axis.name}s": len(found)}
     row |= {"inside all intervals": f"{max(lows):.3g} to {min(highs):.3g}" if shared else ""}
-    return row | {_power(axis): power.text(2).rpartition(" (")[0], "verdict": verdict}
+    return row | {axis.power: power.text(2).rpartition(" (")[0], "verdict": verdict}
 
 
 def power_of(quantity: str, found: list[Best]) -> Interval:
@@ -232,7 +235,6 @@ def _figure(axis: Axis, found: list[Best], place: int) -> Figure:
         low, high = (np.array([best.bounds(quantity)[end] for best in found]) / unit for end in (0, 1))
         lines.append(Line(x, middle, quantity, colour, low=low, high=high, points=True, aside=1.0 + 0.02 * (i - 1)))
     ticks = {float(best.at): f"{best.at:,}" for best in found}
-    first = "shortest run" if axis is LENGTH else "narrowest network"
-    panel = Panel(axis.power, f"best, over that of the {first}", lines, xlog=True, ylog=True, ticks=ticks)
+    panel = Panel(axis.column, f"best, over that of the {axis.first}", lines, xlog=True, ylog=True, ticks=ticks)
     caption = f"The best λ, ηλ and Σ = λ·Ση {axis.along}: what lies level transfers. {BARS_DRAWN}"
     return Figure(f"transfer{place + 1 if place else ''}", caption, [panel])

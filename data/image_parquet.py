@@ -50,7 +50,7 @@ def open_parquet(
 ) -> ImageSource:
     """Local `files`, or without any those of a data set of the hub. The split of each is read from its name.
 
-    InputError for neither, and for files that do not say what they are for.
+    InputError for files that do not say what they are for.
     """
     layout = LAYOUTS[kind]
     if files:
@@ -58,10 +58,7 @@ def open_parquet(
         names = [str(path) for path in files]
     else:
         copy = dataset or layout.dataset
-        if copy is None:
-            raise InputError(
-                f"--source {kind} needs --input: its npz parts or parquet files; or --dataset, a copy on the hub"
-            )
+        assert copy is not None, "data/image_request.py asks for it"
         origin, names = _on_the_hub(kind, copy, revision)
     splits = _splits(names)
     features = _open(splits["train"][0]).features or {}

@@ -92,8 +92,13 @@ def _open(args: argparse.Namespace) -> ImageSource:
     if hub and (patterns or kind not in LAYOUTS):
         why = "--input names files here" if patterns else f"--source {kind} reads no dataset of the hub"
         raise InputError(f"{why}: leave {', '.join(hub)} out")
-    if kind == "cifar5m" and (parts := _parts(patterns)):
-        return open_parts(parts, args.channels)
+    if kind == "cifar5m":
+        if not patterns and args.dataset is None:
+            raise InputError(
+                "--source cifar5m needs --input: its npz parts or parquet files; or --dataset, a copy on the hub"
+            )
+        if parts := _parts(patterns):
+            return open_parts(parts, args.channels)
     if kind in LAYOUTS:
         return open_parquet(kind, _files(patterns, ".parquet"), args.dataset, args.revision, args.channels)
     if kind in TABLES:

@@ -1,8 +1,7 @@
 """Matrix products with weights: torch's own, except in float32 on a CPU.
 
-There torch's own product was measured slower than oneDNN's (docs/speed.md), so the products of weights with activations and
-with their gradients go to the oneDNN kernel that torch has for its compiler. Both add in float32; their
-sums differ in the order of adding.
+There the products of weights with activations and with their gradients go to the oneDNN kernel that torch has for its compiler:
+on some processors it is faster than torch's own (docs/speed.md). Both add in float32; their sums differ in the order of adding.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 logger = logging.getLogger(__name__)
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 if not ONEDNN:
-    logger.warning("torch %s was built without oneDNN's linear map: float32 on a CPU may be slower", torch.__version__)
+    logger.warning("torch %s has no linear map of oneDNN: float32 on a CPU may be slower", torch.__version__)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

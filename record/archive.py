@@ -213,6 +213,7 @@ def _every_probe(log: Log, every: int) -> Log:
 
 
 def _every(given: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
+    """The rows of every `every`th update, those that tell more, and the last, with the seconds of those left out."""
     rows, seconds = [], 0.0
     for place, row in enumerate(given, 1):
         seconds += row.get(SECONDS) or 0.0

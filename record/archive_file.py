@@ -84,7 +84,8 @@ def pack(archive: Archive) -> bytes:
     columns = {"step": pa.array(steps, pa.int64()), unit: pa.array([row.get(unit) for row in ours], pa.int64())}
     for name in dict.fromkeys(name for row in rows.values() for name, value in row.items() if is_measured(name, value)):
         columns[name] = column_of(name, [rows.get(step, {}).get(name, ...) for step in steps])
-    names, probes = probes_of([probed[step] for step in sorted(probed)])
+    probed_at = sorted(probed)
+    names, probes = probes_of([probed[step] for step in probed_at])
     columns["probes"] = pa.ListArray.from_arrays([0, *[len(probes)] * len(steps)], probes)
     documents = {
         "name": archive.name,
@@ -93,7 +94,7 @@ def pack(archive: Archive) -> bytes:
         "rest": _rest(rows.values()),
         "probes_rest": _rest(probed.values()),
         "probe_names": names,
-        "probed": sorted(probed),
+        "probed": probed_at,
         "probed_alone": sorted(probed.keys() - rows.keys()),
         "problems": archive.log.problems,
         "superseded": archive.log.superseded,
