@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import alone, are_several
-from analysis.between_settings import between_settings
+from analysis.between_settings import between_settings, gains_by_setting
 from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, VALIDATION, WHOLE, divergence, has_diverged, twins, unlike_kernels
@@ -26,6 +26,7 @@ from analysis.pairing import Group, by_rest, group_runs, missing_baselines
 from analysis.published_levels import notes_on_levels, published_points, settings_under
 from analysis.runs import LAMBDA, RATE, Run, field_name, shown
 from analysis.seeds import disagreements
+from analysis.settings_figure import settings_figure
 from analysis.settled import e_folds_of, notes_on_e_folds
 from analysis.statistics import LEAST_SEEDS, final, seed_count
 from analysis.tuning import rule_by_rule
@@ -64,7 +65,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
     told, rates, claims = at_own_rates(by_rest(trunks, (LAMBDA, RATE)), endpoint, options.of_interest)
     # under another rule or algorithm λ is another thing, and no pair of gains is of one decay
     by_setting = {} if several else by_rest(trunks, (LAMBDA, RATE))
-    across = between_settings(by_setting, endpoint, options.of_interest, options.pilot_from)
+    gains = gains_by_setting(by_setting, endpoint, options.pilot_from)
+    across = between_settings(gains, endpoint, options.of_interest)
     findings += told + [claim.sentence for claim in across] + missing_baselines(trunks)
     figures = []
     if any(len(members) > 1 for members in families.values()):
@@ -73,7 +75,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         notes += notes_on_levels(whole) if printed else []
         panel = Panel("weight decay λ", f"{endpoint.words} (nats)", lines, xlog=True, ticks=ticks)
         figures.append(Figure("decay", f"Loss at the end of the runs against λ. {BARS_DRAWN}", [panel]))
-    figures += heat_maps(trunks, endpoint)
+    figures += [*settings_figure(gains, endpoint), *heat_maps(trunks, endpoint)]
     tables = {
         "Runs": table,
         "Best λ": pd.DataFrame(fits),

@@ -34,22 +34,25 @@ class Cell:
 Gain = tuple[Cell, Cell]  # (with decay, without), each at its own best η
 
 
-def between_settings(
-    families: Mapping[str, list[Group]], endpoint: Endpoint, of_interest: float, pilot_from: int
-) -> list[Claim]:
-    """`families`: groups that differ in λ and η alone, by what the others have in common. Each is set against the one of the most
-    seeds, of equal ones the first in float32; decay is the same where λ·Ση is, or λ. A pilot's seeds enter none."""
+def gains_by_setting(families: Mapping[str, list[Group]], endpoint: Endpoint, pilot_from: int) -> dict[str, list[Gain]]:
+    """`families`: groups that differ in λ and η alone, by what the others have in common; empty where fewer than two of them
+    have λ = 0 and λ > 0. A pilot's seeds enter none."""
     gains = {rest: found for rest, members in families.items() if (found := _gains(members, endpoint, pilot_from))}
-    if len(gains) < 2:
+    return gains if len(gains) > 1 else {}
+
+
+def between_settings(gains: Mapping[str, list[Gain]], endpoint: Endpoint, of_interest: float) -> list[Claim]:
+    """Each setting against the one of the most seeds, of equal ones the first in float32; decay is the same where λ·Ση is, or λ."""
+    if not gains:
         return []
     # what was run most is what the others are variations of; float32 is what other precisions are measured by
     first = max(
-        gains, key=lambda r: (max(len(_pairs(one)) for one in gains[r]), gains[r][0][0].group.precision == "fp32")
+        gains, key=lambda r: (max(len(gain_pairs(one)) for one in gains[r]), gains[r][0][0].group.precision == "fp32")
     )
     claims = []
     for rest, found in gains.items():
         for own in found if rest != first else []:
-            base = next((one for one in gains[first] if _alike(one[0].group, own[0].group)), None)
+            base = next((one for one in gains[first] if same_decay(one[0].group, own[0].group)), None)
             if base is not None:
                 name = f"{_name(own, endpoint)} with {rest}, less {_name(base, endpoint)} with {first}"
                 claims.append(_claim(name, own, base, endpoint, of_interest))
@@ -65,18 +68,18 @@ def _gains(members: list[Group], endpoint: Endpoint, pilot_from: int) -> list[Ga
     return [(cell, plain) for cell in best if cell.group.decay] if plain else []
 
 
-def _alike(one: Group, other: Group) -> bool:
+def same_decay(one: Group, other: Group) -> bool:
     return one.decay == other.decay or same_sum(one, other)
 
 
 def _name(gain: Gain, endpoint: Endpoint) -> str:
     """λ, and its difference to λ = 0 in its own setting: better than elsewhere may be less of a harm."""
-    mean = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in _pairs(gain).values()).mean
+    mean = interval(endpoint.of(run) - endpoint.of(plain) for run, plain in gain_pairs(gain).values()).mean
     return f"λ = {gain[0].group.decay:g} minus λ = 0 ({mean:+.4f})"
 
 
 def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: float) -> Claim:
-    pairs, others = _pairs(own), _pairs(base)
+    pairs, others = gain_pairs(own), gain_pairs(base)
     shared = [seeds for seeds in pairs if seeds in others]
     here, there = ([{side[s][0]: 1.0, side[s][1]: -1.0} for s in shared] for side in (pairs, others))
     both = [{**one, **{run: -weight for run, weight in other.items()}} for one, other in zip(here, there, strict=True)]
@@ -97,6 +100,6 @@ def _claim(name: str, own: Gain, base: Gain, endpoint: Endpoint, of_interest: fl
     )
 
 
-def _pairs(gain: Gain) -> dict[str, tuple[Run, Run]]:
+def gain_pairs(gain: Gain) -> dict[str, tuple[Run, Run]]:
     """Seeds → the run with decay and that without."""
     return ended_pairs(gain[0].group, gain[1].group)

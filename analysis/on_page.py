@@ -31,7 +31,10 @@ def _plotly_panel(panel: Panel) -> dict[str, Any]:
         # On a logarithmic axis plotly takes exponents.
         yaxis["range"] = [float(np.log10(v)) if panel.ylog else v for v in panel.limits]
     if panel.ticks:
-        xaxis |= {"tickvals": list(panel.ticks), "ticktext": list(panel.ticks.values())}
+        xaxis |= {
+            "tickvals": list(panel.ticks),
+            "ticktext": [tick.replace("\n", "<br>") for tick in panel.ticks.values()],
+        }
     if panel.heat is not None:
         data += _heat_traces(panel.heat)
         # The axes are of the logarithms: a logarithmic axis of plotly has no place for 0.

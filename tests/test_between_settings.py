@@ -134,3 +134,21 @@ def test_an_older_record_has_the_defaults_of_later_fields(tmp_path: Path) -> Non
     (row,) = rows(analysed(*older, *newer, *other))
     assert row["n"] == 4
     assert "norm = layernorm" in row["comparison"]
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    """Breaks if a point is not its setting's mean gain, stands at another's place, or lacks its bar of two seeds or more."""
+    deep, wide = {"model": {"n_layer": 4}}, {"model": {"n_layer": 4, "n_embd": 16}}
+    assert "settings" not in {figure.name for figure in analysed(*write(tmp_path, "a", -0.02)).figures}
+    paths = [*write(tmp_path, "c", 0.01, seeds=1, **wide), *write(tmp_path, "b", -0.05, **deep)]
+    # of one amount of decay by λ·Ση
+    paths += write(tmp_path, "d", -0.03, seeds=2, rate=0.2, decay=0.05, model={"n_layer": 6})
+    (panel,) = next(figure for figure in analysed(*paths).figures if figure.name == "settings").panels
+    (line,) = panel.lines
+    assert list(panel.ticks.values()) == ["8\n4", "8\n6", "16\n4"]
+    assert (panel.xlabel, line.name) == ("n_embd, n_layer", "λ·Ση = 10")
+    assert list(line.x) == list(panel.ticks)
+    assert line.y == pytest.approx([-0.05, -0.03, 0.01], abs=1e-3)
+    assert line.low is not None
+    assert line.high is not None
+    assert list(line.low < line.y) == list(line.y < line.high) == [True, True, False]
