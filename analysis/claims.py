@@ -144,12 +144,19 @@ class Claim:
             "95 % interval": f"[{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else "–",
             "n": self.interval.n,
             "σ of pairs": _rounded(self.interval.deviation),
-            "told by so many": _rounded(detectable(self.interval.deviation, self.interval.n)),
+            "told by so many": _rounded(
+                detectable(self.interval.deviation, self.interval.n, _documents(self.interval))
+            ),
             "documents' standard error": _rounded(self.interval.documents),
             "verdict": self.verdict,
             "seeds needed": self.seeds_needed,
             "condition": self.conditions,
         }
+
+
+def _documents(difference: Interval) -> float:
+    """Their standard error; 0 where it is not known."""
+    return difference.documents if math.isfinite(difference.documents) else 0.0
 
 
 def _rounded(value: float) -> float | None:
@@ -181,7 +188,7 @@ def difference_claim(
         verdict = words[0 if difference.mean < 0 else 1] if decided else UNDECIDED
         # That it is too small to matter is a claim too, and the only one that an interval over zero can make.
         if not decided and equivalence(difference, of_interest).startswith("the same"):
-            decided, verdict = True, f"no difference of interest: within ±{of_interest:g}"
+            decided, verdict = True, _of_no_interest(of_interest)
     needed, advice = (None, "") if decided or refused else _seeds(difference, of_interest)
     claim = Claim(name, endpoint, primary, difference, verdict, decided, needed, condition, lost=tuple(lost))
     return replace(claim, of_interest=of_interest, advice=advice)
@@ -211,7 +218,7 @@ def _seeds(difference: Interval, of_interest: float) -> tuple[int | None, str]:
     """
     if not math.isfinite(difference.deviation):
         return None, ""
-    documents = difference.documents if math.isfinite(difference.documents) else 0.0
+    documents = _documents(difference)
     would = f"would tell {of_interest:g} nats from zero"
     # which documents were drawn is the same noise for every seed
     if drowned(of_interest, documents):
@@ -225,6 +232,10 @@ def _seeds(difference: Interval, of_interest: float) -> tuple[int | None, str]:
     return needed, f"{seed_count(needed)} {would}"
 
 
+def _of_no_interest(margin: float) -> str:
+    return f"no difference of interest: within ±{margin:g}"
+
+
 def too_few(seeds: int) -> str:
     """What is said of fewer seeds than a claim needs."""
     if not seeds:
@@ -233,23 +244,28 @@ def too_few(seeds: int) -> str:
 
 
 def corrected(claims: Sequence[Claim], absent: int = 0) -> list[Claim]:
-    """Holm over the primary claims: one that does not hold after it is undecided. The others stay as they are.
+    """Holm over the primary claims: one that does not hold after it is undecided, or too small to matter. The others stay.
 
-    A primary claim without a p value, because its seeds are too few, is a member of the family as well, and so are `absent` ones
-    that have no pair of runs at all: else a lost run would make the claim about another λ easier.
+    A primary claim that was refused, or has too few seeds for a p value, is a member of the family as well, and so are `absent`
+    ones that have no pair of runs at all: else a lost run would make the claim about another λ easier.
     """
     # Sameness within a margin is no test of zero, and is not corrected.
     tested = [i for i, claim in enumerate(claims) if claim.primary and claim.margin is None]
-    # what was to be tested and cannot be counts as a test that shows nothing
-    p_values = [p if math.isfinite(p := claims[i].p) else 1.0 for i in tested] + [1.0] * absent
+    # what was to be tested and cannot be counts as a test that shows nothing; so does what was refused a verdict
+    p_values = [claims[i].p if claims[i].decided and math.isfinite(claims[i].p) else 1.0 for i in tested] + [
+        1.0
+    ] * absent
     adjusted = dict(zip(tested, holm(p_values), strict=False))
     result = []
     for i, claim in enumerate(claims):
         p = adjusted.get(i, math.nan)
         if claim.decided and claim.interval.excludes_zero and claim.margin is None and p >= LEVEL:
-            verdict = f"undecided after Holm's correction over {len(p_values)} comparisons (p = {p:.2g})"
-            needed, advice = _seeds(claim.interval, claim.of_interest)
-            claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=needed, advice=advice)
+            if equivalence(claim.interval, claim.of_interest).startswith("the same"):
+                claim = replace(claim, verdict=_of_no_interest(claim.of_interest), after="")
+            else:
+                verdict = f"undecided after Holm's correction over {len(p_values)} comparisons (p = {p:.2g})"
+                needed, advice = _seeds(claim.interval, claim.of_interest)
+                claim = replace(claim, verdict=verdict, decided=False, after="", seeds_needed=needed, advice=advice)
         result.append(claim)
     return result
 

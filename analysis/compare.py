@@ -13,7 +13,7 @@ from analysis.claims import Lost, too_few
 from analysis.document_noise import documents_error
 from analysis.pairing import Group, baseline_of, pairs
 from analysis.runs import Run
-from analysis.statistics import LEAST_SEEDS, MARGIN, MIDRUN, Interval, diverged_at, final, interval
+from analysis.statistics import LATEST, LEAST_SEEDS, MARGIN, MIDRUN, Interval, diverged_at, final, interval
 from record.run import UNKNOWN
 
 TRAIN, VALIDATION = "train/loss", "val/loss"
@@ -101,7 +101,7 @@ def over(run: Run, column: str) -> str:
 
 def differences(group: Group, base: Group, column: str) -> list[tuple[Run, pd.Series]]:
     """`column` of each run minus that of its twin in `base`, after step 0, at the steps that both have; one curve a seed."""
-    # a diverged run has no twin: its difference is that of the divergence
+    # a pair of which one run diverged is left out: the difference would show the divergence alone
     alive = {id(run) for g in (group, base) for run in sound(g)}
     curves = [
         (run, (run.column(column) - twin.column(column)).dropna().loc[1:])
@@ -122,7 +122,7 @@ def one_a_seed(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series
 
 def reached(curves: list[tuple[Run, pd.Series]]) -> list[tuple[Run, pd.Series]]:
     """The curves that have come to the common step, up to it. One young seed must not cut the mean short."""
-    # two seeds at least where there are two: an interval needs them
+    # the furthest step that two seeds have reached: one that is far ahead must not be all that is left
     upto = common_step([int(curve.index[-1]) for _, curve in curves])
     return [(run, curve.loc[:upto]) for run, curve in curves if curve.index[-1] >= upto]
 
@@ -236,12 +236,13 @@ def taken(run: Run, key: str) -> list[str]:
 
 
 def paired_midrun(group: Group, base: Group, column: str) -> Paired | None:
-    """As `paired_final`, at the declared place of mid-run, where the order is final; None where no pair has come so far."""
+    """As `paired_final`, at the declared place of mid-run, where the order is final; None where no pair was measured there."""
     each = differences(group, base, column)
-    place = max((MIDRUN * int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0.0)
-    # each pair's first value at or after the place; the furthest of them, so that all pairs have it
-    later = [curve.index[curve.index >= place] for _, curve in each]
-    upto = max((int(steps[0]) for steps in later if len(steps)), default=0)
+    steps = max((int(run.fields.get("schedule.steps") or 0) for run, _ in each), default=0)
+    # each pair's first value at or after the place; one that was evaluated rarely may have none before the run's end
+    later = [curve.loc[MIDRUN * steps : LATEST * steps].index for _, curve in each]
+    # the furthest of them, so that all pairs have it
+    upto = max((int(places[0]) for places in later if len(places)), default=0)
     curves = [curve.loc[:upto] for _, curve in each if upto and upto in curve.index]
     if not curves:
         return None

@@ -4,7 +4,7 @@
 
 The plan is docs/study/plan.md. They compare Σ = λ·Ση of 1.65, the paper's λ = 0.1, with no decay at the same η. A claim whose runs
 are not there counts in the correction as one that shows nothing, so that a verdict given early can only get better. They are
-primary of the plan's main setting alone: of other runs the same rules are used, and it is said.
+primary only for the plan's main setting. For runs of one other setting the same rules are applied, and a note says so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 
 import pandas as pd
 
+from analysis.arms import is_pilot
 from analysis.bias_variance import decompose
 from analysis.branches import families
 from analysis.command import Options, Result
@@ -21,7 +22,7 @@ from analysis.endpoint import Endpoint
 from analysis.hypotheses import holm
 from analysis.matched_curve import same_curve
 from analysis.pairing import STEPS, Group, group_runs
-from analysis.runs import RATE, Run
+from analysis.runs import FOLLOWS, LAMBDA, RATE, SEEDS, Run, differing_fields
 from analysis.settled import e_folds_of
 from analysis.statistics import Interval, interval
 from analysis.verdict import Comparison
@@ -29,8 +30,23 @@ from configs.errors import InputError
 
 SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
 PLACE = 0.6  # of the run: the branches that are judged
-MAIN = {"schedule.steps": 4000, "data.digest": "cf37c9649fe3"}  # S48 on Python; of the digest the beginning
-SEEDS = {"1a": 8, "1b": 8, "2": 8, "3": 5, "4": 8}  # planned, with what the plan's deviations say
+# S48 on Python: what its runs have beside defaults. Of the digest the beginning.
+MAIN: dict[str, object] = {
+    "data.digest": "cf37c9649fe3",
+    "model.n_layer": 2,
+    "model.n_head": 4,
+    "model.n_embd": 64,
+    "model.seq_len": 64,
+    "model.vocab_size": 1024,
+    "model.init_std": 0.06928203230275509,
+    "batch.tokens_per_step": 2048,
+    "schedule.steps": 4000,
+    "schedule.warmup_steps": 200,
+    "eval.tokens": 131072,
+    "eval.final_tokens": "all",
+}
+FREE = (LAMBDA, RATE, SEEDS, "schedule.kind", "schedule.match", "averages", FOLLOWS)  # what the claims' runs differ in
+PLANNED = {"1a": 8, "1b": 8, "2": 8, "3": 5, "4": 8}  # planned, with what the plan's deviations say
 NAMES = {
     "1a": "λ > 0 is behind in mid-run",
     "1b": "λ > 0 is ahead at the end",
@@ -50,6 +66,8 @@ ENDPOINTS = {
 def analyse(runs: list[Run], options: Options) -> Result:
     trunks, branches, notes = families(runs)
     trunks += [run for run in runs if run.origin is None and run not in trunks]
+    trunks, is_main, left_out = _of_one_setting(trunks, options.pilot_from)
+    notes += left_out
     tests: dict[str, Comparison] = {}
     cosine = [run for run in trunks if run.fields.get("schedule.kind") == "cosine"]
     groups = group_runs(cosine)[0]
@@ -57,7 +75,8 @@ def analyse(runs: list[Run], options: Options) -> Result:
         plain, decayed = pair
         tests |= _of_cosine(decayed, plain, branches)
     for group in groups:
-        claim = same_curve(group, cosine, groups) if group.runs[0].fields.get("schedule.match.own") is None else None
+        claim = same_curve(group, cosine, groups) if _is_closed_loop(group.runs[0]) else None
+        # without a margin it was refused: pairs are on their way, or there is nothing to explain
         if claim is not None and claim.margin is not None:
             tests["3"] = Comparison(((claim.interval, 0),), claim.margin)
     if pair := _pair(group_runs([run for run in trunks if run.fields.get("schedule.kind") == "constant"])[0]):
@@ -72,17 +91,48 @@ def analyse(runs: list[Run], options: Options) -> Result:
     table = _table(tests)
     findings = [f"{row['claim']}: {row['difference']}: {row['verdict']}." for _, row in table.iterrows() if row["n"]]
     notes.append(f"Holm's correction is over {len(NAMES)} claims; those that have not run count as showing nothing")
-    judged = [run for run in trunks if run.fields.get("schedule.kind") in ("cosine", "constant")]
-    is_main = all(str(run.fields.get(name)).startswith(str(value)) for run in judged for name, value in MAIN.items())
     if not is_main:
         notes.append(
             "not all of these are runs of the plan's main setting, S48 on Python: its rules, and no primary claim of it"
         )
-    few = [f"{key} has {test.n} of {SEEDS[key]}" for key, test in tests.items() if test.n < SEEDS[key]]
+    few = [f"{key} has {test.n} of {PLANNED[key]}" for key, test in tests.items() if test.n < PLANNED[key]]
     if is_main and few:
         notes.append(f"fewer seeds than the plan has: {', '.join(few)}")
     title = "The plan's primary claims" if is_main else "The plan's rules, on other runs"
     return Result("declared", title, findings, [], {"Claims": table}, notes)
+
+
+def _of_one_setting(trunks: list[Run], pilot_from: int) -> tuple[list[Run], bool, list[str]]:
+    """The runs that are judged: of the plan's main setting, where there are any, without pilots. Whether they are of it; and notes.
+    InputError where there are none of it, and the others are of several settings."""
+    trunks = [run for run in trunks if run.fields.get("schedule.kind") in ("cosine", "constant")]
+    kept = [run for run in trunks if not is_pilot(run, pilot_from)]
+    gone = len(trunks) - len(kept)
+    notes = [f"{gone} runs of a pilot's seeds ({pilot_from} and above) enter no claim"] if gone else []
+    main = [run for run in kept if _is_main(run)]
+    if main:
+        others = len(kept) - len(main)
+        return main, True, [*notes, *([f"{others} runs of other settings are left out"] if others else [])]
+    # at a constant rate the number of updates is no part of the experiment
+    if differing := [name for name in differing_fields(kept) if not name.startswith(FREE) and name != STEPS]:
+        raise InputError(
+            f"these runs are of several settings: they differ in {', '.join(differing)}. The claims are read off one; give "
+            "the runs of one"
+        )
+    return kept, False, notes
+
+
+def _is_main(run: Run) -> bool:
+    # all that makes it another experiment than one of defaults is in `varied`
+    beside = [name for name in run.varied if name not in MAIN and not name.startswith(FREE)]
+    return not beside and all(str(run.fields.get(name)).startswith(str(value)) for name, value in MAIN.items())
+
+
+def _is_closed_loop(run: Run) -> bool:
+    """As claim 3 names it: by the norm of the whole model, and the run's own live norm."""
+    scope = run.fields.get("schedule.match.scope") or "model"
+    taken = run.fields.get("schedule.match.take") or "rate"
+    return run.fields.get("schedule.match.own") is None and scope == "model" and taken != "norms"
 
 
 def _pair(groups: list[Group]) -> tuple[Group, Group] | None:

@@ -103,8 +103,9 @@ def drowned(difference: float, documents: float) -> bool:
     return documents > 0 and float(stats.norm.sf(stats.norm.isf(LEVEL / 2) - abs(difference) / documents)) < POWER
 
 
-def detectable(deviation: float, seeds: int) -> float:
-    """The difference that so many seeds tell from zero four times of five."""
+def detectable(deviation: float, seeds: int, documents: float = 0.0) -> float:
+    """The difference that so many seeds tell from zero four times of five. `documents`: as of `power`."""
     if seeds < 2 or not deviation > 0:
         return math.nan
-    return float(optimize.brentq(lambda d: power(deviation, d, seeds) - POWER, 0.0, 100 * deviation))
+    most = 100 * math.hypot(deviation, documents)
+    return float(optimize.brentq(lambda d: power(deviation, d, seeds, documents) - POWER, 0.0, most))

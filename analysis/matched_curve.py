@@ -46,7 +46,7 @@ def same_curve(group: Group, runs: list[Run], groups: list[Group]) -> Claim | No
         verdict,
         decided,
         condition="; ".join(conditions),
-        margin=margin,
+        margin=None if refused else margin,
         lost=gone(group, runs),
     )
 

@@ -17,13 +17,13 @@ import pandas as pd
 
 from analysis.claims import table_of_claims
 from analysis.command import Options, Result
-from analysis.compare import sound
+from analysis.compare import ended
 from analysis.endpoint import Endpoint, endpoint_of
 from analysis.figures import Figure, Line, Panel
 from analysis.grouped import Grouped, Read, diverged_lines, grouped, mean_line, probed, trunks_of
 from analysis.layer_rates import layer_rate, norm_of, normalised, spread
 from analysis.optimisers import ERROR, name_of_cell, table_of_optimisers
-from analysis.pairing import Group
+from analysis.pairing import Group, by_seed
 from analysis.runs import Run
 from analysis.statistics import Interval, interval
 
@@ -74,7 +74,7 @@ def _told_briefly(begun: Grouped) -> Grouped:
 
 
 def _measures(groups: list[Group]) -> pd.DataFrame:
-    """A row a group: what the figures draw, as one number a run, its mean and interval over the seeds of sound runs."""
+    """A row a group: what the figures draw, as one number a run, its mean and interval over the seeds of runs that ended."""
     # the rate is what a run has gone through, the rest is where it has come to
     reads: dict[str, tuple[Read, Callable[[pd.Series], float]]] = {
         "η/‖w_l‖² (Adam: η/‖w_l‖), mean of the run": (_over_layers(layer_rate), _mean),
@@ -88,7 +88,7 @@ def _measures(groups: list[Group]) -> pd.DataFrame:
     for group in groups:
         row: dict[str, object] = {"": group.name}
         for words, (read, to_one) in reads.items():
-            value = interval(to_one(curve) for run in sound(group) if len(curve := read(run)))
+            value = interval(by_seed([(r, to_one(c)) for r in ended(group) if len(c := read(r))]).values())
             row[words] = _few_digits(value) if value.n else None
         rows.append(row)
     table = pd.DataFrame(rows).dropna(axis=1, how="all")

@@ -1,4 +1,4 @@
-"""Run folders as data: what a run was, its measurements as a table, and which runs belong together."""
+"""Run folders as data: how runs are found, what each was, and its measurements as a table."""
 
 from __future__ import annotations
 

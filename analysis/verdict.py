@@ -16,7 +16,8 @@ from analysis.statistics import LEAST_SEEDS, Interval
 
 @dataclass(frozen=True)
 class Comparison:
-    """`differences`: each with the side of zero on which it is claimed; of "the same" 0, and then within the `margin`.
+    """`differences`: each with the sign that is claimed, +1 or −1. Of a claim that two are the same the sign is 0, and the
+    difference must lie within the `margin`.
     `of_interest`: a smaller difference is none; 0 where there is no such number, as of a rank correlation."""
 
     differences: tuple[tuple[Interval, int], ...]

@@ -34,7 +34,7 @@ class Standing:
     step: int = 0
     steps: int = 0
     why: str = ""
-    tokens_per_s: float | None = None
+    per_s: float | None = None  # tokens, or images
     eta_s: float | None = None
     train_loss: float | None = None  # mean of the last 20 updates
     val_loss: float | None = None
@@ -63,7 +63,7 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
     rows, lacking = log.rows, shortfalls(folder, status, log, cell.config.log.probe_every)
     step = max([status["step"], *(row["step"] for row in rows)])
     recent = [row for row in rows if "train/loss" in row][-20:]
-    rates = [row["perf/tokens_per_s"] for row in recent if row.get("perf/tokens_per_s")]
+    rates = [row[name] for row in recent if row.get(name := f"perf/{cell.config.unit}_per_s")]
     losses = [row["train/loss"] for row in recent if row["train/loss"] is not None]
     validations = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     state, why, rate = status["state"], status["reason"], statistics.median(rates) if rates else None
@@ -81,7 +81,7 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
         steps,
         "; ".join([*filter(None, [why]), *lacking]),
         rate if state == "running" else None,
-        (steps - step) * cell.config.batch.tokens_per_step / rate if rate and state == "running" else None,
+        (steps - step) * cell.config.units_per_step / rate if rate and state == "running" else None,
         statistics.fmean(losses) if losses else None,
         validations[-1] if validations else None,
     )

@@ -62,7 +62,9 @@ def _explained(standing_of: dict[Path, Standing], root: Path) -> dict[Path, Stan
 
 def render(cells: list[Cell], standing_of: dict[Path, Standing]) -> str:
     """The table, and the counts under it."""
-    rows = [("run", "state", "step", "tokens/s", "ETA", "train loss", "val loss", "")]
+    units = {cell.config.unit for cell in cells}
+    speed = f"{units.pop()}/s" if len(units) == 1 else "per s"
+    rows = [("run", "state", "step", speed, "ETA", "train loss", "val loss", "")]
     for cell in cells:
         standing = standing_of[cell.folder]
         rows.append(
@@ -70,7 +72,7 @@ def render(cells: list[Cell], standing_of: dict[Path, Standing]) -> str:
                 cell.folder.name,
                 standing.state,
                 f"{standing.step}/{standing.steps}",
-                f"{standing.tokens_per_s:,.0f}" if standing.tokens_per_s else "",
+                f"{standing.per_s:,.0f}" if standing.per_s else "",
                 _duration(standing.eta_s) if standing.eta_s is not None else "",
                 f"{standing.train_loss:.4f}" if standing.train_loss is not None else "",
                 f"{standing.val_loss:.4f}" if standing.val_loss is not None else "",

@@ -72,6 +72,9 @@ def test_seeds_needed() -> None:
     for seeds, ratio in ((3, 3.27), (4, 2.13), (5, 1.69), (6, 1.44), (8, 1.16)):
         assert detectable(1.0, seeds) == pytest.approx(ratio, abs=0.01)
         assert seeds_needed(1.0, ratio * 1.01) == seeds
+    # documents add what seeds cannot take away
+    assert power(1.0, detectable(1.0, 8, 0.5), 8, 0.5) == pytest.approx(0.8, abs=1e-3)
+    assert detectable(1.0, 8, 0.5) > 1.6 * detectable(1.0, 8)
     needed = seeds_needed(0.006, -0.007)
     assert needed is not None
     draws = np.random.default_rng(3).normal(-0.007, 0.006, (4000, needed))
@@ -208,6 +211,11 @@ def test_what_a_claim_says() -> None:
     assert not (spoiled := corrected([claim, *others]))[0].decided
     assert spoiled[0].verdict.startswith("undecided after Holm's correction over 4 comparisons")
     assert list(table_of_claims(spoiled)["kind"]) == ["primary"] * 4
+    # too small to matter it is with the correction and without
+    small = difference_claim("c", "end", interval([-0.002, -0.0001, -0.0012, -0.0021, -0.0015]), WORDS, primary=True)
+    (held, *_) = corrected([small, *others])
+    assert (small.verdict, held.verdict) == (WORDS[0], "no difference of interest: within ±0.005")
+    assert held.decided
 
 
 def test_seeds_for_the_declared_difference() -> None:

@@ -122,6 +122,9 @@ def test_a_refused_claim_stays_in_the_family(tmp_path: Path) -> None:
         told = corrected(family, absent)[0]
         assert not told.decided
         assert told.verdict.startswith("undecided after Holm's correction over 4 comparisons (p = 0.0")
+    # one that was refused proves nothing, however far from zero it lies
+    unfinished = difference_claim("b", "end", interval([1.0, 1.01, 1.02]), words, primary=True, refused="no claim yet")
+    assert not corrected([claim, *[unfinished] * 3])[0].decided
     exploratory = difference_claim("b", "end", interval([0.1, 0.2]), words)
     assert corrected([claim, *[exploratory] * 3])[0].decided, "what is exploratory is no member"
     # three λ: of one all runs diverged, of one all but two

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,38 @@ def test_of_the_records() -> None:
     table = declared.analyse(runs, Options()).tables["Claims"]
     assert list(table["n"]) == [8, 8, 8, 0, 0]
     assert table["difference"][0].startswith("+0.0869 [+0.0787, +0.0951]")
+
+
+def test_runs_of_one_setting_are_judged(tmp_path: Path) -> None:
+    """Breaks if λ = 0 of one setting is set against λ > 0 of another, or a pilot's seeds enter a claim."""
+    mine = [path for path in five(tmp_path / "a") if path.name.startswith("cosine") and path.name[-1].isdecimal()]
+    before = verdicts(mine)
+    pilots = [
+        path for seed in (100, 101) for path in write(tmp_path / "p", seed, "cosine", 0.0, lambda s: 9 + 0 * s, 0.0)
+    ]
+    assert list(verdicts([*mine, *pilots])) == list(before)
+    other = write_run(tmp_path / "other", model={"n_layer": 4}, schedule={"kind": "cosine"})
+    with pytest.raises(InputError, match=r"several settings: they differ in model\.n_layer"):
+        declared.analyse(load(*mine, other), Options())
+
+
+def test_other_settings_beside_the_main_one() -> None:
+    """Breaks if runs that differ from the plan's main setting in one field alone are judged as it, or together with it."""
+    cells = [f"study_{name}/seeds[0-2]-*" for name in ("s48", "documents")]
+    main, documents = (load_runs([str(ROOT / "docs/study/records" / cell)], None)[0] for cell in cells)
+    alone, both, other = (declared.analyse(runs, Options()) for runs in (main, [*main, *documents], documents))
+    assert both.tables["Claims"].equals(alone.tables["Claims"])
+    assert any(note.endswith("runs of other settings are left out") for note in both.notes)
+    assert (both.title, other.title) == ("The plan's primary claims", "The plan's rules, on other runs")
+
+
+def test_only_what_claim_3_names(tmp_path: Path) -> None:
+    """Breaks if claim 3 is read off runs matched tensor by tensor or in open loop, or off pairs of which some have not ended."""
+    paths = five(tmp_path)
+    matched = [path for path in paths if path.name.endswith("-matched")]
+    assert verdicts(paths)["3"] == "holds"
+    for path in matched:
+        config = json.loads((path / "config.json").read_text())
+        config["schedule"]["match"]["scope"] = "tensor"
+        (path / "config.json").write_text(json.dumps(config))
+    assert verdicts(paths)["3"] == "not run"

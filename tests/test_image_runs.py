@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.errors import InputError
 from configs.plan import make_plan
 from configs.schema import RunConfig
 from data.image_manifest import ImageManifest
@@ -210,6 +212,11 @@ def test_a_run(make_images: Make, tmp_path: Path) -> None:
         )
         assert found["val/loss"] == pytest.approx(rows[12][f"val/loss{suffix}"], rel=1e-5)
         assert found["val/error"] == rows[12][f"val/error{suffix}"]
+    # and where its data has another place, but not over other data
+    moved = Path(shutil.copytree(config.data.path, tmp_path / "moved"))
+    assert evaluate([str(tmp_path / "whole")], Asked(data=moved))[0]["val/loss"] == pytest.approx(rows[12]["val/loss"])
+    with pytest.raises(InputError, match="no prepared data in"):
+        evaluate([str(tmp_path / "whole")], Asked(data=tmp_path / "nowhere"))
     # The same run, begun again from its checkpoint in the midst.
     (tmp_path / "again").mkdir()
     finish(start(path, tmp_path / "again"))

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import InputError
+from configs.load import read_json, validate
 from data.manifest import Manifest, read_manifest
 from record.checkpoints import parse_address
 from record.foreign import find_foreign
@@ -87,11 +88,13 @@ def _name(address: str, asked: Asked) -> Named:
     chosen = choose(address, steps)
     left_out = [{"checkpoint": str(path), "why": why} for path, why in chosen.left_out]
     row = {"run": str(chosen.run.path), "steps": chosen.steps, "weights": asked.kind, "left_out": left_out}
-    elsewhere = is_elsewhere(chosen.run, asked.data)
+    # images are evaluated on their own data alone, wherever that lies now
+    images = validate(read_json(chosen.run.config), str(chosen.run.config)).unit == "images"
+    elsewhere = not images and is_elsewhere(chosen.run, asked.data)
     try:
         config, manifest = config_with_data(chosen.run, None if elsewhere else asked.data)
     except InputError as error:
-        if asked.data is None:
+        if asked.data is None or images:
             raise
         raise InputError(
             f"{error}. On other data a run is evaluated where its own lies too, for its tokenizer"
@@ -99,10 +102,6 @@ def _name(address: str, asked: Asked) -> Named:
     if isinstance(manifest, Manifest):
         source = source_of(chosen, asked.kind, None if elsewhere else asked.data)
         return Named(row, source, None if elsewhere else config.eval.tokens)
-    if elsewhere:
-        raise InputError(
-            f"{address} is a run on images; those are evaluated on their own data, and {asked.data} is other"
-        )
     averaged = asked.kind != "weights" or len(chosen.paths) > 1
     weights = {**chosen.tensors(asked.kind), **chosen.buffers()}
     return Named(row | validation_means(config, manifest, weights, averaged, choose_device()), None)

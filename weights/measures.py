@@ -99,7 +99,7 @@ def measure(
     device: torch.device,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The columns, of weights with their buffers. `averaged`: as weights.evaluate.to_evaluate. Leaves torch's own draws alone.
+    """The columns, of weights with their buffers. `averaged`: as weights.on_images.to_evaluate. Leaves torch's own draws alone.
 
     Under optim.decay_rule sphere an average is brought back onto the sphere, and its own ‖w‖ is `norm`.
     """
