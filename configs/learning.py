@@ -126,7 +126,7 @@ class Schedule(Section):
         None, "wsd: the share of the steps over which it decays; null: 0.2", gt=0, le=1
     )
     cooldown_shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = setting(None, "wsd; null: linear")
-    match: Match | None = setting(None, "follow the effective learning rate of another run")
+    match: Match | None = setting(None, "follow another run: its effective learning rate, or the norms of its layers")
     points: tuple[tuple[int, float], ...] | None = setting(
         None,
         "[step, fraction of the peak], or the name of a JSON file of them; piecewise: straight lines between; multistep: that "

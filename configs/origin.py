@@ -1,8 +1,8 @@
 """What a run starts from and what it follows: a checkpoint of a trunk (`branch`), the norms of a leader (`schedule.match`).
 
-RUN@STEP is the *address* of a checkpoint; the *leader* is the run whose effective learning rate a matched run takes over.
-record/lineage.py reads both from run folders. In plan.json, norms.json and the configuration the address and the leader are
-called `reference`: that name stays, so that folders and configurations of earlier versions are read.
+RUN@STEP is the *address* of a checkpoint; the *leader* is the run whose effective learning rate or layer norms a matched run takes
+over. record/lineage.py reads both from run folders. plan.json calls the address `reference`; norms.json and schedule.match call
+the leader so. These names stay, so that older folders and configurations can be read.
 """
 
 from __future__ import annotations

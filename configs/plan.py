@@ -111,6 +111,8 @@ def make_plan(
     factors = planned_factors(config, leader, origin)
     _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))
     sum_of_lr, sum_of_decay = _sums(config, factors, groups[main_group(groups)], rates)
+    state_bytes = cost.state_bytes(config, ranks)
+    activation_bytes = max(cost.activation_bytes(config, micro_batch), cost.passing_bytes(config, ranks))
     available = examples_available(config, data, start) * config.targets_per_example if data else None
     return Plan(
         experiment=fields,
@@ -130,8 +132,8 @@ def make_plan(
         n_parameters=cost.n_parameters(config.model),
         groups=groups,
         flops_per_unit=cost.flops_per_unit(config.model),
-        state_bytes=cost.state_bytes(config, ranks),
-        activation_bytes=max(cost.activation_bytes(config, micro_batch), cost.passing_bytes(config, ranks)),
+        state_bytes=state_bytes,
+        activation_bytes=activation_bytes,
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
@@ -139,7 +141,7 @@ def make_plan(
         decay_sum=sum_of_decay,
         origin=origin,
         leader=leader,
-        cautions=cautions(config, data, groups) + memory_cautions(config, ranks, micro_batch, device_bytes),
+        cautions=cautions(config, data, groups) + memory_cautions(state_bytes + activation_bytes, device_bytes),
     )
 
 

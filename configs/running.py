@@ -203,7 +203,9 @@ class Branch(Section):
         min_length=1,
         max_length=PATH,
     )
-    optimizer: Literal["keep", "drop"] = setting("keep", "Adam's moments and step, or none")
+    optimizer: Literal["keep", "drop"] = setting(
+        "keep", "keep: go on with the trunk's optimiser state; drop: begin with a new optimiser"
+    )
     data: Literal["continue", "restart", "other"] | OtherData = setting(
         "continue",
         "read on in the trunk's order, nothing twice; begin the order again (P1); or go on with other data, that of data.path: "

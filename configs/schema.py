@@ -133,7 +133,8 @@ class RunConfig(Section):
         if follows and self.optim.algorithm not in LR_POWERS:
             raise InputError(
                 f"schedule.match and branch.lr_by_norm_of set an effective learning rate, and that of {self.optim.algorithm} is "
-                f"not known; they are for {', '.join(name for name, power in LR_POWERS.items() if power == 1)}"
+                f"not known; schedule.match is for {', '.join(name for name, power in LR_POWERS.items() if power == 1)}, "
+                f"branch.lr_by_norm_of for {', '.join(LR_POWERS)}"
             )
         if self.schedule.match is not None and self.branch is not None and self.branch.lr_by_norm_of is not None:
             raise InputError(

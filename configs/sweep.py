@@ -204,10 +204,8 @@ def _cell(
     """`given` with `fields` on top, as a branch of `parent` at `step` where these are given."""
     label = label[:90].strip("-.") or "run"
     for field, value in fields.items():
-        if parent is not None and isinstance(value, str):
-            value = value.replace("{run}", str(parent.folder))
-            if "{undecayed}" in value:
-                value = value.replace("{undecayed}", str(_undecayed(parent, siblings, source).folder))
+        if parent is not None:
+            value = _named(value, parent, siblings, source)
         for name in _fields(field):
             given = merge(given, nest(name, value))
     given = with_points(merge(given, {"name": label}), Path(source).parent)
@@ -221,6 +219,20 @@ def _cell(
         norms = f"{start} {Path(config.branch.lr_by_norm_of or '').name}" if config.branch else None
         identity = run_id(experiment(config, data.digest, start, start, norms))
     return Cell(stage, label, given, config, identity, root / f"{label}-{identity or UNKNOWN}", parent, step)
+
+
+def _named(value: Any, parent: Cell, siblings: Sequence[Cell], source: str) -> Any:
+    """The value with folders for {run} and {undecayed}, also in the strings of a section or a list."""
+    if isinstance(value, dict):
+        return {key: _named(item, parent, siblings, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item, parent, siblings, source) for item in value]
+    if not isinstance(value, str):
+        return value
+    value = value.replace("{run}", str(parent.folder))
+    if "{undecayed}" in value:
+        value = value.replace("{undecayed}", str(_undecayed(parent, siblings, source).folder))
+    return value
 
 
 def _undecayed(parent: Cell, siblings: Sequence[Cell], source: str) -> Cell:

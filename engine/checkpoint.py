@@ -155,10 +155,11 @@ def set_aside_after(folder: Path, step: int) -> None:
             os.replace(path / MANIFEST, path / SUPERSEDED)
 
 
-def delete_old(folder: Path, config: CheckpointConfig) -> None:
-    """Delete what configs/cadence.py does not keep, manifests first; a failure is logged, no more. Rank 0 only."""
+def delete_old(folder: Path, config: CheckpointConfig, spared: int | None = None) -> None:
+    """Delete what configs/cadence.py does not keep, manifests first; a failure is logged, no more. Rank 0 only. `spared`: a step
+    that is kept for now."""
     for path in complete(folder)[: -(config.keep_last or 1)]:
-        if is_kept(config, step_of(path)):
+        if is_kept(config, step_of(path)) or step_of(path) == spared:
             continue
         try:
             _remove(path)

@@ -9,8 +9,11 @@ from importlib import metadata
 
 def no_cuda() -> str:
     """Why torch cannot find a CUDA device in this process; empty where it may, which only torch itself can tell."""
-    # The version's suffix says what torch was built for.
-    build = metadata.version("torch").partition("+")[2]  # 2.13.0+cpu, 2.13.0+cu130, or 2.13.0 alone
+    # The version's suffix says what torch was built for. A dry run needs no torch.
+    try:
+        build = metadata.version("torch").partition("+")[2]  # 2.13.0+cpu, 2.13.0+cu130, or 2.13.0 alone
+    except metadata.PackageNotFoundError:
+        return "torch is not installed here"
     if build == "cpu":
         return "this torch is built for CPUs only"
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from engine.agree import from_every_rank
+from engine.agree import from_every_rank, on_first_rank
 from record.run import State
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
         if not said:
             logger.info("trained to the end; its data is still being compared with the hashes")
             said = True
+    # what a resume went on from was kept until now
+    on_first_rank(training.delete_old)
     return state, reason
 
 

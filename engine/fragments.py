@@ -272,10 +272,9 @@ class Fragments:
     def dtypes(self) -> dict[str, str]:
         """Dtypes in the columns of configs/precision.py: weights, masters and moments read off the live tensors.
 
-        Those of gradients, accumulation and reduction are what the engine is configured for; the trainer reads the
+        Those of gradients, accumulation and reduction are what DeepSpeed is configured for; engine/engine.py reads the
         first two off the first update.
         """
-        # What DeepSpeed is configured for; that it does so is seen in the first update.
         model_dtype, accumulation = self.ds.get_data_types()
         return {
             "weights": dtype_name(next(self.ds.module.parameters()).dtype),

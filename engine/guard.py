@@ -52,6 +52,14 @@ class DataGuard:
         """A checkpoint of `step` was written: on data that may yet turn out damaged."""
         self._first_saved = self._first_saved or step
 
+    @property
+    def relied_on(self) -> int | None:
+        """The step that this start went on from, until the data is compared with its hashes: should they differ, it is what the
+        run has to go back to. None afterwards. For rank 0."""
+        if self._hashing is None or (self._hashing.wait(0) and not self._hashing.problem):
+            return None
+        return self._began or None
+
     def compared(self) -> bool:
         """Whether all files are compared; waits a little for it. Raises as `check` does."""
         if not self._beside_training:

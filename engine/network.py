@@ -46,7 +46,7 @@ def build_network(config: RunConfig, manifest: AnyManifest, device: torch.device
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
     """Whether torch.compile is used (parallel.compile). InputError if the configuration asks for it and its tools are missing."""
-    setting, compiler = config.parallel.compile, os.environ.get("CXX", "g++")
+    setting, compiler = config.parallel.compile, os.environ.get("CXX", "").strip() or "g++"
     # torch would find out in the first update, after minutes, and say so in a long traceback. So it is looked at here.
     missing = []
     if shutil.which(shlex.split(compiler)[0]) is None:

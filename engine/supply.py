@@ -29,7 +29,8 @@ class OpenData:
     """A run's prepared data, opened.
 
     `batches(step, digest)`: those of the updates from `step` on, with the order's digest before it.
-    `final`: the batches of the run's end, the same list without eval.final_tokens. `final_examples`: how many they hold.
+    `final`: the batches evaluated at the run's end; without eval.final_tokens the list `validation` itself. `final_examples`: how
+    many they hold.
     `val_examples`: of the whole split. Of images, `train_eval`: training images without augmentation (eval.train_images), and
     `estimation()`: the pass in which an average's running statistics are estimated. `described`: what a start records of the data.
     """

@@ -189,8 +189,12 @@ class Training:
         self.data.guard.saved(step)
         return path
 
+    def delete_old(self) -> None:
+        """Delete the checkpoints that are not kept, but none that damaged data would send the run back to. Rank 0 only."""
+        checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint, self.data.guard.relied_on)
+
     def _tidy_up(self) -> None:
-        checkpoint.delete_old(self.folder.checkpoints, self.config.checkpoint)
+        self.delete_old()
         self.folder.write_status("running", self.progress.step, self.plan.steps, "", self.progress.order_digest)
 
     def note_start(self, given: dict[str, Any]) -> None:

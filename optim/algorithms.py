@@ -1,9 +1,9 @@
 """The algorithms by which weights are updated (optim.algorithm): one file each, named by one dict.
 
-A module says `ABOUT`; `moments(config)`, its state per element in torch.optim's names; `build(groups, config)`, the optimiser;
-`counts(flat)`, its state beside the moments before the first step; and `rounds_once(optimizer)`, whether decay and step are
-rounded together. One that treats tensors in two ways says `family(tensor)`: groups are split by it, and `moments` and `counts`
-take it. One of torch.optim by its dotted name is optim/torch_named.py for all.
+A module says `ABOUT`; `moments(config)`, its state per element in torch.optim's names; and `build(groups, config)`, the optimiser.
+It may say `counts(flat)`, its state beside the moments before the first step; by default none. And `rounds_once(optimizer)`,
+whether decay and step are rounded together; by default not. One that treats tensors in two ways says `family(tensor)`: groups are
+split by it, and `moments` and `counts` take it. One of torch.optim by its dotted name is optim/torch_named.py for all.
 """
 
 from __future__ import annotations
@@ -56,14 +56,16 @@ def zero_state(flat: Tensor, config: Optim, family: str = "") -> dict[str, Tenso
     """
     # Now rather than at the first step, so that memory is known and a checkpoint of step 0 is whole.
     zeros = {key: torch.zeros_like(flat, memory_format=torch.preserve_format) for key in moments(config, family)}
-    counts: dict[str, Tensor] = algorithm_of(config).counts(flat, *((family,) if family else ()))
-    return counts | zeros
+    counts = getattr(algorithm_of(config), "counts", None)
+    counted: dict[str, Tensor] = counts(flat, *((family,) if family else ())) if counts else {}
+    return counted | zeros
 
 
 def check_rounding(optimizer: torch.optim.Optimizer, config: Optim, masters: str) -> None:
     """RuntimeError if bfloat16 masters would lose their decay: it must be rounded together with the step."""
     # Half a unit in the last place of bfloat16 is 2⁻⁹ of a number: a decay of ηλ below that, applied alone, rounds back.
-    if masters == "bfloat16" and not algorithm_of(config).rounds_once(optimizer):
+    rounds_once = getattr(algorithm_of(config), "rounds_once", None)
+    if masters == "bfloat16" and not (rounds_once and rounds_once(optimizer)):
         raise RuntimeError(
             f"{type(optimizer).__name__} is not fused: under bfloat16 masters its decay is a multiplication of its own, which "
             "rounds to nothing below η·λ of about 0.002"

@@ -43,16 +43,6 @@ def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     return KFAC(groups, config)
 
 
-def counts(flat: Tensor, family: str = "") -> dict[str, Tensor]:
-    """Nothing is counted by parameter."""
-    return {}
-
-
-def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Decay and step are rounded one after the other. Never asked in earnest: bfloat16 masters are refused."""
-    return False
-
-
 @dataclass
 class Layer:
     """A layer: its tensors, its factors A (d, d) and S (m, m), float32 at least, and the inverses of the damped ones.

@@ -27,11 +27,6 @@ def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     return Lion(groups, config.betas, rule_of(config).inside == "decoupled")
 
 
-def counts(flat: Tensor) -> dict[str, Tensor]:
-    """Nothing is counted: the moment's bias does not change its sign."""
-    return {}
-
-
 def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
     """Always: decay and step are computed in float32 and rounded together."""
     return True

@@ -42,11 +42,6 @@ def counts(flat: Tensor, family: str = "") -> dict[str, Tensor]:
     return {} if family == "muon" else {"step": torch.zeros((), dtype=torch.float32, device=flat.device)}
 
 
-def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Decay and step are rounded one after the other. Never asked in earnest: bfloat16 masters are refused."""
-    return False
-
-
 def direction(momentum: Tensor, gradient: Tensor, rate: float) -> Tensor:
     """Move M, any shape, on by a gradient; μM + (1−μ)g of the new M, in bfloat16, as Newton–Schulz takes it."""
     momentum.lerp_(gradient, 1 - rate)

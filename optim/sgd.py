@@ -23,11 +23,6 @@ def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     return SGD(groups, config.momentum, rule_of(config).inside == "decoupled")
 
 
-def counts(flat: Tensor) -> dict[str, Tensor]:
-    """Nothing is counted."""
-    return {}
-
-
 def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
     """Always: see SGD."""
     return True

@@ -33,16 +33,6 @@ def moments(config: Optim) -> tuple[str, ...]:
     return ()
 
 
-def counts(flat: Tensor) -> dict[str, Tensor]:
-    """None: it makes its state itself, most of them in their first step."""
-    return {}
-
-
-def rounds_once(optimizer: torch.optim.Optimizer) -> bool:
-    """The decay is a multiplication of its own. Never asked in earnest: at ZeRO stage 0 masters are float32."""
-    return False
-
-
 def build(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
     """η is set before each step. InputError where torch has no such optimiser, or refuses the arguments."""
     kind = getattr(torch.optim, config.algorithm.rpartition(".")[2], None)
@@ -244,7 +234,7 @@ def _equal(some: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _by_torch(config: Optim, act: Callable[[], Any]) -> Any:
-    """What torch refuses is the user's to mend, and its words are the reason."""
+    """Call torch, and turn whatever it raises into an InputError that quotes it."""
     try:
         return act()
     except Exception as error:

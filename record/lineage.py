@@ -163,7 +163,7 @@ def read_norms(
     columns = {name: TENSOR_NORM + name for name in tensors} or {"": key}
     norms: dict[str, list[float]] = {}
     for name, column in columns.items():
-        values: list[Any] = [rows.get(step, {}).get(column) for step in range(after, after + steps)]
+        values = [_value_after(step, rows, column) for step in range(after, after + steps)]
         gaps = [step for step, value in enumerate(values) if not (isinstance(value, float) and 0 < value < math.inf)]
         if gaps:
             raise InputError(
@@ -171,6 +171,13 @@ def read_norms(
             )
         norms[name] = values
     return norms
+
+
+def _value_after(step: int, rows: dict[int, dict[str, Any]], column: str) -> Any:
+    """What stands in the column after a step. An update that was left out (numerics.nonfinite) has moved no weights."""
+    while step and "nonfinite/skipped" in rows.get(step, {}):
+        step -= 1
+    return rows.get(step, {}).get(column)
 
 
 def _why_no_norm(run: str | Path, column: str, value: Any, gaps: list[int], steps: int, by_tensor: bool) -> str:

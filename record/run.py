@@ -39,7 +39,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "bad input": 2, "diverged": 3, "preempted"
 # What may be in a folder before its run has described itself: of a start that was refused or killed, and of slurm/.
 BEFORE_START = {
     ".lock", ".writer.json", "checkpoints", "logs", "metrics.jsonl", "probes.jsonl", "refused.json", "status.json", "stop",
-    "wandb",
+    "wandb", "wandb.id",
 }  # fmt: skip
 LEFTOVERS = re.compile(r"\.nfs.*|\..*\.\d+\.tmp")  # of a network file system, and of a killed write_json
 

@@ -197,6 +197,8 @@ def test_compiling_is_refused_or_said(tiny_config: Callable[..., RunConfig], mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(no-such-compiler"):
         is_compiled(asked, CPU)
+    monkeypatch.setenv("CXX", " ")  # set to nothing is as not set
+    assert not is_compiled(tiny_config(), CPU)
     with pytest.raises(ValueError, match="draw other masks"):
         tiny_config({"parallel": {"compile": True}, "model": {"dropout": 0.1}})
 

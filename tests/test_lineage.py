@@ -65,6 +65,16 @@ def test_leader(tmp_path: Path) -> None:
     assert len(norms.norms[""]) == config.schedule.steps
     assert norms.factor(3, {"": norms.norms[""][3] * 2}) == 2
     assert config.schedule.match is not None
+    # an update that was left out has moved no weights: after it their norm is what it was before
+    log = leader / "metrics.jsonl"
+    rows = log.read_text().splitlines()
+    (place,) = (i for i, row in enumerate(rows) if json.loads(row)["step"] == 3)
+    skipped = json.dumps({"step": 3, "tokens": 0, "event": "nonfinite", "nonfinite/skipped": 1})
+    log.write_text("\n".join([*rows[:place], skipped, *rows[place + 1 :], ""]))
+    left_out = find_leader(config, None)
+    assert left_out is not None
+    assert left_out.norms[""] == [*norms.norms[""][:3], norms.norms[""][2], *norms.norms[""][4:]]
+    log.write_text("\n".join([*rows, ""]))
     (tmp_path / "run").mkdir()
     folder = RunFolder(tmp_path / "run")
     folder.write_norms({"match": config.schedule.match.model_dump(mode="json"), **norms.as_dict()})

@@ -185,7 +185,16 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     folder.path.mkdir()
     folder.check_place()
     (folder.path / "logs").mkdir()
-    for name in ("refused.json", "metrics.jsonl", ".lock", ".writer.json", ".status.json.123.tmp", ".nfs01", "stop"):
+    for name in (
+        "refused.json",
+        "metrics.jsonl",
+        ".lock",
+        ".writer.json",
+        ".status.json.123.tmp",
+        ".nfs01",
+        "stop",
+        "wandb.id",
+    ):
         (folder.path / name).touch()
     folder.check_place()
     (folder.path / "thesis.tex").touch()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_too_small_a_device() -> None:
     large, _ = load_config(PAPER, ["batch.micro_batch=256"])
     assert "run out of memory" in make_plan(large, 1, None, device_bytes=8 * GIB).cautions[-1]
     assert not make_plan(config, 1, None, device_bytes=H100).cautions
+    # what is held for a moment beside the activations counts where it is more than they are
+    moved, _ = load_config(PAPER, ["optim.decay_rule=hyperball", "optim.weight_decay=0", "batch.micro_batch=1"])
+    needed = (plan := make_plan(moved, 1, None, device_bytes=H100)).state_bytes + plan.activation_bytes
+    assert plan.activation_bytes > activation_bytes(moved, 1)
+    assert make_plan(moved, 1, None, device_bytes=needed).cautions == plan.cautions
+    assert "run out of memory" in make_plan(moved, 1, None, device_bytes=needed - 1).cautions[-1]
 
 
 def test_noise_scale_leaves_two_micro_batches(tiny_config: Callable[..., RunConfig]) -> None:
@@ -84,6 +91,17 @@ def test_memory_as_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert devices.device_bytes() == 5_000_000_000
     paths["libcuda.so.1"] = str(tmp_path / "none.so")
     assert devices.device_bytes() is None
+
+
+def test_a_machine_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a dry run where torch is not installed ends in a traceback."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(devices.metadata, "version", version)
+    assert devices.device_bytes() is None
+    assert devices.not_here("tf32") == "precision tf32 needs a CUDA device, and torch is not installed here"
 
 
 def join_differently(config: RunConfig, folder: Path) -> str:

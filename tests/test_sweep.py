@@ -94,13 +94,16 @@ def test_branches_find_their_undecayed_twin(sweep_file: SweepFile) -> None:
     axes = {"optim.weight_decay": [0.0, 0.1], "seeds.*": [0, 1]}
     stages = [{"name": "plain", "branch_at": [6], "set": {**scaled, "branch.lr_by_norm_of": None}}]
     stages += [{"name": "scaled", "of": "main", "branch_at": [6], "set": scaled}]
+    # a section as one value names the same run
+    whole = {**TINY_LR, "optim.weight_decay": 0.0, "branch": {"lr_by_norm_of": "{undecayed}"}}
+    stages += [{"name": "section", "of": "main", "branch_at": [6], "set": {**whole, "optim.lr": 2e-4}}]
     found = cells(sweep_file(axes=axes, stages=stages))
     folders = {(c.config.optim.weight_decay, c.config.seeds.init): c.folder for c in found if c.stage == "main"}
     for cell in found:
-        if cell.stage == "scaled":
+        if cell.stage in ("scaled", "section"):
             assert cell.config.branch is not None
             assert cell.config.branch.lr_by_norm_of == str(folders[0.0, cell.config.seeds.init])
-    assert len({cell.id for cell in found}) == len(found) == 12
+    assert len({cell.id for cell in found}) == len(found) == 16
     lone = sweep_file(
         axes={"optim.weight_decay": [0.1, 0.2]}, stages=[{"name": "scaled", "branch_at": [6], "set": scaled}]
     )

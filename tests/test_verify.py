@@ -130,6 +130,25 @@ def test_late_discovery(config_file: ConfigFile, tmp_path: Path, data: Path, tin
 
 
 @pytest.mark.engine
+def test_what_a_run_must_go_back_to_is_kept(
+    config_file: ConfigFile, tmp_path: Path, data: Path, tiny_data: TinyData
+) -> None:
+    """Breaks if the checkpoint that a resume began from is deleted while the data, damaged, is still being compared."""
+    append_sparse(data, tiny_data[1], gib=1)
+    run, saving = tmp_path / "run", {"checkpoint": {"every": 3, "keep_last": 1}}
+    options = {"path": str(data), "train_tokens": tiny_data[1].train.tokens}
+    first = start(config_file(LONG, saving, {"data": options | {"verify": False}}), run)
+    wait(lambda: bool(checkpoints(run)), first)
+    (run / "stop").touch()
+    finish(first, 75)
+    (began,) = checkpoints(run)
+    finish(start(config_file(LONG, saving, {"data": options}), run), 1)
+    assert f"continue with --resume must --step {began}" in status(run)["reason"]
+    kept = checkpoints(run)
+    assert (kept[0], len(kept)) == (began, 2)
+
+
+@pytest.mark.engine
 def test_stop_during_the_last_wait(config_file: ConfigFile, tmp_path: Path, data: Path, tiny_data: TinyData) -> None:
     """Breaks if ranks that only wait for the hashes cannot be stopped, or call the run done before they are known."""
     append_sparse(data, tiny_data[1], gib=200)

@@ -17,7 +17,7 @@ and of the following what it needs; what it does not define does nothing.
     on_start(initial)            the whole initial weights by name, float32, before a run's first gradient: changed in place
     on_branch(norms)             what a branch begins with: ‖w‖ by name, "" of all; InputError where it cannot go on from there
     on_gradients(pieces, gradients)       before the gradients are seen by a probe, and clipped
-    before_step(pieces, gradients, t)     before the optimiser's step; what it returns is given to after_step
+    before_step(pieces, gradients, t)     before the optimiser's step; on_step and after_step are given what it returns
     on_step(pieces, kept, t)              right after it: makes another step of it, of which a probe then speaks
     after_step(pieces, kept, t)           after both; the copies that the forward pass reads are then made anew
 
