@@ -16,7 +16,8 @@ from analysis.command import Result
 from analysis.runs import Run, seeds_text
 from configs.load import validate
 from configs.prepared import read_summary
-from configs.sweep import UNKNOWN, all_cells, expand
+from configs.sweep import all_cells, expand
+from configs.sweep_cell import UNKNOWN
 from record.files import read_dict
 from record.run import FINISHED, RunFolder
 from record.sweep_runs import is_sweep_file

@@ -145,6 +145,11 @@ def rounding_bytes(config: RunConfig) -> int:
     return round(min(ROUNDED_AT_ONCE, n_parameters(config.model)) * slice_bytes)
 
 
+def working_bytes(config: RunConfig, ranks: int, micro_batch: int) -> int:
+    """What one device holds beside its state: the activations of a micro-batch, or what passes by, where that is more."""
+    return max(activation_bytes(config, micro_batch), passing_bytes(config, ranks))
+
+
 def passing_bytes(config: RunConfig, ranks: int) -> int:
     """The most that one device holds while it holds few activations.
 

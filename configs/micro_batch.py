@@ -45,8 +45,9 @@ def activation_room(config: RunConfig, ranks: int, device_bytes: int | None) -> 
     return room, f"{room / GIB:.1f} GiB ({parts})"
 
 
-def memory_cautions(needed: int, device_bytes: int | None) -> tuple[str, ...]:
-    """A sentence where a plan needs more bytes, for state and activations, than the GPU that is seen has."""
+def memory_cautions(config: RunConfig, ranks: int, micro_batch: int, device_bytes: int | None) -> tuple[str, ...]:
+    """A sentence where a plan needs more than the memory of the GPU that is seen."""
+    needed = cost.state_bytes(config, ranks) + cost.working_bytes(config, ranks, micro_batch)
     if device_bytes is None or needed <= device_bytes:
         return ()
     return (

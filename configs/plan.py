@@ -46,7 +46,7 @@ class Plan:
     groups: dict[str, Group]
     flops_per_unit: int  # per token or image
     state_bytes: int
-    activation_bytes: int  # or cost.passing_bytes, where that is more
+    activation_bytes: int  # or what passes by, where that is more (cost.working_bytes)
     communication_bytes: int  # sent by a rank in one update
     checkpoint_bytes: int
     checkpoints: int
@@ -111,8 +111,6 @@ def make_plan(
     factors = planned_factors(config, leader, origin)
     _check_decay(config, groups, rates, factors_by_tensor(config, leader, factors))
     sum_of_lr, sum_of_decay = _sums(config, factors, groups[main_group(groups)], rates)
-    state_bytes = cost.state_bytes(config, ranks)
-    activation_bytes = max(cost.activation_bytes(config, micro_batch), cost.passing_bytes(config, ranks))
     available = examples_available(config, data, start) * config.targets_per_example if data else None
     return Plan(
         experiment=fields,
@@ -132,8 +130,8 @@ def make_plan(
         n_parameters=cost.n_parameters(config.model),
         groups=groups,
         flops_per_unit=cost.flops_per_unit(config.model),
-        state_bytes=state_bytes,
-        activation_bytes=activation_bytes,
+        state_bytes=cost.state_bytes(config, ranks),
+        activation_bytes=cost.working_bytes(config, ranks, micro_batch),
         communication_bytes=cost.communication_bytes(config, ranks, micro_steps),
         checkpoint_bytes=cost.checkpoint_bytes(config),
         checkpoints=most_at_once(config.checkpoint, config.schedule.steps),
@@ -141,7 +139,7 @@ def make_plan(
         decay_sum=sum_of_decay,
         origin=origin,
         leader=leader,
-        cautions=cautions(config, data, groups) + memory_cautions(state_bytes + activation_bytes, device_bytes),
+        cautions=cautions(config, data, groups) + memory_cautions(config, ranks, micro_batch, device_bytes),
     )
 
 

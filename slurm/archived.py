@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.errors import InputError
-from configs.sweep import Cell
+from configs.sweep_cell import Cell
 from record.archive_file import SUFFIX, read_archive
 from record.run import FINISHED
 from slurm.cells import Standing

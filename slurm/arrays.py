@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.sweep import Cell, Stages, Sweep
+from configs.sweep import Stages, Sweep
+from configs.sweep_cell import Cell
 from record.environment import code_revision
 from record.files import write_json
 from slurm.cells import config_path, write_cells

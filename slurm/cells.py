@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
-from configs.sweep import Cell
+from configs.sweep_cell import Cell
 from record.checkpoints import find
 from record.files import read_dict, write_json
 from record.lock import BEAT_S, NOTE, holder, is_running

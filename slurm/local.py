@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.micro_batch import DEFAULT_GIB
-from configs.sweep import Cell
+from configs.sweep_cell import Cell
 from record.environment import usable_cores
 from record.lock import holder
 from record.run import EXIT_CODES, FINISHED, RunFolder

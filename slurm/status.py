@@ -16,7 +16,8 @@ from pathlib import Path
 
 from configs.errors import InputError
 from configs.prepared import read_summary
-from configs.sweep import Cell, all_cells, expand
+from configs.sweep import all_cells, expand
+from configs.sweep_cell import Cell
 from slurm.cells import Standing, accounted, queue, standings
 
 

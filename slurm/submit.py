@@ -25,7 +25,8 @@ from configs.origin import Origin, check_leader, followed_runs, planned_origin
 from configs.plan import Plan, make_plan
 from configs.prepared import read_summary
 from configs.render import prepare_command
-from configs.sweep import Cell, Stages, all_cells, expand
+from configs.sweep import Stages, all_cells, expand
+from configs.sweep_cell import Cell
 from record.lock import LOCK, NOTE, hold
 from record.run import FINISHED
 from slurm.archived import archived

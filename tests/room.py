@@ -12,7 +12,8 @@ import pytest
 
 from configs.prepared import read_summary
 from configs.schema import RunConfig
-from configs.sweep import Cell, expand
+from configs.sweep import expand
+from configs.sweep_cell import Cell
 from slurm import submit as submit_command
 from slurm.cells import queue, read_submissions, standings
 from tests.cluster import Cluster, why_not

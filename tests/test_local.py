@@ -19,7 +19,8 @@ from filelock import FileLock
 from configs.errors import InputError
 from configs.prepared import read_summary
 from configs.schema import RunConfig
-from configs.sweep import Cell, expand
+from configs.sweep import expand
+from configs.sweep_cell import Cell
 from record.lock import LOCK, hold
 from slurm import local
 from slurm import submit as submit_command

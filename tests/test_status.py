@@ -10,7 +10,8 @@ import pytest
 
 from configs.prepared import read_summary
 from configs.schema import RunConfig
-from configs.sweep import Cell, expand
+from configs.sweep import expand
+from configs.sweep_cell import Cell
 from record.lock import hold
 from slurm.cells import standings
 from slurm.status import render

@@ -15,7 +15,8 @@ import train
 from configs.load import SWEEP_KEYS
 from configs.prepared import read_summary
 from configs.schema import RunConfig
-from configs.sweep import Cell, Sweep, all_cells, expand
+from configs.sweep import Sweep, all_cells, expand
+from configs.sweep_cell import Cell
 from slurm import status as status_command
 from slurm import submit as submit_command
 from slurm.arrays import Array, chain, sbatch_command
