@@ -29,7 +29,7 @@ class Batch(Section):
     micro_batch: int | None = setting(
         None,
         "sequences or images per device and forward pass; null: the largest divisor whose activations fit memory_gib; with batch "
-        "normalisation it must be given, and is part of the id",
+        "normalisation or dropout it must be given, and is part of the id",
         operational=True,
         ge=1,
     )
