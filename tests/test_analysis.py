@@ -211,8 +211,20 @@ def test_sweep_finds_the_best_decay(tmp_path: Path) -> None:
 
 def test_generalisation(tmp_path: Path) -> None:
     """Breaks if the gap is not validation minus training loss at the same place."""
+    # a training loss that falls by 0.001 an update, and in the middle of the last 2 % lies 0.03 below validation's end
+    falling = [
+        write_run(tmp_path / f"{seed}", lambda s: 4 - 0.001 * s, seed=seed, noise=0.0, columns=None)
+        for seed in range(2)
+    ]
+    for path in falling:
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row |= {"val/loss": row["val/loss"] + 0.03} if "val/loss" in row else {}
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # the mean of the last 20 updates is that of 9.5 updates before the end
+    assert [generalisation.gap(run) for run in load(*falling)] == pytest.approx([0.03 - 0.0095] * 2, abs=1e-6)
     runs = load(
-        *(write_run(tmp_path / f"{seed}", lambda s: np.full(len(s), 3.0), seed=seed, noise=0.0) for seed in range(2))
+        *(write_run(tmp_path / f"f{seed}", lambda s: np.full(len(s), 3.0), seed=seed, noise=0.0) for seed in range(2))
     )
     assert [generalisation.gap(run) for run in runs] == pytest.approx([0.0, 0.0], abs=1e-12)
     result = generalisation.analyse(runs, PLAIN)

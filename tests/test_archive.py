@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -100,6 +101,12 @@ def test_what_is_kept(tmp_path: Path) -> None:
     probes.close()
     with open(RunFolder(path).metrics, "a") as file:
         file.write("no row\n")
+    # a resume voids the rows after its step
+    for path_of_log, steps in ((RunFolder(path).metrics, (39, 40)), (RunFolder(path).probes, (41,))):
+        rows: list[dict[str, object]] = [{"step": steps[0] - 1, "tokens": 1, "event": "resume"}]
+        rows += [{"step": step, "tokens": 99, "probe/loss": None, "nonfinite": ["probe/loss"]} for step in steps]
+        with open(path_of_log, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     RunFolder(path).record_start({"device": "cpu"})
     blocks = in_blocks(40, 8, 16, {"weights": [25.5] * 15 + [math.nan]})
     write_blocks(RunFolder(path).blocks, blocks)
@@ -108,6 +115,9 @@ def test_what_is_kept(tmp_path: Path) -> None:
     again, folder = read_archive(file), read_folder(path)
     assert again.documents == folder.documents
     assert again.log.problems == folder.log.problems
+    assert (
+        (again.log.superseded, again.probes.superseded) == (folder.log.superseded, folder.probes.superseded) == (2, 1)
+    )
     assert "run/metrics.jsonl:44: not a row" in again.log.problems[0]
     assert "perf/tokens_per_s" in read_log(RunFolder(path).metrics).rows[30]
     assert "perf/tokens_per_s" not in again.log.rows[30], "it follows from the time of the update"

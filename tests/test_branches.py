@@ -50,9 +50,16 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert losses(tmp_path / "coarse")[0][1] == pytest.approx(losses(whole)[8][1], abs=2e-2), (
         "the trunk's weights, rounded"
     )
-    counters = json.loads((tmp_path / "dropped/checkpoints/step_00000004/manifest.json").read_text())["counters"]
-    assert counters["optimizer_step"] == 4
-    assert counters["windows"] == 12 * 8
+    # without the moments another step follows the first gradient; from the beginning again it is another gradient
+    assert losses(tmp_path / "dropped")[0] == losses(tmp_path / "tiny")[0]
+    assert losses(tmp_path / "dropped")[1] != losses(tmp_path / "tiny")[1]
+    assert losses(tmp_path / "restarted")[0] != losses(tmp_path / "tiny")[0]
+    dropped, restarted = (
+        json.loads((tmp_path / f"{name}/checkpoints/step_00000004/manifest.json").read_text())["counters"]
+        for name in ("dropped", "restarted")
+    )
+    assert dropped["optimizer_step"] == 4
+    assert (dropped["windows"], restarted["windows"]) == (12 * 8, 4 * 8)
     ids = {
         json.dumps(json.loads((tmp_path / n / "experiment.json").read_text()))
         for n in ("same", "earlier", "tiny", "dropped", "restarted")

@@ -14,6 +14,7 @@ from analysis import declared
 from analysis.command import Options, load_runs
 from analysis.statistics import interval
 from configs.errors import InputError
+from record.run import RunFolder
 from tests.processes import ROOT
 from tests.recorded import base_curve, load, write_run
 
@@ -142,13 +143,22 @@ def test_other_settings_beside_the_main_one() -> None:
     assert (both.title, other.title) == ("The plan's primary claims", "The plan's rules, on other runs")
 
 
-def test_only_what_claim_3_names(tmp_path: Path) -> None:
-    """Breaks if claim 3 is read off runs matched tensor by tensor or in open loop, or off pairs of which some have not ended."""
+@pytest.mark.parametrize("match", [{"scope": "tensor"}, {"own": "another"}, {"take": "norms"}])
+def test_only_what_claim_3_names(match: dict[str, Any], tmp_path: Path) -> None:
+    """Breaks if claim 3 is read off runs matched tensor by tensor, in open loop, or by the norms of layers."""
     paths = five(tmp_path)
-    matched = [path for path in paths if path.name.endswith("-matched")]
+    for path in paths:
+        if path.name.endswith("-matched"):
+            config = json.loads((path / "config.json").read_text())
+            config["schedule"]["match"] |= match
+            (path / "config.json").write_text(json.dumps(config))
+    assert verdicts(paths)["3"] == "not run"
+
+
+def test_a_pair_on_its_way(tmp_path: Path) -> None:
+    """Breaks if claim 3 has a verdict before all of its pairs have ended."""
+    paths = five(tmp_path)
     assert verdicts(paths)["3"] == "holds"
-    for path in matched:
-        config = json.loads((path / "config.json").read_text())
-        config["schedule"]["match"]["scope"] = "tensor"
-        (path / "config.json").write_text(json.dumps(config))
+    young = next(path for path in paths if path.name.endswith("-matched"))
+    RunFolder(young).write_status("running", 700, 1000)
     assert verdicts(paths)["3"] == "not run"

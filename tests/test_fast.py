@@ -190,13 +190,19 @@ def test_compiled_model_keeps_its_names() -> None:
     assert list(GPT(config, compiled=True).state_dict()) == list(GPT(config).state_dict())
 
 
-def test_compiling_is_refused_or_said(tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_refused_or_said(
+    tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Breaks if a run that cannot compile finds out in its first step, or silently does not."""
     asked = tiny_config({"parallel": {"compile": True}})
     assert not is_compiled(tiny_config(), CPU)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(no-such-compiler"):
         is_compiled(asked, CPU)
+    # left open, a GPU compiles where it can, and says so where it cannot
+    assert not is_compiled(tiny_config({"parallel": {"compile": None}}), torch.device("cuda"))
+    assert "(no-such-compiler is not on the path; CXX names one)" in caplog.text
+    assert "the blocks are not compiled" in caplog.text
     monkeypatch.setenv("CXX", " ")  # set to nothing is as not set
     assert not is_compiled(tiny_config(), CPU)
     with pytest.raises(ValueError, match="draw other masks"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.errors import InputError
 from configs.plan import make_plan
 from configs.render import render_plan
 from configs.schema import RunConfig
@@ -158,6 +159,26 @@ def left_out(config: RunConfig, manifest: ImageManifest) -> list[Any]:
     found.append(fragments.gather(CURVATURE, 0))
     train_steps(training, range(2, 3))
     return [outcome.ended, *found, fragments.gather(CURVATURE, 0)]
+
+
+def overflowing(config: RunConfig, manifest: ImageManifest) -> str:
+    """What is said where a layer's inputs are not finite in the pass that measures curvature."""
+    training = make_training(config, manifest, start_world("overflowing", 120, None))
+    hook = training.engine.ds.module.head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * math.inf,))
+    try:
+        training.engine.curvature.measure(batch_of(training, 0))
+    except InputError as error:
+        return str(error)
+    finally:
+        hook.remove()
+    return ""
+
+
+@pytest.mark.engine
+def test_curvature_that_is_not_finite(tiny_images: tuple[Path, ImageManifest], make_images: Make) -> None:
+    """Breaks if factors that are not finite are inverted."""
+    (said,) = run_ranks(1, overflowing, make_images({"optim": KFAC}, BARE), tiny_images[1])
+    assert "optim.kfac: the curvature measured in update 1 is not finite" in said
 
 
 @pytest.mark.engine

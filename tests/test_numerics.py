@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ import torch
 
 from configs.cadence import is_probed
 from configs.plan import make_plan
-from configs.schema import Log, RunConfig
+from configs.precision import TABLE
+from configs.schema import Log, Numerics, RunConfig
 from configs.windows import order_batch
 from data.loader import TrainData, step_batches
 from data.manifest import Manifest
 from engine.devices import no_cuda, not_here
+from engine.dtypes import check_dtypes
 from model.loss import cross_entropy_sum
 from record.metrics import read_metrics
+from record.progress import Progress
 from record.watch import WINDOW, LossWatch
 from tests.processes import ConfigFile, finish, finish_ranks, losses, start, status
 
@@ -42,7 +46,36 @@ def test_spikes_are_found_and_only_they() -> None:
         found |= {step: row} if row else {}
     assert sorted(found) == [400, 402, 700]
     assert all(row.keys() == {"spike/loss"} and row["spike/loss"] > 8 for row in found.values())
-    assert not any(LossWatch(0.0, None).add(step, 1e9 if step == 80 else 1.0, 1.0) for step in range(100))
+    never = LossWatch(0.0, None)
+    assert not any(never.add(step, 1e9 if step == 80 else 1.0, 1.0) for step in range(100))
+
+
+def test_progress_survives_a_stop() -> None:
+    """Breaks if something that must survive a stop is not in a checkpoint's counters, or is not read from them."""
+    numerics = Numerics(spike_deviations=8.0)
+    watch = LossWatch(8.0, None)
+    for step in range(3):
+        watch.add(step, 3.0 - step, 1.0)
+    progress = Progress("ab", 7, watch, step=3, decay_sum=0.5, evaluated=2, skipped=4, numbers={"r": {"w": 1.5}})
+    assert all(getattr(progress, field.name) != field.default for field in fields(Progress))
+    again = Progress.of(json.loads(json.dumps(progress.counters())), numerics)
+    assert again.counters() == progress.counters()
+    assert {f.name: getattr(again, f.name) for f in fields(Progress) if f.name != "watch"} == {
+        f.name: getattr(progress, f.name) for f in fields(Progress) if f.name != "watch"
+    }
+
+
+def test_another_dtype_than_the_table_is_refused() -> None:
+    """Breaks if a precision's label is not compared with what the live engine has."""
+    for precision, row in TABLE.items():
+        seen = row.as_dict()
+        check_dtypes(precision, seen)
+        for name in seen:
+            other = "bfloat16" if seen[name] != "bfloat16" else "float32"
+            with pytest.raises(
+                RuntimeError, match=f"precision {precision} is not what the engine does: {name} is {other}"
+            ):
+                check_dtypes(precision, seen | {name: other})
 
 
 # Gradient norms of the first updates of two small runs, seed 1 and 0: initial weights too small for their learning rate,
@@ -210,47 +243,6 @@ def test_train_longer(config_file: ConfigFile, tmp_path: Path) -> None:
     finish(start(config_file(), tmp_path / "cosine"))
     output = finish(start(config_file({"schedule": {"steps": 9}}), tmp_path / "cosine"), 2)
     assert "schedule.steps: asked 9, found 6" in output
-
-
-def test_writer_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if a live writer on another host is not seen, a dead one blocks the folder, or the message names nobody."""
-    import os
-    import threading
-
-    from record import lock
-
-    monkeypatch.setattr(lock, "BEAT_S", 0.1)
-    monkeypatch.setattr(lock, "WATCH_S", 0.6)
-    note = tmp_path / ".writer.json"
-    elsewhere = json.dumps({"host": "elsewhere", "pid": 4711, "job": "99", "since": "2026-01-01T00:00:00+00:00"})
-    note.write_text(elsewhere)
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(0.1):
-            os.utime(note)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(
-            ValueError, match=r"process 4711 on elsewhere \(since 2026-01-01T00:00:00\+00:00, SLURM job 99\) is"
-        ):
-            lock.hold(tmp_path).__enter__()
-    finally:
-        ended.set()
-        thread.join()
-    assert note.read_text() == elsewhere
-    with lock.hold(tmp_path):
-        mine = json.loads(note.read_text())
-        assert mine["pid"] == os.getpid()
-        first = note.stat().st_mtime_ns
-        ended.clear()
-        ended.wait(0.4)
-        assert note.stat().st_mtime_ns > first, "no heartbeat"
-        with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing"):
-            lock.hold(tmp_path).__enter__()
-    assert not note.exists()
 
 
 def test_tf32_without_cuda_is_refused_at_once(config_file: ConfigFile, tmp_path: Path) -> None:

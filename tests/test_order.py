@@ -158,6 +158,30 @@ def test_documents_are_read_through(tiny_data: tuple[Path, Manifest], tiny_confi
     assert found != [tuple(prepared[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)][: len(found)]
 
 
+def test_every_epoch_has_an_order_of_documents(
+    short_documents: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Breaks if a second epoch reads the documents in the first one's order, some of them not or twice, or other tokens where a
+    resume begins in it."""
+    config = tiny_config({"data": {"order": "documents", "epochs": 2}})
+    data, later = (TrainData(*short_documents, config) for _ in range(2))
+    windows = data.order.windows
+    first, second, resumed = (np.empty((windows, 17), np.int64) for _ in range(3))
+    data.read(np.arange(windows), first)
+    data.read(np.arange(windows, 2 * windows), second)
+    later.read(np.arange(windows, 2 * windows), resumed)
+    assert np.array_equal(second, resumed)
+    streams = [np.append(rows[:, :16].reshape(-1), rows[-1, 16]) for rows in (first, second)]
+    orders = []
+    for stream in streams:
+        cuts = np.flatnonzero(stream == short_documents[1].eot) + 1
+        orders.append([tuple(stream[a:b]) for a, b in zip([0, *cuts[:-1]], cuts, strict=True)])
+    assert orders[0] != orders[1]
+    # but for what the tail of each epoch cuts off
+    most = max(len(set(order)) for order in orders)
+    assert len(set(orders[0]) & set(orders[1])) >= most - 2
+
+
 def test_train_tokens_limits_the_data(
     short_documents: tuple[Path, Manifest], tiny_config: Callable[..., RunConfig]
 ) -> None:

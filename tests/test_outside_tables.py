@@ -10,6 +10,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.outside_tables import FOLDER, Place, places, read_table, tables
+from configs.cost import n_parameters
 from configs.errors import InputError
 from configs.schema import RunConfig
 from tests.processes import ROOT
@@ -88,9 +89,12 @@ def test_horizons_are_those_of_the_settings() -> None:
     """Breaks if a setting's steps and batch give other tokens than its source says, or its blocks other parameters."""
     for place in places():
         if (config := place.config) is not None:
-            assert config.schedule.steps * config.units_per_step == pytest.approx(place.case.tokens, rel=0.01), (
-                place.name
-            )
+            tokens, whole = config.schedule.steps * config.units_per_step, n_parameters(config.model)
+            assert tokens == pytest.approx(place.case.tokens, rel=0.01), place.name
+            # a source counts all, or leaves out the head, or the embedding too
+            table = config.gpt.vocab_size * config.gpt.n_embd
+            counted = [whole - times * table for times in range(3)]
+            assert place.case.parameters in [pytest.approx(count, rel=0.05) for count in counted], place.name
 
 
 def test_interior_optima_lie_at_two_to_eight() -> None:

@@ -65,7 +65,7 @@ def test_the_procedure_finds_the_best(start: Section, best: Section, inside: boo
     if inside:
         assert rate == pytest.approx(best["lr"], rel=0.05)
         assert state.best.decay == pytest.approx(
-            min(best["weight_decay"], 1.0) if best["weight_decay"] == 5.0 else best["weight_decay"], rel=0.8
+            min(best["weight_decay"], 1.0) if best["weight_decay"] == 5.0 else best["weight_decay"], rel=0.05
         )
     else:
         assert "not inside (" in state.words

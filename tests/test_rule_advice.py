@@ -80,7 +80,6 @@ def test_equilibrium_by_algorithm(
     text = capsys.readouterr().out
     assert all(words in text for words in numbers), text
     assert "steps of 50,000" in text  # the time scale
-    assert "equilibrium and the power law are of AdamW" not in text
     optim = load_config("configs/gpt124m_wd0.1.json", given)[0].optim
     shape = (768, 3072) if algorithm == "muon" else None
     # as probes have it: independent's λ is of its own scale there too

@@ -86,6 +86,8 @@ def halved(configs: list[RunConfig], manifest: Manifest) -> list[Any]:
         fragments = training.engine.fragments
         weights = fragments.gather("weights", 0) or {}
         fragments.check_forward(weights.__getitem__)
+        with pytest.raises(RuntimeError, match="the forward pass sees other values of"):
+            fragments.check_forward(lambda name, held=weights: held[name] + 1)  # type: ignore[misc]
         ends.append((weights, calls, training.engine.weight_decay))
     return ends
 
