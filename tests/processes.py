@@ -91,6 +91,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads((run_dir / "status.json").read_text()))
 
 
+def rows_of(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Step → row of metrics.jsonl."""
+    return {row["step"]: row for row in read_metrics(run_dir / "metrics.jsonl")[0]}
+
+
 def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [
         (row["step"], row["train/loss"]) for row in read_metrics(run_dir / "metrics.jsonl")[0] if "train/loss" in row

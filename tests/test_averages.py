@@ -18,7 +18,7 @@ from engine.launch import start_world
 from record.checkpoints import find
 from record.metrics import read_metrics
 from tests.live import make_training, train_steps
-from tests.processes import ConfigFile, finish, finish_ranks, losses, start
+from tests.processes import ConfigFile, finish, finish_ranks, losses, rows_of, start
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 from weights import evaluate, export
@@ -87,7 +87,7 @@ def test_averages_of_a_run(config_file: ConfigFile, tmp_path: Path, capsys: pyte
     assert "ema_0.9 begins at the weights of" in output
     first = read_metrics(tmp_path / "branch" / "metrics.jsonl")[0][0]
     assert first["val/loss_ema_0.9"] == first["val/loss"]
-    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]}
+    rows = rows_of(tmp_path / "run")
     assert rows[0]["val/loss_ema_0.9"] == rows[0]["val/loss"]
     for kind in ("weights", "ema_0.9"):
         capsys.readouterr()

@@ -14,8 +14,8 @@ from benchmarks.cost_tables import estimate
 from benchmarks.outcome import RESULTS
 from benchmarks.pages import MARKED, TABLES, filled, pages
 from tests.pictures import prepared_pictures
+from tests.processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
 PEER, SLOWER = (
     f"{sys.executable} -c \"print('step 1: time 900.00ms\\n' * 2 + 'step 3: time {ms}.00ms\\n' * 3)\""

@@ -9,7 +9,7 @@ import pytest
 
 from record.metrics import read_metrics
 from tests.live import KINDS
-from tests.processes import ConfigFile, finish, losses, start, status
+from tests.processes import ConfigFile, finish, losses, rows_of, start, status
 
 pytestmark = pytest.mark.engine
 
@@ -92,9 +92,6 @@ def test_branches_of_one_effective_learning_rate(config_file: ConfigFile, tmp_pa
         {"optim": {"lr": 1e-5, "weight_decay": 0.0}}, {"schedule": {"kind": "constant", "warmup_steps": 0}}
     )
     scaled = ("--set", f"branch.lr_by_norm_of={plain}", "--set", "branch.data=restart")
-
-    def rows_of(run: Path) -> dict[int, dict[str, float]]:
-        return {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
 
     norms = [rows_of(run)[3]["weights/norm"] for run in (trunk, plain)]
     assert norms[0] < 0.98 * norms[1]

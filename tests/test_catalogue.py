@@ -10,9 +10,8 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.catalogue import CATALOGUE, about
+from tests.processes import ROOT
 from tests.recorded import write_run
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:

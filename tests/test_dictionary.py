@@ -21,8 +21,8 @@ from data.manifest import read_manifest
 from data.prepare import main
 from data.request import parser
 from data.sources import open_source
+from tests.processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/data.md"
 # Where `make study-data` unpacks the package dict-gcide, and where the package manager installs it.
 REAL = [path / "usr/share/dictd/gcide.dict.dz" for path in (ROOT / "data/raw", Path("/"))]

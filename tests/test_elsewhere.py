@@ -21,8 +21,7 @@ from data.prepare import prepare
 from data.sources import Source
 from data.token_bytes import byte_lengths
 from data.tokenizer import SentencePiece, train_sentencepiece
-from record.metrics import read_metrics
-from tests.processes import finish, start
+from tests.processes import finish, rows_of, start
 from tests.test_foreign import nanogpt
 from tests.test_prepare import tiny_files
 from weights import evaluate, export, sample
@@ -88,7 +87,7 @@ def test_bytes_of_tokens_are_those_of_the_text() -> None:
 def test_on_other_text(run: Path, other_text: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks if a loss is not that of the model on these windows, is not per byte of their text, or an error is another."""
     own = printed(capsys, run)[0]
-    metrics = {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
+    metrics = rows_of(run)
     assert own["val/loss"] == pytest.approx(metrics[6]["val/loss"], rel=1e-6), "the windows that the run is judged by"
     found = printed(capsys, run, "--data", other_text["same"])[0]
     length = found["context"]

@@ -18,8 +18,8 @@ from configs.precision import TABLE as DTYPES
 from configs.prepared import DataSummary, ImageSummary, Prepared
 from configs.schema import RunConfig
 from configs.sweep import all_cells, expand
+from tests.processes import ROOT
 
-ROOT = Path(__file__).parent.parent
 TABLE = Path(__file__).parent / "identities.json"
 # No real data: its digest is part of every id.
 DATA = DataSummary("0" * 64, 256, 10**11, 10**7, 10**6)

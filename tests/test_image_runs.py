@@ -24,9 +24,8 @@ from engine.network import build_network
 from engine.supply import open_data
 from engine.update import update
 from record.checkpoint_manifest import BUFFERS
-from record.metrics import read_metrics
 from tests.live import batch_of, make_training, train_steps, whole_and_resumed
-from tests.processes import finish, start
+from tests.processes import finish, rows_of, start
 from tests.ranks import run_ranks
 from weights.evaluate import Asked, evaluate
 
@@ -195,7 +194,7 @@ def test_a_run(make_images: Make, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(config.model_dump_json())
     finish(start(path, tmp_path / "whole"))
-    rows = {row["step"]: row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]}
+    rows = rows_of(tmp_path / "whole")
     plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
     assert plan["images"] == 12 * 16
     assert plan["images_per_step"] == 16
@@ -221,7 +220,7 @@ def test_a_run(make_images: Make, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     finish(start(path, tmp_path / "again"))
     finish(start(path, tmp_path / "again", "--resume", "must", "--step", "6"))
-    again = {row["step"]: row for row in read_metrics(tmp_path / "again" / "metrics.jsonl")[0]}
+    again = rows_of(tmp_path / "again")
     for step, row in rows.items():
         same = {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))}
         assert {k: again[step].get(k) for k in same} == same

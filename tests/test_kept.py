@@ -18,8 +18,7 @@ import pytest
 from analysis.command import Options, load_runs
 from analysis.report import results_of
 from configs.load import merge
-from record.metrics import read_metrics
-from tests.processes import finish, start
+from tests.processes import finish, rows_of, start
 from tests.ranks import run_ranks
 from tests.synthetic import write_synthetic
 
@@ -75,7 +74,7 @@ def test_resumes(tmp_path: Path) -> None:
     """Breaks if a run that an older version began does not go on today, on the same windows, to the same losses."""
     write_synthetic(tmp_path / "data", 60_000)
     shutil.copytree(RUN, tmp_path / "run")
-    expected = {row["step"]: row for row in read_metrics(RUN / "metrics.jsonl")[0]}
+    expected = rows_of(RUN)
     order = json.loads((RUN / "status.json").read_text())["order_digest"]
     finish(
         start(
@@ -83,7 +82,7 @@ def test_resumes(tmp_path: Path) -> None:
         )
     )
     assert json.loads((tmp_path / "run" / "status.json").read_text())["order_digest"] == order
-    found = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]}
+    found = rows_of(tmp_path / "run")
     assert sorted(found) == sorted(expected)
     for step in range(21, 41):
         for key, value in expected[step].items():

@@ -23,12 +23,11 @@ from engine.layer_norms import take_norms
 from engine.supply import open_data
 from engine.training import Training, begin
 from record.lineage import find_leader
-from record.metrics import read_metrics
 from record.progress import Progress
 from record.recorder import Recorder
 from record.run import RunFolder
 from tests.live import train_steps
-from tests.processes import finish, start
+from tests.processes import finish, rows_of, start
 from tests.ranks import run_ranks
 
 Make = Callable[..., RunConfig]
@@ -123,7 +122,7 @@ def test_a_follower_and_what_is_refused(make_images: Make, tmp_path: Path) -> No
     for name, config in configs.items():
         (tmp_path / f"{name}.json").write_text(config.model_dump_json())
         finish(start(tmp_path / f"{name}.json", tmp_path / name))
-        rows[name] = {row["step"]: row for row in read_metrics(tmp_path / name / "metrics.jsonl")[0]}
+        rows[name] = rows_of(tmp_path / name)
     layers = [name for name, tensor in tensor_table(leader.model).items() if tensor.followed_by]
     for step in range(1, 13):
         same = ("train/loss", "weights/norm", *(f"norm/{name}" for name in layers))

@@ -28,13 +28,13 @@ from record.checkpoint_manifest import CheckpointManifest, describe
 from record.evaluations import parse_evaluation, read_evaluations
 from record.foreign import find_foreign
 from record.run import RunFolder
+from tests.processes import ROOT
 from tests.test_foreign import nanogpt
 from weights.harness import as_harness_asks
 from weights.likelihood import Likelihoods
 from weights.lm_eval import main
 from weights.source import read_source
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 ROWS = [
     {"question": "import", "choices": [" os", " sys", " a long name"], "label": 0},

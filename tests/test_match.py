@@ -14,15 +14,11 @@ from configs.schedule import lr_at
 from configs.schema import RunConfig
 from configs.tensors import tensor_table
 from record.metrics import read_metrics
-from tests.processes import ConfigFile, finish, finish_ranks, losses, start, status
+from tests.processes import ConfigFile, finish, finish_ranks, losses, rows_of, start, status
 
 pytestmark = pytest.mark.engine
 LOGGED: dict[str, Any] = {"log": {"tensor_norms": True, "every": 1, "probe_every": 3}, "checkpoint": {"every": 2}}
 PLAIN: dict[str, Any] = {"optim": {"weight_decay": 0.0}}
-
-
-def rows_of(run: Path) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
 
 
 def effective(run: Path, key: str = "weights/norm") -> list[float]:

@@ -22,8 +22,7 @@ from data.image_loader import ImageStream, balanced
 from data.image_manifest import ImageManifest
 from data.manifest import Manifest
 from engine.network import build_network
-from record.metrics import read_metrics
-from tests.processes import finish_all, start_ranks
+from tests.processes import finish_all, rows_of, start_ranks
 from tests.recorded import load
 from weights import gauss_newton, input_jacobian, jacobian, noise
 from weights.frozen import freeze
@@ -68,10 +67,6 @@ def runs(make_images: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def recorded(run: Path) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in read_metrics(run / "metrics.jsonl")[0]}
-
-
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert main(list(words)) == 0
@@ -86,7 +81,7 @@ def test_a_run_records_what_the_command_says(
     runs: Path, name: str, only: str, columns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Breaks if a run measures other weights, statistics, images or vectors than its checkpoints have, in pieces too."""
-    rows = recorded(runs / name)
+    rows = rows_of(runs / name)
     for kind, suffix in (("weights", ""), ("ema_0.9", "_ema_0.9")):
         words = ["--images", str(IMAGES), "--draws", "3", "--only", ",".join([only, *P2]), "--weights", kind]
         # of the MLP five layers with trainable tensors, three of them linear maps with a K-FAC form
@@ -113,7 +108,7 @@ def test_measures_change_nothing(runs: Path) -> None:
     for file in ("weights", "ema_0.9", "buffers"):
         ours, theirs = (runs / n / f"checkpoints/step_00000012/{file}.safetensors" for n in ("measured", "blind"))
         assert ours.read_bytes() == theirs.read_bytes(), file
-    measured, blind = recorded(runs / "measured"), recorded(runs / "blind")
+    measured, blind = rows_of(runs / "measured"), rows_of(runs / "blind")
     for step, row in blind.items():
         assert {k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} == {
             k: v for k, v in measured[step].items() if not k.startswith(("time/", "perf/", "measure/"))
@@ -217,7 +212,7 @@ def test_the_analysis_reads_them(runs: Path) -> None:
     ):
         for kind in ("iterate", "average 0.9"):
             assert drawn[label, kind].lines[0].x.tolist() == places, "epochs of 4 updates"
-    rows = recorded(runs / "measured")
+    rows = rows_of(runs / "measured")
     values = [rows[step]["measure/jacobian_norm"] for step in (6, 12)]
     assert drawn["Jacobian norm", "iterate"].lines[0].y == pytest.approx(values)
 

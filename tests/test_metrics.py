@@ -16,10 +16,9 @@ from record.checkpoints import complete, find
 from record.metrics import MetricsLog, lost_steps, read_log, read_metrics
 from record.mirror import WandbMirror
 from record.run import RunFolder
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.slow  # by its length alone: `make check` takes a minute
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_rows_come_back(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from configs.precision import TABLE
 from configs.reference_page import PAGE, filled
 from configs.sweep import all_cells, expand
 from optim import rules
+from tests.processes import ROOT
 from train import main
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 }

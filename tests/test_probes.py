@@ -24,7 +24,7 @@ from model.gpt import GPT
 from model.loss import logit_statistics
 from record.metrics import read_log, read_metrics
 from tests.live import make_training, probed_step, train_steps
-from tests.processes import ConfigFile, finish_ranks, losses
+from tests.processes import ConfigFile, finish_ranks, losses, rows_of
 from tests.ranks import run_ranks
 from tests.test_parity import CASES
 
@@ -223,7 +223,7 @@ def test_probing_changes_nothing(ranks: int, config_file: ConfigFile, tmp_path: 
     assert again.rows == before
     assert again.superseded == 3
     assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 6]
-    validated = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]}
+    validated = rows_of(tmp_path / "run")
     for row in before:
         for key in ("loss", "loss_ema_0.9"):
             assert row[f"probe/{key}"] == pytest.approx(validated[row["step"]][f"val/{key}"], rel=1e-6), key

@@ -22,9 +22,8 @@ from configs.prepared import DataSummary
 from configs.schema import RunConfig
 from data import prepare
 from slurm import submit
+from tests.processes import ROOT
 from tests.recorded import load, write_run
-
-ROOT = Path(__file__).resolve().parent.parent
 
 DATA = DataSummary("d" * 64, 512, 10**7, 10**5)
 
