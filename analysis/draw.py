@@ -91,7 +91,11 @@ def _draw(axis: Axes, panel: Panel) -> None:
     if panel.ylog:
         axis.set_yscale("log")
     if panel.ticks:
-        axis.set_xticks(list(panel.ticks), list(panel.ticks.values()))
+        names = list(panel.ticks.values())
+        # about sixty letters stand beside each other below a panel
+        crowded = sum(max(map(len, name.split("\n"))) for name in names) > 60
+        turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if crowded else {}
+        axis.set_xticks(list(panel.ticks), names, **turned)
         # a logarithmic axis would write its own numbers between them
         axis.set_xticks([], minor=True)
     if panel.limits is not None and panel.limits[0] < panel.limits[1]:

@@ -147,6 +147,16 @@ def bar(values: list[float]) -> Interval:
     return Interval(whole.mean, min(finite), max(finite), whole.n) if whole.n > 1 else whole
 
 
+def by_name(told: dict[str, Interval], xlabel: str, ylabel: str, *lines: tuple[float, str]) -> Panel:
+    """A point and its bar under each name, in their order; and dashed `lines` (height, name) over all of them."""
+    x = np.arange(len(told), dtype=float)
+    y, low, high = (np.array([getattr(one, part) for one in told.values()], float) for part in ("mean", "low", "high"))
+    drawn = [Line(x, y, "mean over seeds", TOLD_APART[0], low=low, high=high, points=True)]
+    ends = np.array([-0.4, len(told) - 0.6])
+    drawn += [Line(ends, np.full(2, height), name, TOLD_APART[1 + i], "dash") for i, (height, name) in enumerate(lines)]
+    return Panel(xlabel, ylabel, drawn, zero=True, ticks=dict(zip(x.tolist(), told, strict=True)))
+
+
 def after_the_start(lines: list[Line]) -> tuple[float, float] | None:
     """The y axis from the lowest value to the highest a twentieth into the lines. The first steps would flatten the rest."""
     curves = [one.y for one in lines if len(one.y) > 2]

@@ -17,6 +17,7 @@ from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import ended_pairs, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
+from analysis.figures import BARS_DRAWN, Figure, by_name
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
 from configs.errors import InputError
@@ -47,7 +48,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
     groups, mixed = group_by_length(judged, options.by) if judged else ([], [])
     endpoint = endpoint_of(groups)
     notes += [*mixed, endpoint.note]
-    rows, claims = [], []
+    rows: list[dict[str, object]] = []
+    claims: list[Claim] = []
+    figures: list[Figure] = []
     for rest, members in by_rest(groups, (LAMBDA, RATE, *WAY, *KNOBS)).items():
         adamw = _adamw(members, endpoint)
         if adamw is None:
@@ -55,7 +58,9 @@ def analyse(runs: list[Run], options: Options) -> Result:
             continue
         # AdamW first: the others are read against it
         rows.append(_row(rest, adamw, endpoint))
-        for gain in _others(members, endpoint):
+        others = _others(members, endpoint)
+        figures += [_figure(adamw, others, endpoint, len(figures))] if others else []
+        for gain in others:
             claims.append(_claim(rest, gain, adamw, endpoint, options))
             rows.append(_row(rest, gain, endpoint) | {"minus half of AdamW's": claims[-1].interval.text()})
             rows[-1]["verdict"] = claims[-1].verdict
@@ -65,7 +70,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
             f"needed; these are {len(groups)} groups of {len({way_of(group) for group in groups})} way(s)"
         )
     table = {"Gains": pd.DataFrame(rows)}
-    return Result("gains", "Ways of decay", [claim.sentence for claim in claims], [], table, notes, claims)
+    return Result("gains", "Ways of decay", [claim.sentence for claim in claims], figures, table, notes, claims)
 
 
 def way_of(group: Group) -> tuple[object, ...]:
@@ -129,6 +134,27 @@ def _weights(own: tuple[Run, Run], adamw: tuple[Run, Run]) -> dict[Run, float]:
     for run, weight in zip((*own, *adamw), (1.0, -1.0, -SHARE, SHARE), strict=True):
         weights[run] = weights.get(run, 0.0) + weight
     return weights
+
+
+def _figure(adamw: Gain, others: list[Gain], endpoint: Endpoint, place: int) -> Figure:
+    """Every way's gain, AdamW's first, beside half of AdamW's."""
+    # each with the documents' error, as the verdicts have it
+    told = {_in_words(gain): endpoint.difference(gain.cell, gain.plain) for gain in (adamw, *others)}
+    half = SHARE * told[_in_words(adamw)].mean, f"{SHARE:g} of AdamW's"
+    label = f"{endpoint.words}, minus that without decay ({endpoint.unit})"
+    caption = f"What each way of decay gains over the same optimiser without it. Below zero it helps. {BARS_DRAWN}"
+    return Figure(f"gains{place + 1 if place else ''}", caption, [by_name(told, "way of decay", label, half)])
+
+
+def _in_words(gain: Gain) -> str:
+    """A way on a few short lines, as a tick has room for."""
+    algorithm, rule, mask, horizon = way_of(gain.cell)
+    name = {"adam": "Adam", "sgd": "SGD"}.get(str(algorithm), str(algorithm))
+    if way_of(gain.cell) == ADAMW:
+        return "AdamW"
+    told = [name, *([str(rule)] if gain.cell.decay else ["no decay"])]
+    told += [f"mask {mask}"] if gain.cell.decay and mask != "matrices" else []
+    return "\n".join([*told, *([f"horizon {horizon}"] if horizon else [])])
 
 
 def _row(rest: str, gain: Gain, endpoint: Endpoint) -> dict[str, object]:

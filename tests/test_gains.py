@@ -113,6 +113,14 @@ def test_knobs_horizon_with_decay_and_choice(tmp_path: Path) -> None:
         ("adam", 1200, 0.1): -0.03,
     }
     assert found == {way: pytest.approx(gain, abs=0.002) for way, gain in expected.items()}
+    # the figure has the table's gains, AdamW's first, beside half of it
+    (panel,) = result.figures[0].panels
+    assert list(panel.ticks.values()) == ["AdamW", *list(panel.ticks.values())[1:]]
+    assert len(panel.ticks) == len(table) == 4
+    assert panel.lines[0].y == pytest.approx([float(text.split()[0]) for text in table["gain"]], abs=1e-4)
+    assert panel.lines[1].y == pytest.approx([panel.lines[0].y[0] / 2] * 2)
+    assert "lion\ndecoupled" in panel.ticks.values()
+    assert "Adam\nno decay\nhorizon 1200" in panel.ticks.values()
     # AdamW's λ is one of two
     assert all(claim.condition.startswith("chosen by the same seeds: ") for claim in result.claims)
     assert all("λ = 0.1" in claim.condition for claim in result.claims)

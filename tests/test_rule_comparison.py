@@ -69,6 +69,10 @@ def test_which_rules_beat_decoupled_decay(tmp_path: Path) -> None:
         "(η = 0.002, λ = 0.25); differ by nothing of interest: cautious (η = 0.01, λ = 0.15); are undecided: hyperball (η = 0.007)."
     )
     assert all(claim.primary for claim in result.claims)
+    # the figure has each arm's difference under its name, and the common base is none of them
+    (panel,) = result.figures[0].panels
+    drawn = dict(zip(panel.ticks.values(), panel.lines[0].y, strict=True))
+    assert drawn == {one.name.split(" (")[0]: one.estimate for one in result.claims}
     assert set(table["at the pilot's best"]) == {rules.NO_PILOT}
 
 
