@@ -65,7 +65,7 @@ def test_numbers_come_from_the_tables() -> None:
         STUDY / "declared.csv",
         *(
             path
-            for scale in (*SETTLED, "constant", "english", "documents", "precision")
+            for scale in (*SETTLED, "constant", "english", "documents", "precision", "gains")
             for path in (STUDY / scale).glob("*.csv")
         ),
     ]
@@ -107,6 +107,23 @@ def test_the_verdicts_of_precisions() -> None:
     same = parity[(parity["loss"] == "validation") & parity["parity"].str.startswith("the same")]["run"]
     assert {name.split(" = ")[-1] for name in same} == {"bf16-mixed", "bf16-master", "bf16-stochastic"}
     assert "the same within ±0.01 for bf16-mixed and bf16-master, not for bf16-true" in pages()
+
+
+def test_the_ways_of_decay() -> None:
+    """Breaks if the row of claim 7 has another gain or verdict than its table, or a way under another's name."""
+    table = pd.read_csv(STUDY / "gains" / "gains.csv").fillna("")
+    (row,) = (line for line in pages().splitlines() if line.startswith("| 7 |"))
+    cell, verdict = row.strip("|").split("|")[4:6]
+    names = ["AdamW", "slower schedule", "L2", "SGD", "every tensor"]
+    told = dict(re.findall(r"(AdamW|slower schedule|SGD|every tensor|L2) ([+-]\S+ \[\S+ \S+\])", cell))
+    assert told == {name: gain.partition(" (")[0] for name, gain in zip(names, table["gain"], strict=True)}
+    words = dict(zip(names, table["verdict"], strict=True))
+    assert words["slower schedule"] == "gains more than 0.5 of AdamW's"
+    assert words["every tensor"] == "gains less than 0.5 of AdamW's"
+    assert words["SGD"] == "no difference of interest: within ±0.005"
+    assert words["L2"].startswith("undecided")
+    beyond = {name: text.partition(" (")[0] for name, text in zip(names, table["minus half of AdamW's"], strict=True)}
+    assert [beyond[name] in verdict for name in names[1:]] == [True, False, True, True]
 
 
 def test_the_page_of_claims_9_and_11() -> None:
