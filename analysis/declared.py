@@ -16,6 +16,7 @@ import pandas as pd
 from analysis.arms import is_pilot
 from analysis.bias_variance import decompose
 from analysis.branches import families
+from analysis.claims import Claim
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, WHOLE, is_ended, paired_final, paired_midrun, same_windows, sound
 from analysis.endpoint import Endpoint
@@ -30,9 +31,8 @@ from configs.errors import InputError
 
 SIGMA, NEAR = 1.65, 0.02  # e-folds, and how far off a λ of three digits may be
 PLACE = 0.6  # of the run: the branches that are judged
-# S48 on Python: what its runs have beside defaults. Of the digest the beginning.
-MAIN: dict[str, object] = {
-    "data.digest": "cf37c9649fe3",
+DIGEST = "cf37c9649fe3"  # of the plan's main data, its beginning
+MAIN: dict[str, object] = {  # what the runs of S48 on Python have beside that and defaults
     "model.n_layer": 2,
     "model.n_head": 4,
     "model.n_embd": 64,
@@ -69,6 +69,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
     trunks, is_main, left_out = _of_one_setting(trunks, options.pilot_from)
     notes += left_out
     tests: dict[str, Comparison] = {}
+    refused: dict[str, Claim] = {}
     cosine = [run for run in trunks if run.fields.get("schedule.kind") == "cosine"]
     groups = group_runs(cosine)[0]
     if pair := _pair([group for group in groups if group.runs[0].reference is None]):
@@ -76,8 +77,10 @@ def analyse(runs: list[Run], options: Options) -> Result:
         tests |= _of_cosine(decayed, plain, branches)
     for group in groups:
         claim = same_curve(group, cosine, groups) if _is_closed_loop(group.runs[0]) else None
-        # without a margin it was refused: pairs are on their way, or there is nothing to explain
-        if claim is not None and claim.margin is not None:
+        # without a margin it was refused: pairs are on their way, or too few, or there is nothing to explain
+        if claim is not None and claim.margin is None:
+            refused["3"] = claim
+        elif claim is not None and claim.margin is not None:
             tests["3"] = Comparison(((claim.interval, 0),), claim.margin)
     if pair := _pair(group_runs([run for run in trunks if run.fields.get("schedule.kind") == "constant"])[0]):
         before, after = _at_branches(*pair[::-1], branches, "loss"), _branch_ends(*pair[::-1], branches)
@@ -88,14 +91,15 @@ def analyse(runs: list[Run], options: Options) -> Result:
             f"none of the plan's claims can be read: no runs of Σ = λ·Ση = 0 and {SIGMA} at one η are among these; "
             "configs/sweeps/study_s48.json has them"
         )
-    table = _table(tests)
+    table = _table(tests, refused)
     findings = [f"{row['claim']}: {row['difference']}: {row['verdict']}." for _, row in table.iterrows() if row["n"]]
     notes.append(f"Holm's correction is over {len(NAMES)} claims; those that have not run count as showing nothing")
     if not is_main:
         notes.append(
-            "not all of these are runs of the plan's main setting, S48 on Python: its rules, and no primary claim of it"
+            "none of these is a run of the plan's main setting, S48 on Python: its rules, and no primary claim of it"
         )
-    few = [f"{key} has {test.n} of {PLANNED[key]}" for key, test in tests.items() if test.n < PLANNED[key]]
+    seeds = {key: test.n for key, test in tests.items()} | {key: claim.interval.n for key, claim in refused.items()}
+    few = [f"{key} has {n} of {PLANNED[key]}" for key, n in seeds.items() if n < PLANNED[key]]
     if is_main and few:
         notes.append(f"fewer seeds than the plan has: {', '.join(few)}")
     title = "The plan's primary claims" if is_main else "The plan's rules, on other runs"
@@ -113,8 +117,11 @@ def _of_one_setting(trunks: list[Run], pilot_from: int) -> tuple[list[Run], bool
     if main:
         others = len(kept) - len(main)
         return main, True, [*notes, *([f"{others} runs of other settings are left out"] if others else [])]
-    # at a constant rate the number of updates is no part of the experiment
-    if differing := [name for name in differing_fields(kept) if not name.startswith(FREE) and name != STEPS]:
+    # at a constant rate the number of updates is no part of the experiment, and may be another than the cosine's
+    differing = [name for name in differing_fields(kept) if not name.startswith(FREE) and name != STEPS]
+    lengths = {run.fields[STEPS] for run in kept if run.fields.get("schedule.kind") == "cosine"}
+    differing += [STEPS] if len(lengths) > 1 else []
+    if differing:
         raise InputError(
             f"these runs are of several settings: they differ in {', '.join(differing)}. The claims are read off one; give "
             "the runs of one"
@@ -124,8 +131,9 @@ def _of_one_setting(trunks: list[Run], pilot_from: int) -> tuple[list[Run], bool
 
 def _is_main(run: Run) -> bool:
     # all that makes it another experiment than one of defaults is in `varied`
-    beside = [name for name in run.varied if name not in MAIN and not name.startswith(FREE)]
-    return not beside and all(str(run.fields.get(name)).startswith(str(value)) for name, value in MAIN.items())
+    beside = [name for name in run.varied if name not in (*MAIN, "data.digest") and not name.startswith(FREE)]
+    digest = str(run.fields.get("data.digest"))
+    return not beside and digest.startswith(DIGEST) and all(run.fields.get(n) == value for n, value in MAIN.items())
 
 
 def _is_closed_loop(run: Run) -> bool:
@@ -136,13 +144,13 @@ def _is_closed_loop(run: Run) -> bool:
 
 
 def _pair(groups: list[Group]) -> tuple[Group, Group] | None:
-    """The groups of Σ = 0 and Σ = SIGMA, at the η of most runs without decay."""
+    """The groups of Σ = 0 and Σ = SIGMA of one length, at the η of most runs without decay."""
     plain = sorted((g for g in groups if g.decay == 0), key=lambda g: -len(g.runs))
     for base in plain:
         for group in groups:
             folds = e_folds_of(group.runs[0])
-            same_rate = group.runs[0].fields.get(RATE) == base.runs[0].fields.get(RATE)
-            if group.decay and same_rate and folds is not None and abs(folds / SIGMA - 1) < NEAR:
+            same = all(group.runs[0].fields.get(name) == base.runs[0].fields.get(name) for name in (RATE, STEPS))
+            if group.decay and same and folds is not None and abs(folds / SIGMA - 1) < NEAR:
                 return base, group
     return None
 
@@ -189,12 +197,16 @@ def _branch_ends(decayed: Group, plain: Group, branches: dict[tuple[str, int], R
     return Endpoint(WHOLE if whole else VALIDATION, "", "").contrast(pairs)
 
 
-def _table(tests: dict[str, Comparison]) -> pd.DataFrame:
+def _table(tests: dict[str, Comparison], refused: dict[str, Claim]) -> pd.DataFrame:
+    """A row a claim. What was refused a verdict counts in the correction as one that shows nothing, and says why."""
     adjusted = holm([tests[key].p if key in tests else 1.0 for key in NAMES])
     rows = []
     for key, p in zip(NAMES, adjusted, strict=True):
         row: dict[str, object] = {"claim": f"{key}: {NAMES[key]}", "endpoint": ENDPOINTS[key], "n": 0}
-        if (test := tests.get(key)) is None:
+        if (test := tests.get(key)) is None and (claim := refused.get(key)) is not None:
+            rows.append(row | {"n": claim.interval.n, "difference": claim.interval.text(), "verdict": claim.verdict})
+            continue
+        if test is None:
             rows.append(row | {"verdict": "not run"})
             continue
         row |= {"n": test.n, "difference": "; ".join(difference.text() for difference, _ in test.differences)}

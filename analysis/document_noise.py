@@ -31,7 +31,7 @@ def documents_error(compared: list[tuple[Run, Run]], kind: str = WEIGHTS) -> flo
 
 
 def contrast_error(contrasts: Sequence[Mapping[Run, float]], kind: str = WEIGHTS) -> float:
-    """The same of a weighted sum of runs for each seed, whose weights add up to zero, as of a difference of two differences."""
+    """The same, of a weighted sum of runs for each seed. The weights add up to zero; a difference of two differences is one."""
     sums: list[np.ndarray] = []
     targets, place = None, None
     for weights in contrasts:

@@ -60,8 +60,8 @@ class Endpoint:
         return change.with_documents(documents_error(used, self.kind)) if self.whole else change
 
     def contrast(self, weights: Sequence[Mapping[Run, float]]) -> Interval:
-        """Of each seed a weighted sum of losses at the end, whose weights add up to zero, as of a difference of two differences.
-        Of the final windows wider by the documents' standard error."""
+        """For each seed a weighted sum of losses at the end. The weights add up to zero; a difference of two differences is one
+        example. Of the final windows wider by the documents' standard error."""
         sums = interval(sum(weight * self.of(run) for run, weight in one.items()) for one in weights)
         return sums.with_documents(contrast_error(weights, self.kind)) if self.whole else sums
 

@@ -20,6 +20,7 @@ from analysis.statistics import LEAST_SEEDS, Interval, interval, mean_and_band
 
 SEEDS_DRAWN = f"Bands: 95 % t intervals over {LEAST_SEEDS} seeds or more; of fewer each seed is a line."
 BARS_DRAWN = f"Bars: 95 % t intervals over {LEAST_SEEDS} seeds or more; of two seeds, from one to the other."
+INTERVALS_DRAWN = f"Bars: 95 % intervals over {LEAST_SEEDS} seeds or more, with the documents' error where it is known."
 SEQUENCE = (
     "#440154",
     "#31688e",
@@ -147,14 +148,17 @@ def bar(values: list[float]) -> Interval:
     return Interval(whole.mean, min(finite), max(finite), whole.n) if whole.n > 1 else whole
 
 
-def by_name(told: dict[str, Interval], xlabel: str, ylabel: str, *lines: tuple[float, str]) -> Panel:
-    """A point and its bar under each name, in their order; and dashed `lines` (height, name) over all of them."""
+def by_name(
+    told: list[tuple[str, Interval]], xlabel: str, ylabel: str, *lines: tuple[float, str], title: str = ""
+) -> Panel:
+    """A point and its interval under each name, in their order; and dashed `lines` (height, name) over all of them."""
     x = np.arange(len(told), dtype=float)
-    y, low, high = (np.array([getattr(one, part) for one in told.values()], float) for part in ("mean", "low", "high"))
+    y, low, high = (np.array([getattr(one, part) for _, one in told], float) for part in ("mean", "low", "high"))
     drawn = [Line(x, y, "mean over seeds", TOLD_APART[0], low=low, high=high, points=True)]
     ends = np.array([-0.4, len(told) - 0.6])
     drawn += [Line(ends, np.full(2, height), name, TOLD_APART[1 + i], "dash") for i, (height, name) in enumerate(lines)]
-    return Panel(xlabel, ylabel, drawn, zero=True, ticks=dict(zip(x.tolist(), told, strict=True)))
+    ticks = dict(zip(x.tolist(), (name for name, _ in told), strict=True))
+    return Panel(xlabel, ylabel, drawn, title, zero=True, ticks=ticks)
 
 
 def after_the_start(lines: list[Line]) -> tuple[float, float] | None:

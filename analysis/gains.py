@@ -17,7 +17,7 @@ from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import ended_pairs, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import BARS_DRAWN, Figure, by_name
+from analysis.figures import INTERVALS_DRAWN, Figure, by_name
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
 from configs.errors import InputError
@@ -59,7 +59,7 @@ def analyse(runs: list[Run], options: Options) -> Result:
         # AdamW first: the others are read against it
         rows.append(_row(rest, adamw, endpoint))
         others = _others(members, endpoint)
-        figures += [_figure(adamw, others, endpoint, len(figures))] if others else []
+        figures += [_figure(rest, adamw, others, endpoint, len(figures))] if others else []
         for gain in others:
             claims.append(_claim(rest, gain, adamw, endpoint, options))
             rows.append(_row(rest, gain, endpoint) | {"minus half of AdamW's": claims[-1].interval.text()})
@@ -136,14 +136,16 @@ def _weights(own: tuple[Run, Run], adamw: tuple[Run, Run]) -> dict[Run, float]:
     return weights
 
 
-def _figure(adamw: Gain, others: list[Gain], endpoint: Endpoint, place: int) -> Figure:
+def _figure(rest: str, adamw: Gain, others: list[Gain], endpoint: Endpoint, place: int) -> Figure:
     """Every way's gain, AdamW's first, beside half of AdamW's."""
     # each with the documents' error, as the verdicts have it
-    told = {_in_words(gain): endpoint.difference(gain.cell, gain.plain) for gain in (adamw, *others)}
-    half = SHARE * told[_in_words(adamw)].mean, f"{SHARE:g} of AdamW's"
+    told = [(_in_words(gain), endpoint.difference(gain.cell, gain.plain)) for gain in (adamw, *others)]
+    half = SHARE * told[0][1].mean, f"{SHARE:g} of AdamW's"
     label = f"{endpoint.words}, minus that without decay ({endpoint.unit})"
-    caption = f"What each way of decay gains over the same optimiser without it. Below zero it helps. {BARS_DRAWN}"
-    return Figure(f"gains{place + 1 if place else ''}", caption, [by_name(told, "way of decay", label, half)])
+    caption = f"What each way of decay gains over the same optimiser without it. Below zero it helps. {INTERVALS_DRAWN}"
+    return Figure(
+        f"gains{place + 1 if place else ''}", caption, [by_name(told, "way of decay", label, half, title=rest)]
+    )
 
 
 def _in_words(gain: Gain) -> str:

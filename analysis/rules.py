@@ -33,7 +33,7 @@ from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import BARS_DRAWN, Figure, by_name
+from analysis.figures import INTERVALS_DRAWN, Figure, by_name
 from analysis.hypotheses import equivalence
 from analysis.pairing import BASE, Group, group_runs
 from analysis.runs import SEEDS, Run, differing_fields
@@ -112,22 +112,26 @@ def analyse(runs: list[Run], options: Options) -> Result:
         told = {id(one): next(after) for one in others if one.cell}
         assert len(told) == len(made)
         findings += [_sum(rest, others, told, family), *(claim.sentence for claim in told.values())]
-        figures += _figure(base, others, told, endpoint, len(figures))
+        figures += _figure(rest, base, others, told, endpoint, len(figures))
         # the base first: the others are read against it
         rows += [_row(rest, one, told.get(id(one)), endpoint, options) for one in (base, *others) if one.cell]
     tables = {"Rules at their own best": pd.DataFrame(rows)}
     return Result("rules", "Decay rules", findings, figures, tables, notes, claims)
 
 
-def _figure(base: Judged, others: list[Judged], told: dict[int, Claim], endpoint: Endpoint, place: int) -> list[Figure]:
+def _figure(
+    rest: str, base: Judged, others: list[Judged], told: dict[int, Claim], endpoint: Endpoint, place: int
+) -> list[Figure]:
     """Every arm's difference to `base`."""
-    intervals = {one.arm.name: told[id(one)].interval for one in others if id(one) in told}
+    intervals = [(one.arm.name, told[id(one)].interval) for one in others if id(one) in told]
     if not intervals:
         return []
     label = f"{endpoint.words}, minus that of {base.arm.name} ({endpoint.unit})"
-    caption = f"Each rule and algorithm at its own η and λ, in pairs of a seed. Below zero it ends lower. {BARS_DRAWN}"
+    caption = (
+        f"Each rule and algorithm at its own η and λ, in pairs of a seed. Below zero it ends lower. {INTERVALS_DRAWN}"
+    )
     name = f"rules{place + 1 if place else ''}"
-    return [Figure(name, caption, [by_name(intervals, "rule or algorithm", label)])]
+    return [Figure(name, caption, [by_name(intervals, "rule or algorithm", label, title=rest)])]
 
 
 def _nothing(judged: list[Run], pilots: list[Run], first: int) -> str:

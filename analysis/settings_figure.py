@@ -30,7 +30,9 @@ def settings_figure(gains: Mapping[str, list[Gain]], endpoint: Endpoint) -> list
     lines: list[list[tuple[int, Gain]]] = []
     for place, found in enumerate(ordered):
         for gain in found:
-            own = next((one for one in lines if same_decay(one[0][1][0].group, gain[0].group)), None)
+            # of one setting two amounts are two lines, though one λ and one λ·Ση may call both alike to a third
+            free = [line for line in lines if place not in (there for there, _ in line)]
+            own = next((line for line in free if same_decay(line[0][1][0].group, gain[0].group)), None)
             if own is None:
                 lines.append(own := [])
             own.append((place, gain))

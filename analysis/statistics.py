@@ -22,7 +22,7 @@ NORMAL = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 LEAST_SEEDS = 3  # for any claim: two that agree by luck would make one
 FINAL = 0.02  # a run's final training loss is the mean over this fraction of its updates, the last ones
 MIDRUN = 0.45  # where in a run the order of mid-run is judged, declared beforehand: at the first value from here on
-LATEST = 0.7  # and no later than here: a run that is evaluated rarely has no value in mid-run
+LATEST = 0.7  # and no later than here: a run with few evaluations may have no value in mid-run
 SMOOTHING = 0.02  # the window of the running mean, as a fraction of the run
 # Updates whose median is the smoothed loss that divergence is judged by, as while training (record/watch.py).
 WINDOW = 64

@@ -78,6 +78,7 @@ def saved_and_kept(checkpoint: Checkpoint, steps: int) -> tuple[range, list[int]
 def most_at_once(checkpoint: Checkpoint, steps: int) -> int:
     """The largest number of checkpoints on disk at one time, the one being written included.
 
+    A resume may hold one more for a while: what it went on from, until its data is compared with the hashes (engine/guard.py).
     Multiples of `every` are counted without a walk over the steps, so that a run of ten million has its plan at once.
     """
     multiples, others = saved_and_kept(checkpoint, steps)

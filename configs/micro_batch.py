@@ -47,12 +47,21 @@ def activation_room(config: RunConfig, ranks: int, device_bytes: int | None) -> 
 
 def memory_cautions(config: RunConfig, ranks: int, micro_batch: int, device_bytes: int | None) -> tuple[str, ...]:
     """A sentence where a plan needs more than the memory of the GPU that is seen."""
-    needed = cost.state_bytes(config, ranks) + cost.working_bytes(config, ranks, micro_batch)
-    if device_bytes is None or needed <= device_bytes:
+    state, working = cost.state_bytes(config, ranks), cost.working_bytes(config, ranks, micro_batch)
+    if device_bytes is None or state + working <= device_bytes:
         return ()
+    what, how = (
+        (
+            "activations",
+            "set batch.micro_batch or batch.memory_gib lower, parallel.recompute true, or a higher parallel.zero_stage",
+        )
+        if working == cost.activation_bytes(config, micro_batch)
+        # gradients on their way, a probe's copies, or the decay rule's: no micro-batch makes them fewer
+        else ("what an update holds for a moment", "set a higher parallel.zero_stage, or log.probe_every null")
+    )
     return (
-        f"{needed / GIB:.1f} GiB of state and activations, and the GPU has {device_bytes / GIB:.1f}: it will run out of memory; "
-        "set batch.micro_batch or batch.memory_gib lower, parallel.recompute true, or a higher parallel.zero_stage",
+        f"{(state + working) / GIB:.1f} GiB of state and {what}, and the GPU has {device_bytes / GIB:.1f}: it will run out of "
+        f"memory; {how}",
     )
 
 

@@ -28,8 +28,9 @@ def once_compared(training: Training, stop: StopRequest, state: State, reason: s
         if not said:
             logger.info("trained to the end; its data is still being compared with the hashes")
             said = True
-    # what a resume went on from was kept until now
-    on_first_rank(training.delete_old)
+    # what a resume went on from was kept until now; a start that has saved nothing deletes nothing
+    if training.data.guard.has_saved:
+        on_first_rank(training.delete_old)
     return state, reason
 
 

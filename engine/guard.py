@@ -53,6 +53,11 @@ class DataGuard:
         self._first_saved = self._first_saved or step
 
     @property
+    def has_saved(self) -> bool:
+        """Whether this start has written a checkpoint; the same on all ranks."""
+        return self._first_saved > 0
+
+    @property
     def relied_on(self) -> int | None:
         """The step that this start went on from, until the data is compared with its hashes: should they differ, it is what the
         run has to go back to. None afterwards. For rank 0."""

@@ -125,9 +125,19 @@ def test_runs_of_one_setting_are_judged(tmp_path: Path) -> None:
     mine = [path for path in five(tmp_path / "a") if path.name.startswith("cosine") and path.name[-1].isdecimal()]
     before = verdicts(mine)
     pilots = [
-        path for seed in (100, 101) for path in write(tmp_path / "p", seed, "cosine", 0.0, lambda s: 9 + 0 * s, 0.0)
+        path
+        for seed in (100, 101)
+        for decay, above in ((0.0, 0.0), (DECAY, 9.0))
+        for path in write(tmp_path / "p", seed, "cosine", decay, lambda s, up=above: up + 0 * s, 0.0)
     ]
     assert list(verdicts([*mine, *pilots])) == list(before)
+    found = declared.analyse(load(*mine, *pilots), Options())
+    assert "4 runs of a pilot's seeds (100 and above) enter no claim" in found.notes
+    assert list(found.tables["Claims"]["n"])[:2] == [5, 5]
+    # two lengths are two settings
+    longer = write_run(tmp_path / "longer", steps=2000, schedule={"kind": "cosine"})
+    with pytest.raises(InputError, match=r"several settings: they differ in schedule\.steps"):
+        declared.analyse(load(*mine, longer), Options())
     other = write_run(tmp_path / "other", model={"n_layer": 4}, schedule={"kind": "cosine"})
     with pytest.raises(InputError, match=r"several settings: they differ in model\.n_layer"):
         declared.analyse(load(*mine, other), Options())
@@ -161,4 +171,4 @@ def test_a_pair_on_its_way(tmp_path: Path) -> None:
     assert verdicts(paths)["3"] == "holds"
     young = next(path for path in paths if path.name.endswith("-matched"))
     RunFolder(young).write_status("running", 700, 1000)
-    assert verdicts(paths)["3"] == "not run"
+    assert verdicts(paths)["3"] == "no claim yet: 1 of 5 pairs have not ended"

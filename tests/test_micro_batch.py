@@ -61,7 +61,9 @@ def test_too_small_a_device() -> None:
     needed = (plan := make_plan(moved, 1, None, device_bytes=H100)).state_bytes + plan.activation_bytes
     assert plan.activation_bytes > activation_bytes(moved, 1)
     assert make_plan(moved, 1, None, device_bytes=needed).cautions == plan.cautions
-    assert "run out of memory" in make_plan(moved, 1, None, device_bytes=needed - 1).cautions[-1]
+    said = make_plan(moved, 1, None, device_bytes=needed - 1).cautions[-1]
+    assert "run out of memory; set a higher parallel.zero_stage" in said
+    assert "micro_batch" not in said, "a smaller one would change nothing"
 
 
 def test_noise_scale_leaves_two_micro_batches(tiny_config: Callable[..., RunConfig]) -> None:
