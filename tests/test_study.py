@@ -65,7 +65,7 @@ def test_numbers_come_from_the_tables() -> None:
         STUDY / "declared.csv",
         *(
             path
-            for scale in (*SETTLED, "constant", "english", "documents", "precision", "gains")
+            for scale in (*SETTLED, "constant", "english", "documents", "precision", "gains", "start")
             for path in (STUDY / scale).glob("*.csv")
         ),
     ]
