@@ -30,7 +30,7 @@ def settings_figure(gains: Mapping[str, list[Gain]], endpoint: Endpoint) -> list
     lines: list[list[tuple[int, Gain]]] = []
     for place, found in enumerate(ordered):
         for gain in found:
-            # of one setting two amounts are two lines, though one λ and one λ·Ση may call both alike to a third
+            # a line has one point in a setting at most
             free = [line for line in lines if place not in (there for there, _ in line)]
             own = next((line for line in free if same_decay(line[0][1][0].group, gain[0].group)), None)
             if own is None:

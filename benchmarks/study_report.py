@@ -27,8 +27,8 @@ STUDY = ROOT / "docs" / "study"
 
 
 def entries() -> dict[str, dict[str, Any]]:
-    made: dict[str, dict[str, Any]] = json.loads((STUDY / "made.json").read_text(encoding="utf-8"))
-    return made
+    every: dict[str, dict[str, Any]] = json.loads((STUDY / "made.json").read_text(encoding="utf-8"))
+    return every
 
 
 def made(entry: dict[str, Any]) -> Iterator[tuple[Path, pd.DataFrame | Figure]]:

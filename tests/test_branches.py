@@ -14,6 +14,10 @@ from tests.processes import ConfigFile, finish, losses, rows_of, start, status
 pytestmark = pytest.mark.engine
 
 
+def counters_of(run: Path) -> dict[str, int]:
+    return dict(json.loads((run / "checkpoints/step_00000004/manifest.json").read_text())["counters"])
+
+
 def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     """Breaks if a branch reads what its trunk read, applies the trunk's λ or η, loses the optimiser's state or keeps what
     should be dropped, or is not recorded; a branch that changes nothing is its trunk going on, bit for bit."""
@@ -54,17 +58,11 @@ def test_branches(config_file: ConfigFile, tmp_path: Path) -> None:
     assert losses(tmp_path / "dropped")[0] == losses(tmp_path / "tiny")[0]
     assert losses(tmp_path / "dropped")[1] != losses(tmp_path / "tiny")[1]
     assert losses(tmp_path / "restarted")[0] != losses(tmp_path / "tiny")[0]
-    dropped, restarted = (
-        json.loads((tmp_path / f"{name}/checkpoints/step_00000004/manifest.json").read_text())["counters"]
-        for name in ("dropped", "restarted")
-    )
+    dropped, restarted = (counters_of(tmp_path / name) for name in ("dropped", "restarted"))
     assert dropped["optimizer_step"] == 4
     assert (dropped["windows"], restarted["windows"]) == (12 * 8, 4 * 8)
-    ids = {
-        json.dumps(json.loads((tmp_path / n / "experiment.json").read_text()))
-        for n in ("same", "earlier", "tiny", "dropped", "restarted")
-    }
-    assert len(ids) == 5
+    names = ("same", "earlier", "tiny", "dropped", "restarted")
+    assert len({(tmp_path / name / "experiment.json").read_text() for name in names}) == 5
     assert "of another model" in branch("wide", f"{trunk}@8", "--set", "model.n_layer=3", code=2)
     assert "or set branch.data to restart" in branch("reseeded", f"{trunk}@8", "--set", "seeds.data=5", code=2)
     assert "set branch.optimizer to drop" in branch("sgd", f"{trunk}@8", "--set", "optim.algorithm=sgd", code=2)
