@@ -252,9 +252,8 @@ def corrected(claims: Sequence[Claim], absent: int = 0) -> list[Claim]:
     # Sameness within a margin is no test of zero, and is not corrected.
     tested = [i for i, claim in enumerate(claims) if claim.primary and claim.margin is None]
     # what was to be tested and cannot be counts as a test that shows nothing; so does what was refused a verdict
-    p_values = [claims[i].p if claims[i].decided and math.isfinite(claims[i].p) else 1.0 for i in tested] + [
-        1.0
-    ] * absent
+    told = [claims[i].p if claims[i].decided else math.nan for i in tested]
+    p_values = [p if math.isfinite(p) else 1.0 for p in (*told, *[1.0] * absent)]
     adjusted = dict(zip(tested, holm(p_values), strict=False))
     result = []
     for i, claim in enumerate(claims):

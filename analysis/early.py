@@ -24,7 +24,7 @@ from analysis.claims import Lost, survival, too_few
 from analysis.command import Options, Result
 from analysis.compare import VALIDATION, ended, has_diverged, is_ended
 from analysis.endpoint import Endpoint, endpoint_of
-from analysis.figures import TOLD_APART, Figure, Line, Panel, Style, line
+from analysis.figures import TOLD_APART, Figure, Line, Panel, Style, line, numbered
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import LAMBDA, Run
 from analysis.statistics import LEAST_SEEDS, Interval, interval
@@ -238,7 +238,7 @@ def _figure(rest: str, told: dict[str, list[Told]], place: int) -> Figure:
         f"{f'{rest}: h' if rest else 'H'}ow far an early reading has the order of λ that the end has (1: the same, 0: none, −1: "
         "the opposite), and how much higher the λ that is lowest in it ends than the lowest. Bands: 95 % t intervals over seeds."
     )
-    return Figure(f"early{place + 1 if place else ''}", caption, panels)
+    return Figure(numbered("early", place), caption, panels)
 
 
 def _lines(told: dict[str, list[Told]], part: str) -> list[Line]:

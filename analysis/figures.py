@@ -148,6 +148,11 @@ def bar(values: list[float]) -> Interval:
     return Interval(whole.mean, min(finite), max(finite), whole.n) if whole.n > 1 else whole
 
 
+def numbered(name: str, place: int) -> str:
+    """The name of the figure of this place, of several that are alike: gains, gains2, gains3."""
+    return f"{name}{place + 1 if place else ''}"
+
+
 def by_name(
     told: list[tuple[str, Interval]], xlabel: str, ylabel: str, *lines: tuple[float, str], title: str = ""
 ) -> Panel:

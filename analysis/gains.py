@@ -17,7 +17,7 @@ from analysis.claims import Claim, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import ended_pairs, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import INTERVALS_DRAWN, Figure, by_name
+from analysis.figures import INTERVALS_DRAWN, Figure, by_name, numbered
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import ALGORITHM, LAMBDA, RATE, RULE, Run
 from configs.errors import InputError
@@ -143,9 +143,7 @@ def _figure(rest: str, adamw: Gain, others: list[Gain], endpoint: Endpoint, plac
     half = SHARE * told[0][1].mean, f"{SHARE:g} of AdamW's"
     label = f"{endpoint.words}, minus that without decay ({endpoint.unit})"
     caption = f"What each way of decay gains over the same optimiser without it. Below zero it helps. {INTERVALS_DRAWN}"
-    return Figure(
-        f"gains{place + 1 if place else ''}", caption, [by_name(told, "way of decay", label, half, title=rest)]
-    )
+    return Figure(numbered("gains", place), caption, [by_name(told, "way of decay", label, half, title=rest)])
 
 
 def _in_words(gain: Gain) -> str:

@@ -34,8 +34,8 @@ def same_curve(group: Group, runs: list[Run], groups: list[Group]) -> Claim | No
         refused = too_few(distance.n)
     elif not refused:
         refused = _why_no_margin(middle)
-    margin = SHARE * abs(middle.interval.mean) if middle is not None else None
-    verdict, decided = (refused, False) if refused or margin is None else _judged(distance, margin)
+    margin = SHARE * abs(middle.interval.mean) if middle is not None and not refused else None
+    verdict, decided = (refused, False) if margin is None else _judged(distance, margin)
     endpoint = "largest smoothed distance of training losses after the first 10 %"
     conditions = [_how(laid[0][0]), *([] if middle is None else [f"mid-run difference {middle.interval.text()}"])]
     return Claim(
@@ -46,7 +46,7 @@ def same_curve(group: Group, runs: list[Run], groups: list[Group]) -> Claim | No
         verdict,
         decided,
         condition="; ".join(conditions),
-        margin=None if refused else margin,
+        margin=margin,
         lost=gone(group, runs),
     )
 

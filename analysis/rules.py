@@ -33,7 +33,7 @@ from analysis.claims import Claim, corrected, difference_claim
 from analysis.command import Options, Result
 from analysis.compare import TRAIN, lost
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import INTERVALS_DRAWN, Figure, by_name
+from analysis.figures import INTERVALS_DRAWN, Figure, by_name, numbered
 from analysis.hypotheses import equivalence
 from analysis.pairing import BASE, Group, group_runs
 from analysis.runs import SEEDS, Run, differing_fields
@@ -130,8 +130,7 @@ def _figure(
     caption = (
         f"Each rule and algorithm at its own η and λ, in pairs of a seed. Below zero it ends lower. {INTERVALS_DRAWN}"
     )
-    name = f"rules{place + 1 if place else ''}"
-    return [Figure(name, caption, [by_name(intervals, "rule or algorithm", label, title=rest)])]
+    return [Figure(numbered("rules", place), caption, [by_name(intervals, "rule or algorithm", label, title=rest)])]
 
 
 def _nothing(judged: list[Run], pilots: list[Run], first: int) -> str:

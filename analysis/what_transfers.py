@@ -23,7 +23,7 @@ from analysis.claims import Lost, survival
 from analysis.command import Options, Result
 from analysis.compare import ended, has_diverged
 from analysis.endpoint import Endpoint, endpoint_of, lowest
-from analysis.figures import BARS_DRAWN, TOLD_APART, Figure, Line, Panel
+from analysis.figures import BARS_DRAWN, TOLD_APART, Figure, Line, Panel, numbered
 from analysis.levels import rate_of
 from analysis.pairing import STEPS, Group, by_rest, group_by_length
 from analysis.runs import LAMBDA, RATE, Run, field_name, label
@@ -237,4 +237,4 @@ def _figure(axis: Axis, found: list[Best], place: int) -> Figure:
     ticks = {float(best.at): f"{best.at:,}" for best in found}
     panel = Panel(axis.column, f"best, over that of the {axis.first}", lines, xlog=True, ylog=True, ticks=ticks)
     caption = f"The best λ, ηλ and Σ = λ·Ση {axis.along}: what lies level transfers. {BARS_DRAWN}"
-    return Figure(f"transfer{place + 1 if place else ''}", caption, [panel])
+    return Figure(numbered("transfer", place), caption, [panel])

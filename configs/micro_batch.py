@@ -50,18 +50,16 @@ def memory_cautions(config: RunConfig, ranks: int, micro_batch: int, device_byte
     state, working = cost.state_bytes(config, ranks), cost.working_bytes(config, ranks, micro_batch)
     if device_bytes is None or state + working <= device_bytes:
         return ()
-    what, how = (
-        (
-            "activations",
-            "set batch.micro_batch or batch.memory_gib lower, parallel.recompute true, or a higher parallel.zero_stage",
-        )
-        if working == cost.activation_bytes(config, micro_batch)
+    if working == cost.activation_bytes(config, micro_batch):
+        what = "activations"
+        how = "batch.micro_batch or batch.memory_gib lower, parallel.recompute true, or a higher parallel.zero_stage"
+    else:
         # gradients on their way, a probe's copies, or the decay rule's: no micro-batch makes them fewer
-        else ("what an update holds for a moment", "set a higher parallel.zero_stage, or log.probe_every null")
-    )
+        what = "what an update holds for a moment"
+        how = "a higher parallel.zero_stage, or log.probe_every null"
     return (
         f"{(state + working) / GIB:.1f} GiB of state and {what}, and the GPU has {device_bytes / GIB:.1f}: it will run out of "
-        f"memory; {how}",
+        f"memory; set {how}",
     )
 
 

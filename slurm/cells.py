@@ -63,7 +63,8 @@ def standing(cell: Cell, queued: dict[str, tuple[str, str]], others: dict[Path, 
     rows, lacking = log.rows, shortfalls(folder, status, log, cell.config.log.probe_every)
     step = max([status["step"], *(row["step"] for row in rows)])
     recent = [row for row in rows if "train/loss" in row][-20:]
-    rates = [row[name] for row in recent if row.get(name := f"perf/{cell.config.unit}_per_s")]
+    speed = f"perf/{cell.config.unit}_per_s"
+    rates = [row[speed] for row in recent if row.get(speed)]
     losses = [row["train/loss"] for row in recent if row["train/loss"] is not None]
     validations = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     state, why, rate = status["state"], status["reason"], statistics.median(rates) if rates else None
